@@ -1,0 +1,56 @@
+"""Where clips come from and what they look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """Exponents of the shares at each level: 1 is natural (by duration), 0 is uniform."""
+
+    domain: float = 0.0
+    """Between domains (endoscopy, laparoscopy, cataract, robotic)."""
+    dataset: float = 0.5
+    """Between the data sets, or clusters, of a domain."""
+    video: float = 0.5
+    """Between the videos of a data set."""
+    segment: float = 1.0
+    """Between the segments of a video."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The corpus, the shape of a clip, its augmentation, and how it is decoded."""
+
+    index: Path = Path("corpus.h5")
+    """Packet index written by `python -m surgrec.index`."""
+    frames: int = 16
+    """Frames in a clip."""
+    stride: int = 4
+    """Distance between the frames of a clip, in frames of the video. Ignored where fps is set."""
+    fps: float | None = None
+    """Frames per second of a clip, by time stamps; overrides stride."""
+    size: int = 224
+    """Height and width of a clip, in pixels."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Smallest and largest share of the picture's area that a random-resized crop takes."""
+    crop_aspect: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Smallest and largest width-to-height ratio of the crop, as displayed."""
+    flip: bool = False
+    """Mirror half of the clips left to right."""
+    segment_seconds: float = 10.0
+    """Length of the segments that the sampler draws from."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    engine: Literal["cpu"] = "cpu"
+    """What decodes: `cpu` is FFmpeg in threads."""
+    threads: int = 0
+    """Decoding threads of a rank; 0 takes the cores of this machine divided among its ranks."""
+    prefetch: int = 2
+    """Batches that are decoded ahead of the training step."""
+    drop_disposable: bool = True
+    """Leave out packets that no wanted frame depends on. The frames are the same either way."""
+    max_failures: float = 0.1
+    """Stop when more than this share of the clips of the last 1,000 could not be decoded."""

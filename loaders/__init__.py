@@ -1,0 +1,1 @@
+"""From a request (video, frames) to frames on the device."""

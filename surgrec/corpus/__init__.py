@@ -1,0 +1,1 @@
+"""From folders and manifests to a packet index of a corpus."""

@@ -1,0 +1,1 @@
+"""Vision transformers and the two pretraining objectives."""
