@@ -1,0 +1,1 @@
+"""What decodes: from clip requests to frames."""
