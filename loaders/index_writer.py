@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-
 from surgrec.loaders.packet_index import (
     ERROR,
     FORMAT_NAME,
