@@ -1,0 +1,168 @@
+"""Segments: every usable video cut into pieces of a fixed length in seconds, which clips are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from surgrec.loaders.clip_plan import ClipTooLong, clip_frames
+from surgrec.loaders.packet_index import OK, SEQUENTIAL, STATUS_NAMES, PacketIndex
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTable:
+    """video int32 [n], number in the index; start, end int64 [n], display positions, `end` not included.
+
+    Segments of a video follow one another without gap or overlap.
+    """
+
+    video: NDArray[np.int32]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if not len(self.video) == len(self.start) == len(self.end):
+            raise ValueError(
+                f"columns of unequal length: video {len(self.video)}, start {len(self.start)}, "
+                f"end {len(self.end)}"
+            )
+        bad = np.flatnonzero((self.start < 0) | (self.end <= self.start) | (self.video < 0))
+        if len(bad):
+            k = bad[0]
+            raise ValueError(
+                f"segment {k} is frames [{self.start[k]}, {self.end[k]}) of video {self.video[k]}: "
+                f"it must hold at least one frame, numbered from 0"
+            )
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A video of the index that no clip is drawn from, and why."""
+
+    video: int
+    path: str
+    reason: str
+
+
+def cut_segments(
+    index: PacketIndex,
+    seconds: float,
+    frames: int,
+    stride: int | None = None,
+    fps: float | None = None,
+    allow_sequential: bool = False,
+    videos: Sequence[int] | None = None,
+) -> tuple[SegmentTable, list[Unusable]]:
+    """Cut the videos of an index into segments of `seconds`, by time stamps.
+
+    A last piece shorter than half a segment joins its neighbour, so that a segment lasts between half and one
+    and a half times `seconds`; a video shorter than that is one segment. Where a video has a hole in time,
+    the next segment begins behind the hole.
+
+    Args:
+        index: the packet index.
+        seconds: length of a segment, above 0.
+        frames, stride, fps: shape of a clip as in clip_frames; a video too short for one clip is left out.
+        allow_sequential: take videos without random access too; every clip of theirs is decoded from the
+            start of the file.
+        videos: numbers of the videos to cut; all of the index by default.
+
+    Returns:
+        The segments, and the videos left out, each with the reason. None is left out in silence: the caller
+        reports the list.
+
+    Raises:
+        ValueError: `seconds` is not above 0, or no video is usable.
+    """
+    if not (np.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"segment length is {seconds} s; it must be above 0")
+    table = index.videos
+    unusable: list[Unusable] = []
+    used: list[int] = []
+    cuts: list[NDArray[np.int64]] = []
+    for video in range(len(index)) if videos is None else videos:
+        reason = _refusal(index, video, frames, stride, fps, allow_sequential)
+        if reason is not None:
+            unusable.append(Unusable(video, table.path[video], reason))
+            continue
+        ticks = seconds * int(table.time_base_den[video]) / int(table.time_base_num[video])
+        used.append(video)
+        cuts.append(_cut(index.pts[index.packets(video)], index.frames(video), ticks))
+    if not used:
+        raise ValueError(_nothing_usable(index, unusable))
+    counts = [len(cut) - 1 for cut in cuts]
+    segments = SegmentTable(
+        video=np.repeat(np.array(used, np.int32), counts),
+        start=np.concatenate([cut[:-1] for cut in cuts]),
+        end=np.concatenate([cut[1:] for cut in cuts]),
+    )
+    return segments, unusable
+
+
+def _refusal(
+    index: PacketIndex,
+    video: int,
+    frames: int,
+    stride: int | None,
+    fps: float | None,
+    allow_sequential: bool,
+) -> str | None:
+    """Why no clip can be drawn from a video, or None."""
+    table = index.videos
+    status = int(table.status[video])
+    if status == SEQUENTIAL and not allow_sequential:
+        return f"no random access: {table.reason[video]}"
+    if status not in (OK, SEQUENTIAL):
+        return f"status {STATUS_NAMES[status]} in the index: {table.reason[video]}"
+    count = int(table.frame_count[video])
+    if count == 0:
+        return "the index knows no frame of it"
+    try:
+        clip_frames(index, video, 0, count, 0.0, frames, stride=stride, fps=fps)
+    except ClipTooLong as error:
+        return str(error)
+    return None
+
+
+def _nothing_usable(index: PacketIndex, unusable: list[Unusable]) -> str:
+    shown = "".join(f"\n  {entry.path}: {entry.reason}" for entry in unusable[:5])
+    more = f"\n  and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+    return (
+        f"{index.path}: none of its {len(index)} videos gives a clip.{shown}{more}\n"
+        f"Index other videos, or shorten the clip (frames, stride, fps)."
+    )
+
+
+@numba.njit(cache=True)
+def _cut(pts, display, ticks):
+    """Display positions, int64 [segments + 1], at which a video is cut; the first is 0, the last its end.
+
+    pts int64 [packets], display uint32 [frames >= 1], ticks: length of a segment in units of the time base.
+    """
+    n = len(display)
+    cuts = [0]
+    while True:
+        # The first frame not before the end of this segment, half a tick allowed for rounding.
+        target = pts[display[cuts[-1]]] + ticks - 0.5
+        low, high = cuts[-1] + 1, n
+        while low < high:
+            middle = (low + high) // 2
+            if pts[display[middle]] < target:
+                low = middle + 1
+            else:
+                high = middle
+        if low >= n:
+            break
+        cuts.append(low)
+    first, last = pts[display[0]], pts[display[n - 1]]
+    step = (last - first) / (n - 1) if n > 1 else 0.0
+    if len(cuts) > 1 and last - pts[display[cuts[-1]]] + step < 0.5 * ticks:
+        cuts.pop()
+    cuts.append(n)
+    return np.array(cuts)
