@@ -11,28 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
-from surgrec.loaders.clip_plan import ClipRequest
+from surgrec.loaders.engines.base import ClipFailure
 
 FIELDS = ("time", "sample", "video", "path", "frames", "engine", "reason")
 
 
 REFUSED = -1
 """Sample of an entry for a whole video that no clip is drawn from."""
-
-
-class Failure(Protocol):
-    """A clip that an engine could not decode."""
-
-    @property
-    def request(self) -> ClipRequest: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +63,7 @@ class Ledger:
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             os.write(self._file, b"\n")
 
-    def record(self, failure: Failure) -> None:
+    def record(self, failure: ClipFailure) -> None:
         """Append one clip. Raises ValueError after close."""
         request = failure.request
         with self._lock:

@@ -63,13 +63,13 @@ def tree_probabilities(
     node = np.zeros(n, np.int64)  # of each leaf, the node of the level above
     probability = np.ones(1)
     for labels, exponent in zip(levels, exponents[:-1], strict=True):
-        codes = np.unique(np.asarray(labels), return_inverse=True)[1]
+        codes = np.unique(np.asarray(labels), return_inverse=True)[1].astype(np.int64)
         if len(codes) != n:
             raise ValueError(f"a level labels {len(codes)} leaves, there are {n}")
         _, first, child = np.unique(
             node * (int(codes.max()) + 1) + codes, return_index=True, return_inverse=True
         )
-        child_mass = np.bincount(child, weights=masses)
+        child_mass = _sums(child, masses)
         parent = node[first]
         probability = probability[parent] * _shares(child_mass, parent, exponent)
         node = child
@@ -82,8 +82,15 @@ def _shares(mass: NDArray[np.float64], parent: NDArray[np.int64], exponent: floa
         power = mass
     else:
         power = np.where(mass > 0, np.power(mass, exponent, where=mass > 0, out=np.zeros_like(mass)), 0.0)
-    total = np.bincount(parent, weights=power)
+    total = _sums(parent, power)
     return power / np.where(total > 0, total, 1.0)[parent]
+
+
+def _sums(
+    groups: NDArray[np.int32] | NDArray[np.int64], values: NDArray[np.float64], count: int = 0
+) -> NDArray[np.float64]:
+    """Sum of the values of each group, for at least `count` groups."""
+    return np.bincount(groups, weights=values, minlength=count).astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,9 @@ class ClipSampler:
             raise ValueError(f"samples [{first}, {first + count}) are outside [0, 2**62)")
         segments = np.empty(count, np.int64)
         positions = np.empty(count, np.float64)
-        _draw(self._table.slots, self._bits, *self._keys, np.uint64(first), segments, positions)
+        _draw(
+            self._table.slots, self._bits, self._keys[0], self._keys[1], np.uint64(first), segments, positions
+        )
         return segments, positions
 
     def substitute(self, sample: int, attempt: int) -> tuple[int, float]:
@@ -165,17 +174,17 @@ class ClipSampler:
         segments = np.empty(1, np.int64)
         positions = np.empty(1, np.float64)
         # A stream of its own for each sample, so that no two (sample, attempt) share their bits.
-        keys = (np.uint64(mix64(key, np.uint64(sample))) for key in self._substitute_keys)
-        _draw(self._table.slots, self._bits, *keys, np.uint64(attempt), segments, positions)
+        keys = [np.uint64(mix64(key, np.uint64(sample))) for key in self._substitute_keys]
+        _draw(self._table.slots, self._bits, keys[0], keys[1], np.uint64(attempt), segments, positions)
         return int(segments[0]), float(positions[0])
 
     def expected(self) -> Mix:
         """Probability of each domain and data set."""
-        return self.by_name(np.bincount(self._dataset, self.probabilities, len(self.datasets)))
+        return self.by_name(_sums(self._dataset, self.probabilities, len(self.datasets)))
 
     def expected_videos(self) -> NDArray[np.float64]:
         """float64 [videos of the index]: probability of each video."""
-        return np.bincount(self.segments.video, self.probabilities, self.videos)
+        return _sums(self.segments.video, self.probabilities, self.videos)
 
     def count_datasets(self, first: int, count: int) -> NDArray[np.int64]:
         """int64 [data sets]: how often samples first, ..., first + count - 1 draw each data set."""
