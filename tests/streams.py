@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 RATE = 25
 FRAMES = 90
 SIZE = (160, 96)
-BLOCK = 16
+BLOCK = 12
 DIGITS = 8
 
 

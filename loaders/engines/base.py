@@ -1,0 +1,54 @@
+"""What every engine takes and gives: clip requests in, decoded clips or failures with a reason out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from surgrec.loaders.clip_plan import ClipRequest
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """The pictures of one clip, and what they cost.
+
+    frames: uint8 [T, H, W, 3], RGB, upright, at the size of the video; row k is request.frames[k].
+    decoded_frames: frames that the decoder worked on. fed_packets, read_bytes: what it was given.
+    """
+
+    request: ClipRequest
+    frames: NDArray[np.uint8]
+    decoded_frames: int
+    fed_packets: int
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFailure:
+    """A clip that could not be decoded: which, where, by what, and why (with a remedy where there is one)."""
+
+    request: ClipRequest
+    path: str
+    engine: str
+    reason: str
+
+
+class BadClip(Exception):  # noqa: N818 - it never leaves an engine: it becomes a ClipFailure
+    """The data cannot be decoded; the message is the reason."""
+
+
+class Engine(Protocol):
+    """Decodes clips, several at a time."""
+
+    def submit(self, request: ClipRequest) -> Future[DecodedClip | ClipFailure]:
+        """Queues one clip. Bad data gives a ClipFailure; the future raises for programming errors only."""
+
+    def decode(self, requests: Sequence[ClipRequest]) -> list[DecodedClip | ClipFailure]:
+        """Decodes clips and waits for them; results in the order of the requests."""
+
+    def close(self) -> None:
+        """Drops what is queued and ends the threads."""

@@ -1,0 +1,112 @@
+"""FFmpeg's decoders, fed with packets from the index instead of a demuxer, and kept for the next clip."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any, Final, cast
+
+import av
+from av.packet import PacketSideData
+from av.video.codeccontext import VideoCodecContext
+from surgrec.loaders.engines.base import BadClip
+from surgrec.loaders.packet_index import VideoInfo
+
+DECODERS: Final = {
+    "h264": "h264",
+    "hevc": "hevc",
+    "vp8": "vp8",
+    "vp9": "vp9",
+    "av1": "libdav1d",
+    "mpeg1video": "mpeg1video",
+    "mpeg2video": "mpeg2video",
+    "mjpeg": "mjpeg",
+}
+"""Codecs whose decoder needs the index only. For others it is set up by opening the file once."""
+
+# FFmpeg's numbers for what the container says of colour (libavutil/pixfmt.h).
+COLOR_SPACES: Final = {
+    "gbr": 0,
+    "bt709": 1,
+    "fcc": 4,
+    "bt470bg": 5,
+    "smpte170m": 6,
+    "smpte240m": 7,
+    "ycgco": 8,
+    "bt2020nc": 9,
+    "bt2020c": 10,
+}
+COLOR_RANGES: Final = {"tv": 1, "pc": 2}
+
+
+class DecoderCache:
+    """The decoders of one thread: those used last are kept, for a new one costs more than a flush."""
+
+    def __init__(self, capacity: int = 6) -> None:
+        self._capacity = capacity
+        self._decoders: OrderedDict[Hashable, VideoCodecContext] = OrderedDict()
+
+    def get(self, info: VideoInfo) -> VideoCodecContext:
+        """A decoder for the video, with nothing in it. Raises BadClip where FFmpeg has none."""
+        key = decoder_key(info)
+        decoder = self._decoders.pop(key, None)
+        if decoder is None:
+            decoder = open_decoder(info)
+        self._decoders[key] = decoder
+        while len(self._decoders) > self._capacity:
+            self._decoders.popitem(last=False)
+        return decoder
+
+    def drop(self, info: VideoInfo) -> None:
+        """Forgets a decoder whose state is in doubt."""
+        self._decoders.pop(decoder_key(info), None)
+
+
+def decoder_key(info: VideoInfo) -> Hashable:
+    """Videos with the same key can share a decoder, one after the other."""
+    if info.codec in DECODERS:
+        return (info.codec, info.extradata, info.color_space, info.color_range)
+    return info.path
+
+
+def open_decoder(info: VideoInfo) -> VideoCodecContext:
+    """A new decoder that works in the calling thread alone. Raises BadClip where FFmpeg has none."""
+    try:
+        if info.codec not in DECODERS:
+            return _decoder_of_file(info)
+        decoder = cast(VideoCodecContext, av.CodecContext.create(cast(Any, DECODERS[info.codec]), "r"))
+        if info.extradata:
+            decoder.extradata = info.extradata
+        decoder.colorspace = COLOR_SPACES.get(info.color_space, 2)
+        decoder.color_range = COLOR_RANGES.get(info.color_range, 0)
+        _open(decoder)
+    except av.FFmpegError as error:
+        raise BadClip(f"FFmpeg cannot set up its {info.codec} decoder: {error}") from error
+    return decoder
+
+
+def _decoder_of_file(info: VideoInfo) -> VideoCodecContext:
+    """The decoder as FFmpeg's demuxer sets it up: codec tag, picture size and the like matter here."""
+    with av.open(info.path) as container:
+        decoder = cast(VideoCodecContext, container.streams[info.stream].codec_context)
+        _open(decoder)
+    return decoder
+
+
+def _open(decoder: VideoCodecContext) -> None:
+    decoder.thread_count = 1
+    if decoder.name == "h264":
+        # Full reordering depth where the stream does not state its own: FFmpeg would guess, and drop frames.
+        decoder.options = {"strict": "1"}
+    decoder.open(strict=False)
+
+
+def parameter_sets(info: VideoInfo) -> PacketSideData | None:
+    """Side data that gives the file's parameter sets to a decoder again, after another clip's own ones."""
+    if info.codec not in ("h264", "hevc") or not info.extradata:
+        return None
+    padded = info.extradata + bytes(64)  # FFmpeg's parsers may look past the end
+    # PyAV's type stub leaves the constructor out. 1 is AV_PKT_DATA_NEW_EXTRADATA.
+    data: PacketSideData = cast(Any, PacketSideData)(1, len(padded))
+    data.update(padded)
+    return data
