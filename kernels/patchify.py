@@ -7,6 +7,7 @@ permuted by (0, 2, 3, 4, 1) and flattened.)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -121,6 +122,12 @@ def unpatchify(values: Tensor, tokens: Tensor, base: Tensor, tubelet: int = 2, p
 
 def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """[..., tubelet, patch, patch, 3] uint8 -> [..., values]."""
-    means = torch.tensor(tuple(mean), dtype=torch.float32, device=pixels.device) * 255
-    stds = torch.tensor(tuple(std), dtype=torch.float32, device=pixels.device) * 255
+    means, stds = _colours(tuple(mean), tuple(std), pixels.device)
     return ((pixels.float() - means) / stds).flatten(-4).to(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _colours(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """In units of 1/255; kept, since each copy to a GPU would wait for it."""
+    means, stds = (torch.tensor(values, dtype=torch.float32) * 255 for values in (mean, std))
+    return means.to(device), stds.to(device)

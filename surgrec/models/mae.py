@@ -1,0 +1,153 @@
+"""Masked autoencoder: VideoMAE's objective (Tong et al. 2022, arXiv 2203.12602)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from surgrec.configs.model import VIT_SHAPES, MaeConfig
+from surgrec.kernels.counter_rng import stream_key
+from surgrec.kernels.masking import Grid, TubeMask, tube_mask
+from surgrec.kernels.patchify import patchify, token_grid, unpatchify
+from surgrec.kernels.pixel_target import pixel_target, token_statistics
+from surgrec.models.initial import initialise_mae
+from surgrec.models.objective import Objective, ObjectiveOutput, check_clips
+from surgrec.models.vit import (
+    LAYER_NORM_EPS,
+    Blocks,
+    Positions,
+    VisionTransformer,
+    compute_dtype,
+    transformer_flops,
+)
+
+GREY = 127
+
+
+class Decoder(nn.Module):
+    """Shallow transformer over visible and mask tokens; its head gives the pixels of the masked ones."""
+
+    def __init__(self, config: MaeConfig, grid: Grid, values: int) -> None:
+        super().__init__()
+        width, heads = config.decoder_width, config.decoder_heads
+        self.positions = Positions(config.position, grid, width, heads, uniform_power=True)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.blocks = Blocks(
+            config.decoder_depth, width, heads, "zero", config.attention, config.checkpoint_activations
+        )
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(width, values)
+
+    def forward(self, visible: Tensor, mask: TubeMask) -> Tensor:
+        """visible [B, Nv, width] -> values of the masked tokens [B, Nm, values]."""
+        masked = self.mask_token.to(visible.dtype).expand(*mask.masked.shape, -1)
+        x = torch.cat(
+            [self.positions.add(visible, mask.visible), self.positions.add(masked, mask.masked)], dim=1
+        )
+        tokens = torch.cat([mask.visible, mask.masked], dim=1)
+        x = self.blocks(x, None, self.positions.factors(tokens))
+        return self.head(self.norm(x[:, mask.visible.shape[1] :]))
+
+
+class MaskedAutoencoder(Objective):
+    """Encode the visible tokens, decode the pixels of the masked ones, mean squared error over those."""
+
+    def __init__(self, config: MaeConfig, seed: int, frames: int = 16, size: int = 224) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = token_grid((frames, size, size, 3), config.tubelet, config.patch)
+        self.mask_key = stream_key(seed, "mae/tube mask")
+        self.values = config.tubelet * config.patch**2 * 3
+        shape = VIT_SHAPES[config.size]
+        self.encoder = VisionTransformer(
+            shape.depth,
+            shape.width,
+            shape.heads,
+            self.grid,
+            self.values,
+            config.position,
+            uniform_power=True,
+            key_bias="zero",
+            backend=config.attention,
+            checkpoint_activations=config.checkpoint_activations,
+        )
+        self.encoder_to_decoder = nn.Linear(shape.width, config.decoder_width, bias=False)
+        self.decoder = Decoder(config, self.grid, self.values)
+        for part in (self.encoder.blocks, self.encoder_to_decoder, self.decoder):
+            initialise_mae(part)
+        nn.init.trunc_normal_(self.decoder.mask_token, std=0.02, a=-0.02, b=0.02)
+
+    def forward(
+        self, frames: Tensor, samples: Tensor, step: int = 0, monitor: bool = False
+    ) -> ObjectiveOutput:
+        """Loss of clips uint8 [B, T, H, W, 3]; samples int64 [B] choose the masks. There are no monitors."""
+        return ObjectiveOutput(self.loss(frames, self.mask(samples.to(frames.device, non_blocking=True))))
+
+    def mask(self, samples: Tensor) -> TubeMask:
+        """The tube masks of these samples."""
+        return tube_mask(self.mask_key, samples, self.grid, self.config.mask_ratio)
+
+    def loss(self, frames: Tensor, mask: TubeMask) -> Tensor:
+        """Mean squared error over the masked tokens, float32 []."""
+        config = self.config
+        target = pixel_target(frames, mask.masked, config.tubelet, config.patch, config.normalise_target)
+        return functional.mse_loss(self.predict(frames, mask).float(), target)
+
+    def predict(self, frames: Tensor, mask: TubeMask) -> Tensor:
+        """Values of the masked tokens as the decoder gives them: [B, Nm, tubelet * patch * patch * 3]."""
+        encoded = self.encoder(self._patches(frames, mask.visible), mask.visible)
+        return self.decoder(self.encoder_to_decoder(encoded), mask)
+
+    def features(self, frames: Tensor) -> Tensor:
+        """The encoder's output for every token: [B, N, width]."""
+        tokens = torch.arange(math.prod(self.grid), device=frames.device).expand(len(frames), -1)
+        return self.encoder(self._patches(frames, tokens), tokens)
+
+    @torch.no_grad()
+    def reconstruct(self, frames: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures: the clips, what the encoder sees of them (masked tokens grey), what the decoder makes.
+
+        Where targets are normalised, a masked token's own mean and deviation are put back, and the visible
+        tokens show the input, as in VideoMAE's visualisation.
+
+        Returns:
+            Three uint8 [B, T, H, W, 3].
+        """
+        config = self.config
+        mask = self.mask(samples.to(frames.device))
+        predicted = self.predict(frames, mask).float()
+        if config.normalise_target:
+            mean, deviation = token_statistics(frames, mask.masked, config.tubelet, config.patch)
+            pixels = predicted.unflatten(-1, (-1, 3))
+            predicted = (pixels * deviation[:, :, None] + mean[:, :, None]).flatten(-2)
+        colours = (predicted * 255).round().clamp(0, 255).to(torch.uint8)
+        rebuilt = unpatchify(colours, mask.masked, frames, config.tubelet, config.patch)
+        grey = torch.full_like(colours, GREY)
+        return frames, unpatchify(grey, mask.masked, frames, config.tubelet, config.patch), rebuilt
+
+    def no_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Biases, norms and the mask token."""
+        return super().no_weight_decay(name, parameter) or name.endswith("mask_token")
+
+    def flops_per_clip(self) -> float:
+        """See `Objective.flops_per_clip`."""
+        config, encoder = self.config, self.encoder
+        area = self.grid[1] * self.grid[2]
+        hidden = int(config.mask_ratio * area) * self.grid[0]
+        tokens = math.prod(self.grid)
+        visible = tokens - hidden
+        forward = 2 * visible * self.values * encoder.width
+        forward += transformer_flops(encoder.depth, encoder.width, visible, visible**2)
+        forward += 2 * visible * encoder.width * config.decoder_width
+        forward += transformer_flops(config.decoder_depth, config.decoder_width, tokens, tokens**2)
+        forward += 2 * hidden * config.decoder_width * self.values
+        return 3.0 * forward
+
+    def _patches(self, frames: Tensor, tokens: Tensor) -> Tensor:
+        config = self.config
+        check_clips(frames.shape, self.grid, config.tubelet, config.patch)
+        dtype = compute_dtype(self.encoder.patch_embedding.weight)
+        return patchify(frames, tokens, config.tubelet, config.patch, config.mean, config.std, dtype)

@@ -1,0 +1,184 @@
+"""The vision transformer of both objectives, on whichever tokens it is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from surgrec.configs.model import AttentionBackend, Position
+from surgrec.kernels.attention import attention
+from surgrec.kernels.masking import Grid
+from surgrec.models.position import rotary_3d, rotate, sincos_3d, sinusoid_1d
+
+Lengths = Sequence[int] | None
+KeyBias = Literal["learned", "zero"]
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one matrix for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} does not divide into {heads} heads")
+        self.heads = heads
+        self.backend: AttentionBackend = backend
+        self.qkv = nn.Linear(width, 3 * width, bias=key_bias == "learned")
+        self.zero_key_bias = key_bias == "zero"
+        if self.zero_key_bias:
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, lengths: Lengths, factors: Tensor | None) -> Tensor:
+        bias: Tensor | None = self.qkv.bias
+        if self.zero_key_bias:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = functional.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(-3)
+        if factors is not None:
+            q, k = rotate(q, factors), rotate(k, factors)
+        return self.proj(attention(q, k, v, lengths, self.backend).flatten(-2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU (the exact one) between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(functional.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, MLP four times the width."""
+
+    def __init__(self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attention = Attention(width, heads, key_bias, backend)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), lengths, factors)
+        return x + self.mlp(self.norm2(x))
+
+
+class Positions(nn.Module):
+    """A table of positions over one grid of tokens: added to the tokens, or for turning queries and keys."""
+
+    table: Tensor
+
+    def __init__(self, kind: Position, grid: Grid, width: int, heads: int, uniform_power: bool) -> None:
+        super().__init__()
+        self.turns = kind == "rotary_3d"
+        if kind == "rotary_3d":
+            table = rotary_3d(grid, width // heads)
+        elif kind == "sincos_3d":
+            table = sincos_3d(grid, width, uniform_power)
+        else:
+            table = sinusoid_1d(math.prod(grid), width)
+        # Computed, never stored: a checkpoint's positions cannot silently be another grid's.
+        self.register_buffer("table", table, persistent=False)
+
+    def add(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x [..., width] with the positions of int64 tokens [...] added, unless they turn."""
+        return x if self.turns else x + self.table[tokens]
+
+    def factors(self, tokens: Tensor) -> Tensor | None:
+        """What the blocks take: [..., 2, head width], gathered once for all layers; None unless they turn."""
+        return self.table[tokens] if self.turns else None
+
+
+class Blocks(nn.ModuleList):
+    """A stack of blocks, recomputed in the backward pass if so asked."""
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        key_bias: KeyBias,
+        backend: AttentionBackend,
+        checkpoint_activations: bool,
+    ) -> None:
+        super().__init__(Block(width, heads, key_bias, backend) for _ in range(depth))
+        self.checkpoint_activations = checkpoint_activations
+
+    def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> Tensor:
+        for block in self:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, lengths, factors, use_reentrant=False)
+            else:
+                x = block(x, lengths, factors)
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """Encoder: linear embedding of each token's pixels, positions, blocks, final norm. No class token."""
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        grid: Grid,
+        values: int,
+        position: Position,
+        uniform_power: bool = False,
+        key_bias: KeyBias = "learned",
+        backend: AttentionBackend = "auto",
+        checkpoint_activations: bool = False,
+    ) -> None:
+        """`values` is the number of values of a token: tubelet * patch * patch * 3."""
+        super().__init__()
+        self.depth, self.width, self.heads = depth, width, heads
+        self.grid: Grid = grid
+        self.patch_embedding = nn.Linear(values, width)
+        self.positions = Positions(position, grid, width, heads, uniform_power)
+        self.blocks = Blocks(depth, width, heads, key_bias, backend, checkpoint_activations)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, patches: Tensor, tokens: Tensor, lengths: Lengths = None) -> Tensor:
+        """Features of the given tokens, which see one another and nothing else.
+
+        Args:
+            patches: [B, N, values]; or packed, [sum of lengths, values]. See `kernels.patchify`.
+            tokens: int64, their numbers: the shape of `patches` without the last.
+            lengths: tokens of each packed sequence.
+
+        Returns:
+            [..., width], normalised by the final LayerNorm.
+        """
+        x = self.positions.add(self.patch_embedding(patches), tokens)
+        return self.norm(self.blocks(x, lengths, self.positions.factors(tokens)))
+
+
+def compute_dtype(parameter: Tensor) -> torch.dtype:
+    """What the first matrix product will run in: autocast's dtype where that is on, else the parameter's."""
+    kind = parameter.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype
+
+
+def transformer_flops(depth: int, width: int, tokens: float, squared_tokens: float) -> float:
+    """Floating-point operations of the matrix products of a stack of blocks in one forward pass.
+
+    A multiplication with an addition counts two. With N tokens of width D a block takes 8 N D^2 for
+    queries, keys, values and output, 16 N D^2 for the MLP, and 4 N^2 D for attention.
+
+    Args:
+        tokens, squared_tokens: N and N^2, or their means where N differs from clip to clip.
+    """
+    return depth * (24 * tokens * width**2 + 4 * squared_tokens * width)
