@@ -69,6 +69,7 @@ NUMBER_COLUMNS: Final[dict[str, str]] = {
     "sar_den": "i4",
     "rotation": "i4",
     "bit_depth": "i4",
+    "reorder_depth": "i4",
     "nal_length_size": "i4",
     "time_base_num": "i8",
     "time_base_den": "i8",
@@ -100,7 +101,8 @@ class VideoInfo:
     clockwise (0, 90, 180, 270) that makes the picture upright. `sar` is the shape of a pixel, width to
     height, (1, 1) where the file says nothing. `rate` is frames per second, `duration` seconds.
     `start_pts` is the pts of display position 0, in units of `time_base` seconds. `nal_length_size` is 0
-    for Annex B start codes and for codecs without NAL units.
+    for Annex B start codes and for codecs without NAL units. `reorder_depth` is the number of frames that
+    FFmpeg's probing says the decoder must hold back (has_b_frames).
     """
 
     path: str
@@ -122,6 +124,7 @@ class VideoInfo:
     rotation: int
     pix_fmt: str
     bit_depth: int
+    reorder_depth: int
     color_range: str
     color_space: str
     color_primaries: str
@@ -177,6 +180,7 @@ class VideoTable:
     sar_den: NDArray[np.int32]
     rotation: NDArray[np.int32]
     bit_depth: NDArray[np.int32]
+    reorder_depth: NDArray[np.int32]
     nal_length_size: NDArray[np.int32]
     time_base_num: NDArray[np.int64]
     time_base_den: NDArray[np.int64]

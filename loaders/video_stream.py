@@ -1,0 +1,178 @@
+"""Facts of a video file that its container and its first frame tell: codec, picture, colour, times."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import numpy as np
+from surgrec.loaders.demux import OPEN_OPTIONS, url_of
+
+FIRST_FRAME_PACKETS: Final = 512
+"""The first frame must come out of this many packets."""
+
+# FFmpeg's numbers (libavutil/pixfmt.h, libavcodec/defs.h) and names; 2 is "unspecified".
+COLOR_RANGES: Final = {0: "", 1: "tv", 2: "pc"}
+COLOR_SPACES: Final = {
+    0: "gbr",
+    1: "bt709",
+    2: "",
+    4: "fcc",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "ycgco",
+    9: "bt2020nc",
+    10: "bt2020c",
+    14: "ictcp",
+}
+COLOR_PRIMARIES: Final = {
+    1: "bt709",
+    2: "",
+    4: "bt470m",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "film",
+    9: "bt2020",
+    11: "smpte431",
+    12: "smpte432",
+}
+COLOR_TRANSFERS: Final = {
+    1: "bt709",
+    2: "",
+    4: "gamma22",
+    5: "gamma28",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "linear",
+    13: "iec61966-2-1",
+    14: "bt2020-10",
+    15: "bt2020-12",
+    16: "smpte2084",
+    18: "arib-std-b67",
+}
+FIELD_ORDERS: Final = {0: "", 1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
+
+
+class UnusableVideoError(ValueError):
+    """The file has no video that can be used; the message says why, without the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStream:
+    """The stream that is indexed, and its first frame. `values` are columns of the index.
+
+    `declared_frames` is what the container says, 0 for nothing; `declared_rate` frames per second, 0 for
+    nothing or nonsense.
+    """
+
+    index: int
+    codec: str
+    intra_only: bool
+    container: str
+    extradata: bytes
+    time_base: tuple[int, int]
+    declared_frames: int
+    declared_rate: float
+    values: dict[str, Any]
+
+
+def describe(path: Path) -> VideoStream:
+    """Open `path`, choose its video stream and decode one frame of it.
+
+    The largest stream that is no attached picture is taken; of equal ones the container's default, then
+    the first. Raises UnusableVideoError, OSError or av.error.FFmpegError.
+    """
+    with av.open(url_of(path), options=dict(OPEN_OPTIONS)) as container:
+        if container.format.name == "tty":
+            raise UnusableVideoError("this is a text file")
+        stream = _choose(container)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
+        frame = _first_frame(container, stream)
+        context = stream.codec_context
+        # The decoder may be named libdav1d or libvpx; the format is what the index says.
+        codec = context.codec.canonical_name
+        aspect = stream.sample_aspect_ratio
+        if not aspect or aspect <= 0:
+            aspect = None
+        order = FIELD_ORDERS.get(int(context.field_order), "")
+        rate = stream.average_rate
+        time_base = stream.time_base or 1 / (rate or 25)
+        return VideoStream(
+            index=stream.index,
+            codec=codec,
+            intra_only=bool(context.codec.intra_only),
+            container=container.format.name,
+            extradata=bytes(context.extradata or b""),
+            time_base=(time_base.numerator, time_base.denominator),
+            declared_frames=stream.frames,
+            declared_rate=float(rate) if rate and 0 < rate <= 1000 else 0.0,
+            values={
+                "width": frame.width,
+                "height": frame.height,
+                "coded_width": context.coded_width or frame.width,
+                "coded_height": context.coded_height or frame.height,
+                "sar_num": aspect.numerator if aspect else 1,
+                "sar_den": aspect.denominator if aspect else 1,
+                "rotation": _rotation(frame),
+                "pix_fmt": frame.format.name,
+                "bit_depth": max(component.bits for component in frame.format.components),
+                "color_range": COLOR_RANGES.get(int(frame.color_range), ""),
+                "color_space": COLOR_SPACES.get(int(frame.colorspace), str(int(frame.colorspace))),
+                "color_primaries": COLOR_PRIMARIES.get(
+                    int(frame.color_primaries), str(int(frame.color_primaries))
+                ),
+                "color_transfer": COLOR_TRANSFERS.get(int(frame.color_trc), str(int(frame.color_trc))),
+                "field_order": order or ("interlaced" if frame.interlaced_frame else ""),
+                "reorder_depth": int(context.reorder_depth),
+            },
+        )
+
+
+def _choose(container: Any) -> Any:
+    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if not s.disposition & pictures]
+    if not streams:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        what = "only an attached picture" if container.streams.video else "no video stream"
+        raise UnusableVideoError(f"{what} in the file (it holds {kinds})")
+    default = av.stream.Disposition.default
+    stream = max(streams, key=lambda s: (s.width * s.height, bool(s.disposition & default), -s.index))
+    if stream.codec_context is None or stream.codec_context.codec is None:
+        raise UnusableVideoError("FFmpeg has no decoder for the video stream")
+    return stream
+
+
+def _first_frame(container: Any, stream: Any) -> Any:
+    last = ""
+    for number, packet in enumerate(container.demux(stream)):
+        try:
+            for frame in packet.decode():
+                return frame
+        except av.error.FFmpegError as problem:
+            last = f": {problem.strerror or problem}"
+        if number >= FIRST_FRAME_PACKETS:
+            break
+    raise UnusableVideoError(f"FFmpeg decodes no frame from the first packets{last}")
+
+
+def _rotation(frame: Any) -> int:
+    """Degrees clockwise that make the picture upright, from the display matrix (libavutil/display.h)."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0
+    a, b, _, c, d = (float(v) for v in np.frombuffer(bytes(data), np.int32)[:5])
+    if a * d - b * c <= 0:
+        raise UnusableVideoError("the file asks players to mirror the picture; apply that by transcoding it")
+    degrees = math.degrees(math.atan2(b, a)) % 360
+    quarter = round(degrees / 90)
+    if abs(degrees - 90 * quarter) > 1:
+        raise UnusableVideoError(
+            f"the file asks players to turn the picture by {degrees:.1f} degrees; transcode it"
+        )
+    return 90 * quarter % 360
