@@ -1,0 +1,81 @@
+"""Attention against the formula, and packed sequences against each by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from surgrec.kernels.attention import attention
+from torch import Tensor
+
+
+def draw(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, *shape, generator=generator).unbind(0)
+    return q, k, v
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[N, heads, d] in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    weights = (torch.einsum("nhd,mhd->hnm", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+    return torch.einsum("hnm,mhd->nhd", weights, v)
+
+
+def test_dense_is_the_formula() -> None:
+    q, k, v = draw(2, 9, 3, 8)
+    out = attention(q, k, v)
+    for b in range(2):
+        torch.testing.assert_close(out[b].double(), formula(q[b], k[b], v[b]), atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=7), st.booleans())
+def test_packed_is_each_sequence_by_itself(lengths: list[int], as_tensor: bool) -> None:
+    q, k, v = draw(sum(lengths), 2, 8)
+    out = attention(q, k, v, torch.tensor(lengths) if as_tensor else lengths)
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        expected = formula(q[part], k[part], v[part])
+        torch.testing.assert_close(out[part].double(), expected, atol=1e-5, rtol=1e-5)
+        start += length
+
+
+def test_no_gradient_crosses_sequences() -> None:
+    q, k, v = (x.requires_grad_() for x in draw(10, 2, 8))
+    attention(q, k, v, [4, 6])[:4].square().sum().backward()
+    for x in (q, k, v):
+        assert x.grad is not None
+        assert (x.grad[:4] != 0).all()
+        assert (x.grad[4:] == 0).all()
+
+
+def test_autocast_decides_the_dtype() -> None:
+    q, k, v = draw(2, 9, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(q, k.bfloat16(), v).dtype == torch.bfloat16
+
+
+def test_wrong_arguments_are_refused() -> None:
+    q, k, v = draw(2, 9, 3, 8)
+    with pytest.raises(ValueError, match="takes"):
+        attention(q, k, v, [9, 9])
+    with pytest.raises(ValueError, match="takes"):
+        attention(q[0], k[0], v[0])
+    with pytest.raises(ValueError, match="add up to 8"):
+        attention(q[0], k[0], v[0], [4, 4])
+    with pytest.raises(RuntimeError, match="xformers has no kernel"):
+        attention(q, k, v, backend="xformers")
+
+
+def test_the_cpu_never_imports_xformers() -> None:
+    code = (
+        "import sys, torch; from surgrec.kernels.attention import attention; x = torch.ones(4, 1, 8); "
+        "attention(x, x, x, [1, 3]); assert 'xformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
