@@ -1,0 +1,118 @@
+"""The DALI graph on the CPU: the pictures of a plain antialiased resize, any sizes together, no copies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from numpy.typing import NDArray
+from surgrec.loaders.crop import CropWindows, RandomCrop
+from surgrec.loaders.dali_graph import CropGraph
+from torch import Tensor
+
+CPU = torch.device("cpu")
+SIZE = 56
+
+
+@pytest.fixture(scope="module")
+def graph() -> CropGraph:
+    return CropGraph(SIZE, 4, CPU, threads=2)
+
+
+def clip(width: int, height: int, frames: int = 3, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth structure and noise, so that both blur and misplacement show."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(frames, 3, 6, 8, generator=generator)
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1) * 215
+    noise = torch.randint(0, 40, smooth.shape, generator=generator)
+    return (smooth + noise).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def windows(*boxes: tuple[int, int, int, int, bool]) -> CropWindows:
+    top, left, height, width, flip = (np.array(column) for column in zip(*boxes, strict=True))
+    return CropWindows(*(c.astype(np.int32) for c in (top, left, height, width)), flip.astype(bool))
+
+
+def reference(frames: NDArray[np.uint8], box: tuple[int, int, int, int, bool], size: int = SIZE) -> Tensor:
+    """float [T, size, size, 3] by torch."""
+    top, left, height, width, flip = box
+    cut = torch.from_numpy(frames[:, top : top + height, left : left + width]).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(cut, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return (resized.flip(3) if flip else resized).permute(0, 2, 3, 1)
+
+
+BOXES = [
+    (100, 200, 300, 250, False),  # smaller by different factors in height and width
+    (100, 200, 300, 250, True),
+    (0, 0, 480, 640, False),
+    (7, 9, 30, 41, True),  # enlarged
+]
+
+
+def test_pictures_are_those_of_torch(graph: CropGraph) -> None:
+    frames = [clip(640, 480, seed=k) for k in range(4)]
+    result = graph(frames, windows(*BOXES))
+    assert result.shape == (4, 3, SIZE, SIZE, 3)
+    assert result.dtype == torch.uint8
+    assert result.is_contiguous()
+    for k, box in enumerate(BOXES):
+        difference = (result[k].float() - reference(frames[k], box)).abs()
+        # At the window's border DALI's filter sees the picture around it, torch's the cut alone.
+        assert difference[:, 2:-2, 2:-2].max() <= 2
+        assert difference.mean() < 1
+
+
+def test_whole_picture_matches_up_to_the_border(graph: CropGraph) -> None:
+    frames = clip(200, 150)
+    box = (0, 0, 150, 200, False)
+    # DALI repeats the outermost pixels, torch shortens the filter: a noise of 40 levels shows as 3 there.
+    difference = (graph([frames], windows(box))[0].float() - reference(frames, box)).abs()
+    assert difference.max() <= 3
+    assert difference[:, 1:-1, 1:-1].max() <= 1
+
+
+def test_sizes_may_differ_within_a_batch_and_batches_in_length(graph: CropGraph) -> None:
+    sizes = [(64, 48), (1920, 1080), (48, 64)]
+    frames = [clip(*size, seed=k) for k, size in enumerate(sizes)]
+    boxes = [(2, 4, 40, 50, False), (300, 500, 600, 700, True), (0, 0, 64, 48, False)]
+    together = graph(frames, windows(*boxes))
+    for k, box in enumerate(boxes):
+        assert torch.equal(graph([frames[k]], windows(box))[0], together[k])
+
+
+def test_results_repeat_and_earlier_ones_stay(graph: CropGraph) -> None:
+    frames = [clip(320, 240, seed=k) for k in range(3)]
+    crop = RandomCrop(3, (0.3, 1.0), (0.75, 4 / 3), flip=True)
+    drawn = crop.windows([0, 1, 2], [320] * 3, [240] * 3, [1.0] * 3)
+    first = graph(frames, drawn)
+    kept = first.clone()
+    for seed in range(5):
+        graph([clip(320, 240, seed=10 + seed)], windows((0, 0, 240, 320, False)))
+    assert torch.equal(first, kept)
+    assert torch.equal(graph(frames, drawn), kept)
+    assert torch.equal(CropGraph(SIZE, 3, CPU, threads=1)(frames, drawn), kept)
+
+
+def test_a_view_that_is_not_contiguous_is_read_rightly(graph: CropGraph) -> None:
+    frames = clip(320, 240)
+    box = windows((10, 20, 200, 220, False))
+    assert torch.equal(graph([frames[:, ::-1]], box), graph([frames[:, ::-1].copy()], box))
+
+
+def test_refusals(graph: CropGraph) -> None:
+    frames = clip(64, 48)
+    whole = (0, 0, 48, 64, False)
+    for box in [(-1, 0, 10, 10), (0, 60, 10, 5), (40, 0, 9, 10), (0, 0, 0, 10)]:
+        with pytest.raises(ValueError, match=r"window of clip 0, .* not within its picture of 48 x 64"):
+            graph([frames], windows((*box, False)))
+    with pytest.raises(ValueError, match="0 clips"):
+        graph([], windows(whole))
+    with pytest.raises(ValueError, match="5 clips and 5 windows; 1 to 4"):
+        graph([frames] * 5, windows(*[whole] * 5))
+    with pytest.raises(ValueError, match=r"clip 1 is uint8 \(2, 48, 64, 3\)"):
+        graph([frames, frames[:2]], windows(whole, whole))
+    with pytest.raises(ValueError, match="clip 0 is float32"):
+        graph([frames.astype(np.float32)], windows(whole))  # type: ignore[list-item]  # what is tested
+    with pytest.raises(ValueError, match="each must be at least 1"):
+        CropGraph(0, 1, CPU, threads=1)
