@@ -80,11 +80,17 @@ def default_values(path: str) -> dict[str, Any]:
     return values
 
 
-def write_index(out: Path, sources: Sequence[Source], attributes: dict[str, str] | None = None) -> str:
+def write_index(
+    out: Path,
+    sources: Sequence[Source],
+    attributes: dict[str, str] | None = None,
+    scanner_version: int = 0,
+) -> str:
     """Write `sources` in their order to `out` and return the digest of the content.
 
     Memory is bounded by the largest video. The file appears under its name only when it is complete and
-    on disk. `attributes` are added to the root. Raises OSError where the disk is full or not writable;
+    on disk. `attributes` are added to the root; scanner_version is
+    that of loaders/packet_scan.py. Raises OSError where the disk is full or not writable;
     the temporary file is removed then.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -93,6 +99,7 @@ def write_index(out: Path, sources: Sequence[Source], attributes: dict[str, str]
             digest = _fill(file, sources)
             file.attrs["format"] = FORMAT_NAME
             file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["scanner_version"] = scanner_version
             file.attrs["digest"] = digest
             file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             for name, value in (attributes or {}).items():
@@ -175,10 +182,10 @@ def _write_videos(file: h5py.File, sources: Sequence[Source], starts: dict[str, 
     for name, kind in NUMBER_COLUMNS.items():
         column = layout.get(name)
         if column is None:
-            cells = [
+            numbers = [
                 len(s.row.extradata) if name == "extradata_size" else s.row.values[name] for s in sources
             ]
-            column = np.array(cells, dtype=kind)
+            column = np.array(numbers, dtype=kind)
         group.create_dataset(name, data=column.astype(kind))
 
 

@@ -294,7 +294,7 @@ def scan_hevc(
 def split_units(packet: bytes, length_size: int) -> list[bytes]:
     """The NAL units of one packet, without lengths, start codes and trailing zeros; damaged ones left out."""
     data = np.frombuffer(packet, np.uint8)
-    units = []
+    units: list[bytes] = []
     at = 0
     while True:
         start, stop, at = next_unit(data, at, len(data), length_size)

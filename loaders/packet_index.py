@@ -213,6 +213,7 @@ class PacketIndex:
     extradata: NDArray[np.uint8]
     digest: str
     created: str
+    scanner_version: int
 
     @staticmethod
     def open(path: str | Path) -> PacketIndex:
@@ -317,6 +318,7 @@ def _read(path: Path, file: h5py.File) -> PacketIndex:
         extradata=file["extradata"][:],
         digest=str(file.attrs["digest"]),
         created=str(file.attrs["created"]),
+        scanner_version=int(file.attrs["scanner_version"]),
         **maps,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,7 +103,7 @@ def describe(path: Path) -> VideoStream:
             aspect = None
         order = FIELD_ORDERS.get(int(context.field_order), "")
         rate = stream.average_rate
-        time_base = stream.time_base or 1 / (rate or 25)
+        time_base = Fraction(stream.time_base or 1 / (rate or Fraction(25)))
         return VideoStream(
             index=stream.index,
             codec=codec,
