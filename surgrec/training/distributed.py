@@ -1,0 +1,154 @@
+"""One process or many: who this process is, and the few things that ranks tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from surgrec.training.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others. `control` is a gloo group for host messages; None for one process."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Rank 0, which prints and writes."""
+        return self.rank == 0
+
+    def share(self, value: T) -> T:
+        """The value of rank 0, on every rank."""
+        if self.control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def share_result(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every rank; a UserError of its is raised on every rank."""
+        result: T | UserError | None = None
+        if self.first:
+            try:
+                result = work()
+            except UserError as error:
+                if self.control is None:
+                    raise
+                result = error
+        shared = self.share(result)
+        if isinstance(shared, UserError):
+            raise shared
+        return shared  # type: ignore[return-value]  # rank 0 has set it
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in rank order, on every rank."""
+        if self.control is None:
+            return [value]
+        box: list[T | None] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.control)
+        return box  # type: ignore[return-value]  # every place has been filled
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks in place, on the tensor's device."""
+        if self.control is not None:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """`auto` takes this rank's GPU where there is one, else the CPU.
+
+    Raises UserError where `cuda` is asked and not there.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"local rank {local_rank} has no GPU: this machine shows {count}. "
+                f"Start torchrun with --nproc-per-node {count} or fewer, or give --device cpu."
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        return device
+    if wanted == "cuda":
+        raise UserError(
+            "no GPU: --device cuda was asked but PyTorch sees none. "
+            "`python -m surgrec.doctor` says why; --device cpu runs without one."
+        )
+    return torch.device("cpu")
+
+
+def start_world(device: str) -> World:
+    """Read torchrun's environment; with WORLD_SIZE above 1 join the group: NCCL on GPUs, else gloo."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = choose_device(device, local_rank)
+    if size == 1:
+        return World(0, 0, 1, chosen)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
+    # Host messages have their own group: they wait for slow ranks (a checkpoint) and never touch the GPU.
+    control = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
+    assert isinstance(control, dist.ProcessGroup)
+    return World(rank, local_rank, size, chosen, control)
+
+
+def stop_world(world: World) -> None:
+    """Leave the process group."""
+    if world.control is not None:
+        dist.destroy_process_group()
+
+
+class SharedFlag:
+    """A number that every rank learns of one step later, without anyone waiting for the slowest now.
+
+    `exchange(value)` starts the maximum over ranks of this step's value and returns that of the step before.
+    With one process it returns the value at once.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._pending: tuple[dist.Work, Tensor] | None = None
+
+    def exchange(self, value: int) -> int:
+        if self._world.control is None:
+            return value
+        seen = 0
+        if self._pending is not None:
+            work, tensor = self._pending
+            work.wait()
+            seen = int(tensor.item())
+        tensor = torch.tensor([value], dtype=torch.int32)
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True)
+        assert work is not None
+        self._pending = (work, tensor)
+        return seen
+
+    def close(self) -> None:
+        """Wait for the exchange that is under way."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None

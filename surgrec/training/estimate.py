@@ -1,0 +1,159 @@
+"""What a run will cost, told before it starts: tokens, FLOPs, parameters, memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from surgrec.configs.model import VIT_SHAPES
+from surgrec.configs.pretrain import JepaPretrain, MaePretrain, PretrainConfig
+from surgrec.models.build import build_objective
+from surgrec.models.jepa import Jepa
+from surgrec.models.mae import MaskedAutoencoder
+from surgrec.training.errors import UserError
+
+GIB = 2**30
+
+# Bytes that one token keeps for the backward pass, per unit of width, in one pre-norm block with attention
+# that does not store its matrix: the residual stream twice in fp32 and, in the dtype of the arithmetic, both
+# norms' outputs (1 + 1), q, k, v (3), attention's output (1), the GELU's input and output (4 + 4). Counted as
+# in Korthikanti et al. 2022 (arXiv 2205.05198), without dropout masks.
+BLOCK_BYTES = {torch.bfloat16: 2 * 4 + 14 * 2, torch.float32: 2 * 4 + 14 * 4}
+BLOCK_INPUT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank, by use."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    teacher: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """tokens, seen, predicted: tokens of a clip in all, that the encoder sees, that are predicted.
+
+    For JEPA the latter two are means over masks, added up over the mask groups. Parameters are those trained.
+    """
+
+    tokens: int
+    seen: float
+    predicted: float
+    flops_per_clip: float
+    parameters: int
+    memory: Memory
+
+
+def build_without_memory(config: PretrainConfig) -> MaskedAutoencoder | Jepa:
+    """The model on PyTorch's meta device: shapes and formulas, no values. Raises UserError for bad shapes."""
+    assert isinstance(config, MaePretrain | JepaPretrain)
+    try:
+        with torch.device("meta"):
+            model = build_objective(config.model, config.seed, config.data.frames, config.data.size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    assert isinstance(model, MaskedAutoencoder | Jepa)
+    return model
+
+
+def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype) -> Estimate:
+    """Of one rank with `micro_batch` clips at a time in arithmetic `precision` (bfloat16 or float32)."""
+    model = build_without_memory(config)
+    tokens = math.prod(model.grid)
+    trained = model.parameter_count
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    per_clip: float
+    if isinstance(model, MaskedAutoencoder):
+        seen, predicted, per_clip = _mae_clip(model, tokens, precision)
+    else:
+        seen, predicted, per_clip = _jepa_clip(model, tokens, precision)
+    # Autocast keeps a copy of every weight in its own dtype until the forward pass is over.
+    copies = 2.0 * (trained + frozen) if precision == torch.bfloat16 else 0.0
+    memory = Memory(
+        4.0 * trained, 4.0 * trained, 8.0 * trained, 4.0 * frozen, micro_batch * per_clip + copies
+    )
+    return Estimate(tokens, seen, predicted, model.flops_per_clip(), trained, memory)
+
+
+def _mae_clip(model: MaskedAutoencoder, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:
+    """Tokens seen and predicted, and bytes of activations, of one clip."""
+    config, shape = model.config, VIT_SHAPES[model.config.size]
+    hidden = int(config.mask_ratio * model.grid[1] * model.grid[2]) * model.grid[0]
+    seen = tokens - hidden
+    size = precision.itemsize
+    kept = _stack(shape.depth, shape.width, seen, precision, config.checkpoint_activations)
+    kept += _stack(
+        config.decoder_depth, config.decoder_width, tokens, precision, config.checkpoint_activations
+    )
+    kept += seen * model.values * size
+    # Prediction, its fp32 copy, target, and their difference's gradient.
+    kept += hidden * model.values * (size + 3 * 4)
+    return seen, hidden, kept
+
+
+def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:
+    """Tokens seen and predicted, and bytes of activations, of one clip: means over 128 masks."""
+    config, shape = model.config, VIT_SHAPES[model.config.size]
+    clips, seen, predicted = 0, 0.0, 0.0
+    for step in range(8):
+        samples = torch.arange(16) + 16 * step
+        clips += len(samples)
+        for mask in model.masks(samples, step):
+            seen += float(mask.context_lengths.sum())
+            predicted += float(mask.target_lengths.sum())
+    seen, predicted = seen / clips, predicted / clips
+    kept = _stack(shape.depth, shape.width, seen, precision, config.checkpoint_activations)
+    kept += _stack(
+        config.predictor_depth,
+        config.predictor_width,
+        seen + predicted,
+        precision,
+        config.checkpoint_activations,
+    )
+    kept += (seen + tokens) * model.values * precision.itemsize
+    # The teacher's features and, at the targets, their copy, the prediction, and the error.
+    kept += (tokens + 3 * predicted) * shape.width * 4
+    return seen, predicted, kept
+
+
+def _stack(depth: int, width: int, tokens: float, precision: torch.dtype, recompute: bool) -> float:
+    """Bytes that a stack of blocks keeps for the backward pass."""
+    block = tokens * width * BLOCK_BYTES[precision]
+    if recompute:
+        return depth * tokens * width * BLOCK_INPUT_BYTES + block
+    return depth * block
+
+
+def describe(config: PretrainConfig, costs: Estimate, micro_batch: int) -> str:
+    """The estimate as lines for the terminal."""
+    memory = costs.memory
+    kinds = "seen by the encoder", "predicted"
+    if isinstance(config, JepaPretrain):
+        kinds = f"seen by the student in {len(config.model.groups)} mask groups (mean)", "predicted (mean)"
+    parts = (
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("AdamW", memory.optimizer),
+        ("EMA teacher", memory.teacher),
+        (f"activations of {micro_batch} clips", memory.activations),
+    )
+    lines = [
+        f"tokens a clip: {costs.tokens:,}; {costs.seen:,.0f} {kinds[0]}, {costs.predicted:,.0f} {kinds[1]}",
+        f"FLOPs a clip, forward and backward: {costs.flops_per_clip:.4g}",
+        f"FLOPs in all: {costs.flops_per_clip * config.batch * config.steps:.4g} "
+        f"({config.steps:,} steps of {config.batch:,} clips)",
+        f"parameters: {costs.parameters:,} trained",
+        f"memory a rank, estimated: {memory.total / GIB:.2f} GiB",
+        *(f"  {name}: {amount / GIB:.2f} GiB" for name, amount in parts if amount),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""AdamW over two groups of parameters: with weight decay and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from surgrec.configs.pretrain import OptimConfig
+
+
+def parameter_groups(
+    model: nn.Module, no_weight_decay: Callable[[str, nn.Parameter], bool]
+) -> list[dict[str, object]]:
+    """Two groups, {"params", "names", "decays"}; what needs no gradient (an EMA teacher) is left out."""
+    groups: list[dict[str, object]] = []
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for decays in (True, False):
+        chosen = [(name, p) for name, p in trained if no_weight_decay(name, p) != decays]
+        if chosen:
+            groups.append(
+                {"params": [p for _, p in chosen], "names": [name for name, _ in chosen], "decays": decays}
+            )
+    return groups
+
+
+def build_adamw(
+    model: nn.Module, no_weight_decay: Callable[[str, nn.Parameter], bool], optim: OptimConfig
+) -> torch.optim.AdamW:
+    """Fused AdamW. Learning rate and weight decay are set before each step by `set_hyperparameters`."""
+    return torch.optim.AdamW(
+        parameter_groups(model, no_weight_decay), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True
+    )
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Write this step's values into the groups; the group without decay keeps 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
+    """Scale all gradients so that their joint L2 norm is at most `largest`; returns the norm before.
+
+    The norm is a scalar on the device, which is not waited for; not finite where any gradient is not.
+    None only measures.
+    """
+    held = [p for p in parameters if p.grad is not None]
+    limit = float("inf") if largest is None else largest
+    return torch.nn.utils.clip_grad_norm_(held, limit, error_if_nonfinite=False, foreach=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: "exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"."""
+    tensors: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for kind, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{kind}.{name}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Raises ValueError naming the entries that are left over or whose shape differs.
+    """
+    left = dict(tensors)
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            state: dict[str, Tensor] = {}
+            for kind in ("step", "exp_avg", "exp_avg_sq"):
+                value = left.pop(f"{kind}.{name}", None)
+                if value is None:
+                    continue
+                if kind != "step" and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"optimizer state {kind}.{name} has shape {tuple(value.shape)}, "
+                        f"its parameter {tuple(parameter.shape)}"
+                    )
+                # Fused AdamW keeps its step counts on the device of the parameter, in float32.
+                dtype = torch.float32 if kind == "step" else parameter.dtype
+                state[kind] = value.to(device=parameter.device, dtype=dtype, copy=True)
+            if state:
+                optimizer.state[parameter] = state
+    if left:
+        raise ValueError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:5])}")
