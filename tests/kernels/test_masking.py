@@ -165,7 +165,7 @@ def test_groups_and_steps_differ() -> None:
 def v_jepa_shares(group: BlockGroup, clips: int) -> list[float]:
     """Share of the frame that V-JEPA hides, by its loop: a size, places, again while no context is left."""
     generator = np.random.default_rng(0)
-    shares = []
+    shares: list[float] = []
     while len(shares) < clips:
         rows, columns = draw_size(int(196 * group.scale), generator.uniform(*group.aspect), 14, 14)
         hidden = np.zeros((14, 14), dtype=bool)
