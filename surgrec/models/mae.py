@@ -93,8 +93,9 @@ class MaskedAutoencoder(Objective):
     def loss(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Mean squared error over the masked tokens, float32 []."""
         config = self.config
+        predicted = self.predict(frames, mask).float()
         target = pixel_target(frames, mask.masked, config.tubelet, config.patch, config.normalise_target)
-        return functional.mse_loss(self.predict(frames, mask).float(), target)
+        return functional.mse_loss(predicted, target)
 
     def predict(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Values of the masked tokens as the decoder gives them: [B, Nm, tubelet * patch * patch * 3]."""
