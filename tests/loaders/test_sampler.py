@@ -216,6 +216,22 @@ def test_expected_shares_by_name() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [
+        (BalanceConfig(1.0, 1.0, 1.0, 1.0), [0.01, 0.09, 0.9]),
+        (BalanceConfig(0.0, 1.0, 1.0, 1.0), [0.05, 0.45, 0.5]),
+        (BalanceConfig(), [0.125, 0.375, 0.5]),
+        (BalanceConfig(0.0, 0.0, 0.0, 0.0), [0.25, 0.25, 0.5]),
+    ],
+)
+def test_the_example_of_the_documentation(balance: BalanceConfig, expected: list[float]) -> None:
+    """docs/sampling.md."""
+    table = segments_of([[10_000], [90_000], [900_000]])
+    made = ClipSampler(table, ["cataract", "cataract", "robotic"], ["A", "B", "C"], balance, 0)
+    assert made.probabilities.tolist() == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_same_data_set_name_in_two_domains_is_two_data_sets() -> None:
     made = ClipSampler(segments_of([[10], [30]]), ["a", "b"], ["web", "web"], BalanceConfig(domain=1.0), 0)
     assert made.expected().datasets == pytest.approx({"a/web": 0.25, "b/web": 0.75})
