@@ -30,8 +30,8 @@ SAMPLE_EVERY: Final = 1024
 MAX_ERRORS: Final = 16
 """Demuxing stops after this many errors in a row."""
 
-# The container itself carries every time stamp of these, so that no parser is needed; by first bytes.
-FAST_OPTIONS: Final = {"fflags": "+noparse+nofillin"}
+# MP4 and Matroska carry every time stamp themselves: no parser and no probing are needed for them.
+FAST_OPTIONS: Final = {"fflags": "+noparse+nofillin", "analyzeduration": "1"}
 OPEN_OPTIONS: Final = {"protocol_whitelist": "file"}
 
 
@@ -68,12 +68,15 @@ def has_own_times(path: Path) -> bool:
     )
 
 
-def demux(path: Path, stream_index: int) -> Demuxed:
+def demux(path: Path, stream_index: int, from_container: bool = False) -> Demuxed:
     """All packets of stream `stream_index` of the file at `path`; empty packets are left out.
+
+    from_container: take time stamps and flags of MP4 and Matroska as they stand there, without a parser.
+    That is faster, for codecs whose frame types are read elsewhere.
 
     Raises av.error.FFmpegError or OSError where the file cannot be opened.
     """
-    options = OPEN_OPTIONS | (FAST_OPTIONS if has_own_times(path) else {})
+    options = OPEN_OPTIONS | (FAST_OPTIONS if from_container and has_own_times(path) else {})
     collector = _Collector()
     error = ""
     with av.open(url_of(path), options=dict(options)) as container, path.open("rb") as file:

@@ -42,6 +42,53 @@ def order_by_reference(
     return order[:count].copy()
 
 
+@njit(cache=True)
+def unwrap_order(
+    low: NDArray[np.int64], restart: NDArray[np.bool_], anchor: NDArray[np.bool_], bits: int
+) -> NDArray[np.int64]:
+    """int64 [P]: numbers that rise along the display order, from the low `bits` bits of the picture order
+    count (H.264 8.2.1.1, H.265 8.3.1); -1 where `low` is -1.
+
+    restart: pictures that begin a coded video sequence (IDR and the like), all of which lies behind what was
+    coded before. anchor: pictures to which the next one's high bits are relative.
+    """
+    full = np.full(low.shape[0], -1, np.int64)
+    span = 1 << bits
+    previous = 0
+    base = 0
+    highest = -1
+    for packet in range(low.shape[0]):
+        if low[packet] < 0:
+            continue
+        if restart[packet]:
+            # A whole span of room, for pictures shown before the one that restarts the count.
+            base = highest + 2 * span
+            previous = 0
+        high = previous - previous % span
+        value = high + low[packet]
+        if value - previous >= span // 2:
+            value -= span
+        elif previous - value > span // 2:
+            value += span
+        if restart[packet]:
+            value = low[packet]
+        if anchor[packet]:
+            previous = value
+        full[packet] = base + value
+        highest = max(highest, full[packet])
+    return full
+
+
+def order_by_count(count: NDArray[np.int64], pictures: NDArray[np.bool_]) -> NDArray[np.uint32] | None:
+    """uint32 [frames]: packets of `pictures` by unwrapped picture order count; None where that is not known
+    of all, or the same of two."""
+    packets = np.flatnonzero(pictures)
+    values = count[packets]
+    if (values < 0).any() or len(np.unique(values)) < len(values):
+        return None
+    return packets[np.argsort(values)].astype(np.uint32)
+
+
 def rank_of(order: NDArray[np.uint32], packets: int) -> NDArray[np.uint32]:
     """uint32 [packets]: the inverse of a display order, NO_RANK for packets that are not in it."""
     rank = np.full(packets, NO_RANK, np.uint32)

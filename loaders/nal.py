@@ -7,7 +7,7 @@ the headers, with start codes (Annex B) every byte.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -28,6 +28,25 @@ NO_TYPE: Final = 255
 HEADER_BYTES: Final = 32  # of a slice header, more than first_mb .. field_pic_flag can take
 FNV_PRIME: Final = 0x100000001B3
 FNV_BASIS: Final = 0xCBF29CE484222325
+
+
+class H264SliceFields(NamedTuple):
+    """Of the SPS, what it takes to read a slice header: log2_max_frame_num, frame_mbs_only_flag,
+    separate_colour_plane_flag, and log2_max_pic_order_cnt_lsb, 0 where the slices carry no order."""
+
+    frame_num_bits: int
+    frame_mbs_only: bool
+    colour_planes: bool
+    order_bits: int
+
+
+class HevcSliceFields(NamedTuple):
+    """Of SPS and PPS: log2_max_pic_order_cnt_lsb (0: unknown), num_extra_slice_header_bits,
+    separate_colour_plane_flag."""
+
+    order_bits: int
+    extra_bits: int
+    colour_planes: bool
 
 
 @njit(cache=True)
@@ -100,7 +119,7 @@ def _bits(data: NDArray[np.uint8], at: int, count: int) -> int:
 
 
 @njit(cache=True)
-def _after_golomb(data: NDArray[np.uint8], at: int, end: int) -> int:
+def _golomb(data: NDArray[np.uint8], at: int, end: int) -> int:
     """Bit index behind one ue(v) value; `end` where it runs out of data."""
     zeros = 0
     while at < end and _bits(data, at, 1) == 0:
@@ -110,17 +129,41 @@ def _after_golomb(data: NDArray[np.uint8], at: int, end: int) -> int:
 
 
 @njit(cache=True)
-def _field_slice(
-    data: NDArray[np.uint8], start: int, stop: int, frame_num_bits: int, colour_planes: bool, scratch: Any
-) -> bool:
-    """field_pic_flag of an H.264 slice (of a stream whose frame_mbs_only_flag is 0)."""
-    count = unescape(data, start + 1, stop, scratch)
-    end = count * 8
+def _h264_slice(
+    data: NDArray[np.uint8], start: int, stop: int, fields: H264SliceFields, scratch: NDArray[np.uint8]
+) -> tuple[bool, int]:
+    """(field_pic_flag, pic_order_cnt_lsb or -1) of the H.264 slice whose NAL header is at `start`."""
+    end = 8 * unescape(data, start + 1, stop, scratch)
     at = 0
     for _ in range(3):  # first_mb_in_slice, slice_type, pic_parameter_set_id
-        at = _after_golomb(scratch, at, end)
-    at += (2 if colour_planes else 0) + frame_num_bits
-    return at < end and _bits(scratch, at, 1) == 1
+        at = _golomb(scratch, at, end)
+    at += (2 if fields.colour_planes else 0) + fields.frame_num_bits
+    field = False
+    if not fields.frame_mbs_only:
+        field = at < end and _bits(scratch, at, 1) == 1
+        at += 2 if field else 1
+    if data[start] & 31 == 5:
+        at = _golomb(scratch, at, end)  # idr_pic_id
+    if fields.order_bits == 0 or at + fields.order_bits > end:
+        return field, -1
+    return field, _bits(scratch, at, fields.order_bits)
+
+
+@njit(cache=True)
+def _hevc_order(
+    data: NDArray[np.uint8], start: int, stop: int, fields: HevcSliceFields, scratch: NDArray[np.uint8]
+) -> int:
+    """slice_pic_order_cnt_lsb, or -1, of the first slice segment whose NAL header is at `start`."""
+    kind = data[start] >> 1 & 63
+    if kind == 19 or kind == 20:
+        return 0
+    end = 8 * unescape(data, start + 2, stop, scratch)
+    at = 2 if 16 <= kind <= 23 else 1  # first_slice_segment_in_pic_flag, no_output_of_prior_pics_flag
+    at = _golomb(scratch, at, end) + fields.extra_bits
+    at = _golomb(scratch, at, end) + (2 if fields.colour_planes else 0)
+    if fields.order_bits == 0 or at + fields.order_bits > end:
+        return -1
+    return _bits(scratch, at, fields.order_bits)
 
 
 @njit(cache=True)
@@ -174,21 +217,20 @@ def scan_h264(
     offset: NDArray[np.int64],
     size: NDArray[np.int64],
     length_size: int,
-    frame_num_bits: int,
-    frame_mbs_only: bool,
-    colour_planes: bool,
-) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint64]]:
+    fields: H264SliceFields,
+) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint64], NDArray[np.int64]]:
     """What each packet of an H.264 stream holds.
 
     data: uint8, the file. offset, size: int64 [P], every range inside the file. length_size: bytes of the
-    length before each unit, 0 for start codes. The rest comes from the SPS: frame_num_bits is
-    log2_max_frame_num, colour_planes separate_colour_plane_flag. Returns bits u32 [P], pictures u8 [P]
-    (first slices: 2 in a packet of two fields) and a hash u64 [P] of the parameter sets, 0 for none.
+    length before each unit, 0 for start codes. Returns bits u32 [P], pictures u8 [P] (first slices: 2 in a
+    packet of two fields), a hash u64 [P] of the parameter sets, 0 for none, and pic_order_cnt_lsb i64 [P] of
+    the first slice, -1 where unknown.
     """
     count = offset.shape[0]
     bits = np.zeros(count, np.uint32)
     pictures = np.zeros(count, np.uint8)
     hashes = np.zeros(count, np.uint64)
+    order = np.full(count, -1, np.int64)
     scratch = np.zeros(HEADER_BYTES, np.uint8)
     for packet in range(count):
         at = offset[packet]
@@ -216,10 +258,10 @@ def scan_h264(
                     else:
                         if data[start + 1] & 0x80 and pictures[packet] < 255:  # first_mb_in_slice is 0
                             pictures[packet] += 1
-                        if not frame_mbs_only and _field_slice(
-                            data, start, stop, frame_num_bits, colour_planes, scratch
-                        ):
-                            found |= FIELD
+                        if order[packet] < 0:
+                            field, order[packet] = _h264_slice(data, start, stop, fields, scratch)
+                            if field:
+                                found |= FIELD
             elif kind == 6:
                 if _recovery_point(data, start, stop):
                     found |= RECOVERY
@@ -229,17 +271,28 @@ def scan_h264(
         if found & PARAMETERS:
             hashes[packet] = state
         bits[packet] = found
-    return bits, pictures, hashes
+    return bits, pictures, hashes, order
 
 
 @njit(cache=True, nogil=True)
 def scan_hevc(
-    data: NDArray[np.uint8], offset: NDArray[np.int64], size: NDArray[np.int64], length_size: int
-) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint8], NDArray[np.uint8]]:
+    data: NDArray[np.uint8],
+    offset: NDArray[np.int64],
+    size: NDArray[np.int64],
+    length_size: int,
+    fields: HevcSliceFields,
+) -> tuple[
+    NDArray[np.uint32],
+    NDArray[np.uint8],
+    NDArray[np.uint64],
+    NDArray[np.int64],
+    NDArray[np.uint8],
+    NDArray[np.uint8],
+]:
     """What each packet of an HEVC stream holds; arguments as of scan_h264. Only layer 0 counts.
 
-    Returns bits u32, pictures u8, parameter-set hash u64, and of the first slice nal_unit_type u8
-    (NO_TYPE without slices) and TemporalId u8, each [P].
+    Returns bits u32, pictures u8, parameter-set hash u64, and of the first slice slice_pic_order_cnt_lsb i64
+    (-1 unknown), nal_unit_type u8 (NO_TYPE without slices) and TemporalId u8, each [P].
     """
     count = offset.shape[0]
     bits = np.zeros(count, np.uint32)
@@ -247,6 +300,8 @@ def scan_hevc(
     hashes = np.zeros(count, np.uint64)
     types = np.full(count, NO_TYPE, np.uint8)
     layers = np.zeros(count, np.uint8)
+    order = np.full(count, -1, np.int64)
+    scratch = np.zeros(HEADER_BYTES, np.uint8)
     for packet in range(count):
         at = offset[packet]
         end = at + size[packet]
@@ -278,6 +333,8 @@ def scan_hevc(
                     found |= IDR
                 if data[start + 2] & 0x80 and pictures[packet] < 255:  # first_slice_segment_in_pic_flag
                     pictures[packet] += 1
+                    if order[packet] < 0:
+                        order[packet] = _hevc_order(data, start, stop, fields, scratch)
                 if 16 <= kind <= 23 and data[start + 2] & 0x40:
                     found |= NO_PRIOR_OUTPUT
             elif 32 <= kind <= 34:
@@ -288,7 +345,7 @@ def scan_hevc(
         if found & PARAMETERS:
             hashes[packet] = state
         bits[packet] = found
-    return bits, pictures, hashes, types, layers
+    return bits, pictures, hashes, order, types, layers
 
 
 def split_units(packet: bytes, length_size: int) -> list[bytes]:

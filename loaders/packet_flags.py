@@ -12,14 +12,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from surgrec.loaders import nal, picture_types
-from surgrec.loaders.display_order import order_by_reference
+from surgrec.loaders.display_order import order_by_count, order_by_reference, unwrap_order
 from surgrec.loaders.packet_index import BROKEN, DISCARD, DISPOSABLE, HIDDEN, KEY, OPEN_KEY
 from surgrec.loaders.parameter_sets import (
     H264Parameters,
     HevcParameters,
-    hevc_hides_pictures,
     length_size,
     parse_h264_sps,
+    parse_hevc_pps,
     parse_hevc_sps,
     units_of_extradata,
 )
@@ -66,13 +66,15 @@ class PacketView:
 @dataclass(frozen=True, slots=True)
 class Classified:
     """flags u8 [P]. `order` is the display order (uint32 packets, before hidden and discarded ones are
-    taken out), None where time stamps give it. `reason`: why there is no random access, or empty."""
+    taken out), None where only time stamps can give it. `reason`: why there is no random access, or empty.
+    `by_count`: the order comes from picture order counts, which true time stamps must follow."""
 
     flags: Flags
     order: NDArray[np.uint32] | None
     reason: str = ""
     note: str = ""
     nal_length_size: int = 0
+    by_count: bool = False
 
 
 def classify(codec: str, view: PacketView) -> Classified:
@@ -124,10 +126,8 @@ def _h264(view: PacketView) -> Classified:
     sets = [parse_h264_sps(u) for u in known if u[0] & 31 == 7] or _first_h264_sps(view, prefix)
     if not sets:
         return Classified(view.flags.copy(), None, f"H.264 without a sequence parameter set; {TRANSCODE}")
-    head = sets[0]
-    bits, pictures, hashes = nal.scan_h264(
-        view.data, view.start, view.size, prefix, head.frame_num_bits, head.frame_mbs_only, head.colour_planes
-    )
+    fields = sets[0].slice_fields
+    bits, pictures, hashes, low = nal.scan_h264(view.data, view.start, view.size, prefix, fields)
     inline = [u for units in _parameter_units(view, hashes, prefix) for u in units if u[0] & 31 in (7, 8)]
     sets += [parse_h264_sps(u) for u in inline if u[0] & 31 == 7]
     damaged = (bits & nal.DAMAGED) > 0
@@ -139,14 +139,21 @@ def _h264(view: PacketView) -> Classified:
     reason, note = _parameters_note(view, known, inline, hashes, key | open_key)
     field = (bits & nal.FIELD) > 0
     whole = (pictures == np.where(field, 2, 1)) | ~coded | ((flags & BROKEN) > 0)
-    shapes = {(s.frame_num_bits, s.frame_mbs_only, s.colour_planes) for s in sets}
+    one_syntax = len({s.slice_fields for s in sets}) == 1
     if prefix and damaged[:1].any() and view.data[view.start[0] : view.start[0] + 4].tobytes() == b"\0\0\0\1":
         reason = f"start codes where the container promises lengths of NAL units; {TRANSCODE}"
-    elif not whole.all() or (len(shapes) > 1 and not all(s.frame_mbs_only for s in sets)):
+    elif not whole.all() or not (one_syntax or all(s.slice_fields.frame_mbs_only for s in sets)):
         first = int(np.argmin(whole))
         reason = f"packet {first} does not hold exactly one frame (fields or parts of frames); {TRANSCODE}"
     reason = _start_reason("an IDR picture", flags) or reason
-    return Classified(flags, _if_no_reorder(sets, len(flags)), reason, note or _sizes_note(sets), prefix)
+    note = note or _sizes_note(sets)
+    if all(s.reorder == 0 for s in sets):
+        return Classified(flags, np.arange(len(flags), dtype=np.uint32), reason, note, prefix)
+    order = None
+    if one_syntax and fields.order_bits:
+        count = unwrap_order(low, key, (bits & nal.REFERENCE) > 0, fields.order_bits)
+        order = order_by_count(count, coded & ~damaged)
+    return Classified(flags, order, reason, note, prefix, order is not None)
 
 
 def _first_h264_sps(view: PacketView, prefix: int) -> list[H264Parameters]:
@@ -161,14 +168,24 @@ def _first_h264_sps(view: PacketView, prefix: int) -> list[H264Parameters]:
 
 def _hevc(view: PacketView) -> Classified:
     prefix = length_size("hevc", view.extradata)
-    bits, pictures, hashes, types, layers = nal.scan_hevc(view.data, view.start, view.size, prefix)
     known = [u for u in units_of_extradata("hevc", view.extradata) if 32 <= u[0] >> 1 & 63 <= 34]
+    known_sets = [parse_hevc_sps(u) for u in known if u[0] >> 1 & 63 == 33]
+    known_extra = [parse_hevc_pps(u)[1] for u in known if u[0] >> 1 & 63 == 34]
+    fields = nal.HevcSliceFields(
+        known_sets[0].order_bits if known_sets and known_extra else 0,
+        known_extra[0] if known_extra else 0,
+        bool(known_sets) and known_sets[0].colour_planes,
+    )
+    bits, pictures, hashes, low, types, layers = nal.scan_hevc(
+        view.data, view.start, view.size, prefix, fields
+    )
     inline = [
         u for units in _parameter_units(view, hashes, prefix) for u in units if 32 <= u[0] >> 1 & 63 <= 34
     ]
     sets = [parse_hevc_sps(u) for u in known + inline if u[0] >> 1 & 63 == 33]
     if not sets:
         return Classified(view.flags.copy(), None, f"HEVC without a sequence parameter set; {TRANSCODE}")
+    picture_sets = [parse_hevc_pps(u) for u in known + inline if u[0] >> 1 & 63 == 34]
     damaged = (bits & nal.DAMAGED) > 0
     coded = (bits & nal.VCL) > 0
     irap = coded & (types >= 16) & (types <= 23)
@@ -189,18 +206,23 @@ def _hevc(view: PacketView) -> Classified:
     whole = (pictures == 1) | ~coded | ((flags & BROKEN) > 0)
     if np.flatnonzero(coded).size and drops[np.flatnonzero(coded)[0] + 1 :].any():
         reason = f"a key frame drops frames ahead of it (no_output_of_prior_pics_flag); {TRANSCODE}"
-    elif any(hevc_hides_pictures(u) for u in known + inline if u[0] >> 1 & 63 == 34):
+    elif any(hides for hides, _ in picture_sets):
         reason = f"pictures that are coded but not shown (pic_output_flag); {TRANSCODE}"
     elif not whole.all():
         reason = f"packet {int(np.argmin(whole))} does not hold exactly one frame; {TRANSCODE}"
     reason = _start_reason("a key frame", flags) or reason
-    return Classified(flags, _if_no_reorder(sets, len(flags)), reason, note or _sizes_note(sets), prefix)
-
-
-def _if_no_reorder(
-    sets: list[H264Parameters] | list[HevcParameters], packets: int
-) -> NDArray[np.uint32] | None:
-    return np.arange(packets, dtype=np.uint32) if all(s.reorder == 0 for s in sets) else None
+    note = note or _sizes_note(sets)
+    if all(s.reorder == 0 for s in sets):
+        return Classified(flags, np.arange(len(flags), dtype=np.uint32), reason, note, prefix)
+    order = None
+    one_syntax = (
+        len({(s.order_bits, s.colour_planes) for s in sets}) == 1 and len({x for _, x in picture_sets}) == 1
+    )
+    if one_syntax and fields.order_bits:
+        # prevTid0Pic (8.3.1): no leading picture, no sub-layer non-reference picture.
+        anchor = (layers == 0) & ~((types >= 6) & (types <= 9)) & ~((types < 16) & (types % 2 == 0))
+        order = order_by_count(unwrap_order(low, key, anchor, fields.order_bits), coded & ~damaged & ~hidden)
+    return Classified(flags, order, reason, note, prefix, order is not None)
 
 
 def _sizes_note(sets: list[H264Parameters] | list[HevcParameters]) -> str:
@@ -248,7 +270,9 @@ def _mpeg4(view: PacketView) -> Classified:
     reason = ""
     if (shown > 1).any():
         reason = f"packed B-frames: packet {int(np.argmax(shown > 1))} holds several frames; {TRANSCODE}"
-    elif ((extra & picture_types.DAMAGED) > 0).any():
+        # The place-holders that follow packed frames make as many packets as frames.
+        return Classified(view.flags.copy(), np.arange(len(kind), dtype=np.uint32), reason)
+    if ((extra & picture_types.DAMAGED) > 0).any():
         reason = (
             f"packet {int(np.argmax(extra & picture_types.DAMAGED))} has a cut picture header; {TRANSCODE}"
         )

@@ -41,6 +41,8 @@ SCANNER_VERSION: Final = 1
 """Raised when a scan of the same file gives another row or other packets."""
 WHOLE_DIGEST_BYTES: Final = 64 << 20
 DIGEST_SAMPLE_BYTES: Final = 1 << 20
+WITHOUT_PTS: Final = frozenset(("avi", "mxf", "mxf_opatom", "gxf", "h264", "hevc"))
+"""Containers for which FFmpeg's demuxer makes presentation times up."""
 RATE_WITHOUT_TIMES: Final = 25.0
 SANE_RATES: Final = (0.01, 1000.0)
 
@@ -123,7 +125,7 @@ def _failed(values: dict[str, Any], reason: str) -> Scanned:
 
 def _scan(path: Path, values: dict[str, Any]) -> Scanned:
     stream = describe(path)
-    found = demux(path, stream.index)
+    found = demux(path, stream.index, from_container=stream.codec in ("h264", "hevc"))
     if len(found.pos) == 0:
         raise UnusableVideoError(f"the video stream holds no packets; {found.error or 'the file may be cut'}")
     classified = _classify(path, stream, found)
@@ -131,15 +133,22 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
     shown = frames_shown(classified.flags)
     pts, has_pts = _times(found)
     order = classified.order
+    by_pts = order_by_pts(pts, shown)
     if order is None:
-        reason = _pts_reason(found.pts[shown]) or reason
-        order = order_by_pts(pts, np.ones(len(pts), bool))
+        reason = _pts_reason(found.pts[shown], stream.container) or reason
+        order = by_pts
     display = order[shown[order]]
+    pts_are_good = not _pts_reason(found.pts[shown], stream.container)
+    if classified.by_count and not reason and pts_are_good and not np.array_equal(by_pts, display):
+        # Decoders go by picture order counts; where time stamps disagree, one of the two is wrong.
+        first = int(np.argmax(by_pts != display))
+        reason = f"time stamps contradict the order of the frames from frame {first} on; {TRANSCODE}"
     if len(display) == 0:
         raise UnusableVideoError("no packet of the video stream holds a frame that can be shown")
     reason = _leading_reason(stream.codec, classified.flags, display) or reason
-    if not has_pts and stream.declared_rate == 0:
-        notes.append("no time stamps and no frame rate: 25 frames per second assumed")
+    if not has_pts:
+        pace = stream.declared_rate or RATE_WITHOUT_TIMES
+        notes.append(f"no time stamps: {pace:.4g} frames per second assumed")
     pts = _complete_times(pts, display, stream, has_pts)
     rate, rate_note = _rate(pts[display], stream)
     cut = int(((classified.flags & BROKEN) > 0).sum())
@@ -195,7 +204,12 @@ def _classify(path: Path, stream: VideoStream, found: Demuxed) -> Classified:
         what = ", ".join(changes)
         reason = f"the container changes the decoder's set-up within the stream ({what}); {TRANSCODE}"
         return Classified(
-            classified.flags, classified.order, reason, classified.note, classified.nal_length_size
+            classified.flags,
+            classified.order,
+            reason,
+            classified.note,
+            classified.nal_length_size,
+            classified.by_count,
         )
     container = stream.container.split(",")[0]
     what = (
@@ -219,8 +233,10 @@ def _times(found: Demuxed) -> tuple[NDArray[np.int64], bool]:
     return times, bool((times != NO_PTS).any())
 
 
-def _pts_reason(pts: NDArray[np.int64]) -> str:
+def _pts_reason(pts: NDArray[np.int64], container: str) -> str:
     """Why time stamps do not give the display order, or empty. pts: of the packets with a frame, as found."""
+    if container in WITHOUT_PTS:
+        return f"container {container} has no presentation times, and the frames are reordered; {TRANSCODE}"
     missing = int((pts == NO_PTS).sum())
     if missing:
         return f"{missing} of {len(pts)} packets have no time stamp, and the frames are reordered; {REMUX}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgrec.loaders.nal import split_units, to_rbsp
+from surgrec.loaders.nal import H264SliceFields, split_units, to_rbsp
 
 
 class BitReader:
@@ -44,9 +44,7 @@ class BitReader:
 class H264Parameters:
     """Of one sequence parameter set. `reorder` is max_num_reorder_frames, None where unknown."""
 
-    frame_num_bits: int
-    frame_mbs_only: bool
-    colour_planes: bool
+    slice_fields: H264SliceFields
     width: int
     height: int
     reorder: int | None
@@ -54,8 +52,11 @@ class H264Parameters:
 
 @dataclass(frozen=True, slots=True)
 class HevcParameters:
-    """Of one sequence parameter set. `reorder` is sps_max_num_reorder_pics of the highest sub-layer."""
+    """Of one sequence parameter set. `reorder` is sps_max_num_reorder_pics of the highest sub-layer,
+    `order_bits` log2_max_pic_order_cnt_lsb."""
 
+    order_bits: int
+    colour_planes: bool
     width: int
     height: int
     reorder: int
@@ -84,8 +85,9 @@ def parse_h264_sps(unit: bytes) -> H264Parameters:
                     _skip_scaling_list(reader, 16 if number < 6 else 64)
     frame_num_bits = reader.golomb() + 4
     order_type = reader.golomb()
+    order_bits = 0
     if order_type == 0:
-        reader.golomb()
+        order_bits = reader.golomb() + 4
     elif order_type == 1:
         reader.bits(1)
         reader.signed_golomb()
@@ -112,9 +114,7 @@ def parse_h264_sps(unit: bytes) -> H264Parameters:
     if reorder is None and profile in (44, 86, 100, 110, 122, 244) and constraints & 0x10:
         reorder = 0
     return H264Parameters(
-        frame_num_bits,
-        frame_mbs_only,
-        planes,
+        H264SliceFields(frame_num_bits, frame_mbs_only, planes, order_bits),
         columns * 16 - (left + right) * unit_x,
         rows * 16 * (1 if frame_mbs_only else 2) - (top + bottom) * unit_y,
         reorder,
@@ -181,8 +181,7 @@ def parse_hevc_sps(unit: bytes) -> HevcParameters:
         reader.bits(88 * profile + 8 * level)
     reader.golomb()
     chroma = reader.golomb()
-    if chroma == 3:
-        reader.bits(1)
+    planes = chroma == 3 and bool(reader.bits(1))
     width, height = reader.golomb(), reader.golomb()
     if reader.bits(1):
         left, right, top, bottom = (reader.golomb() for _ in range(4))
@@ -190,22 +189,25 @@ def parse_hevc_sps(unit: bytes) -> HevcParameters:
         height -= (top + bottom) * (2 if chroma == 1 else 1)
     reader.golomb()
     reader.golomb()
-    reader.golomb()
+    order_bits = reader.golomb() + 4
     reorder = 0
     for _ in range(sub_layers + 1 if reader.bits(1) else 1):
         reader.golomb()
         reorder = reader.golomb()
         reader.golomb()
-    return HevcParameters(width, height, reorder)
+    return HevcParameters(order_bits, planes, width, height, reorder)
 
 
-def hevc_hides_pictures(unit: bytes) -> bool:
-    """output_flag_present_flag of a picture parameter set: slices may say that a picture is not shown."""
+def parse_hevc_pps(unit: bytes) -> tuple[bool, int]:
+    """(output_flag_present_flag, num_extra_slice_header_bits) of a picture parameter set.
+
+    With the first, slices may say that a picture is not shown. Raises ValueError where it is malformed.
+    """
     reader = BitReader(to_rbsp(unit[2:]))
     reader.golomb()
     reader.golomb()
     reader.bits(1)
-    return bool(reader.bits(1))
+    return bool(reader.bits(1)), reader.bits(3)
 
 
 def length_size(codec: str, extradata: bytes) -> int:
