@@ -1,0 +1,112 @@
+"""The kernels on a GPU give what they give on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD, BlockGroup
+from surgrec.kernels.attention import Backend, attention
+from surgrec.kernels.counter_rng import random_u64, stream_key, uniform
+from surgrec.kernels.masking import multi_block_mask, tube_mask
+from surgrec.kernels.patchify import patchify, patchify_packed, unpatchify
+from surgrec.kernels.pixel_target import pixel_target
+from torch import Tensor
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+GRID = (8, 14, 14)
+
+
+def has_xformers() -> bool:
+    try:
+        import xformers.ops  # noqa: F401  # only whether it is there
+    except ImportError:
+        return False
+    return True
+
+
+def test_random_bits_are_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counters = torch.randint(-(2**63), 2**63 - 1, (100_000,), generator=generator)
+    for key in (0, 2**64 - 1, stream_key(3, "gpu")):
+        bits = random_u64(key, counters)
+        on_gpu = random_u64(key, counters.cuda())
+        assert torch.equal(on_gpu.cpu(), bits)
+        assert torch.equal(uniform(on_gpu).cpu(), uniform(bits))
+
+
+def test_masks_are_the_same() -> None:
+    samples = torch.arange(64) * 12345
+    here, there = tube_mask(7, samples, GRID, 0.9), tube_mask(7, samples.cuda(), GRID, 0.9)
+    assert torch.equal(here.visible, there.visible.cpu())
+    assert torch.equal(here.masked, there.masked.cpu())
+    groups = (BlockGroup(8, 0.15), BlockGroup(2, 0.7))
+    for equal in (False, True):
+        ours = multi_block_mask(7, samples, 3, GRID, groups, equal)
+        theirs = multi_block_mask(7, samples.cuda(), 3, GRID, groups, equal)
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one.context, other.context.cpu())
+            assert torch.equal(one.target_lengths, other.target_lengths.cpu())
+
+
+def test_tube_masks_do_not_wait_for_the_gpu() -> None:
+    samples = torch.arange(64).cuda()
+    tube_mask(7, samples, GRID, 0.9)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tube_mask(7, samples, GRID, 0.9)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_tokens_and_targets_are_the_same() -> None:
+    frames = torch.randint(0, 256, (4, 16, 224, 224, 3), dtype=torch.uint8)
+    mask = tube_mask(1, torch.arange(4), GRID, 0.9)
+    here = patchify(frames, mask.visible, 2, 16, IMAGENET_MEAN, IMAGENET_STD)
+    there = patchify(frames.cuda(), mask.visible.cuda(), 2, 16, IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-6, rtol=1e-6)
+    target = pixel_target(frames.cuda(), mask.masked.cuda())
+    torch.testing.assert_close(target.cpu(), pixel_target(frames, mask.masked), atol=1e-5, rtol=1e-5)
+    lengths = torch.full((4,), 160)
+    packed = patchify_packed(
+        frames.cuda(), mask.visible.flatten().cuda(), lengths.cuda(), 2, 16, IMAGENET_MEAN, IMAGENET_STD
+    )
+    assert torch.equal(packed, there.flatten(0, 1))
+    grey = torch.zeros(4, 160, 1536, dtype=torch.uint8)
+    pictures = unpatchify(grey.cuda(), mask.visible.cuda(), frames.cuda())
+    assert torch.equal(pictures.cpu(), unpatchify(grey, mask.visible, frames))
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Formula in float64, sequence by sequence: [sum, heads, d]."""
+    outs = []
+    for parts in zip(*(x.double().split(lengths) for x in (q, k, v)), strict=True):
+        weights = (torch.einsum("nhd,mhd->hnm", parts[0], parts[1]) / q.shape[-1] ** 0.5).softmax(-1)
+        outs.append(torch.einsum("hnm,mhd->nhd", weights, parts[2]))
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("backend", ["auto", "xformers", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [64, 32])
+@pytest.mark.parametrize("lengths", [[160, 160, 160], [301, 17, 1, 640]])
+def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: list[int]) -> None:
+    if backend == "xformers" and not has_xformers():
+        pytest.skip("xformers is not installed")
+    torch.manual_seed(0)
+    total = sum(lengths)
+    q, k, v = (torch.randn(total, 6, width, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
+    weights = torch.randn(total, 6, width, device="cuda", dtype=dtype)
+    expected = reference(q, k, v, lengths)
+    wanted = torch.autograd.grad(expected, (q, k, v), weights.double())
+    tolerance = 0.03 if dtype == torch.bfloat16 else 1e-3
+    out = attention(q, k, v, lengths, backend)
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    for one, other in zip(torch.autograd.grad(out, (q, k, v), weights), wanted, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), atol=tolerance, rtol=tolerance)
+    if len(set(lengths)) == 1:
+        dense = attention(*(x.view(len(lengths), -1, 6, width) for x in (q, k, v)), backend=backend)
+        torch.testing.assert_close(dense.flatten(0, 1).double(), expected, atol=tolerance, rtol=tolerance)
