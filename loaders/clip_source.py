@@ -49,7 +49,7 @@ class ClipSource:
         self.sampler = ClipSampler(
             self.segments, index.videos.domain, index.videos.dataset, data.balance, seed
         )
-        self._crop = RandomCrop(seed, data.crop_scale, data.crop_aspect, data.flip)
+        self.crop = RandomCrop(seed, data.crop_scale, data.crop_aspect, data.flip)
 
     def requests(self, first: int, count: int) -> list[ClipRequest]:
         """One request for each of the samples first, ..., first + count - 1."""
@@ -70,7 +70,7 @@ class ClipSource:
             display_sar((int(videos.sar_num[v]), int(videos.sar_den[v])), int(videos.rotation[v]))
             for v in (clip.request.video for clip in clips)
         ]
-        return self._crop.windows(
+        return self.crop.windows(
             np.array([clip.request.sample for clip in clips], np.int64),
             [clip.frames.shape[2] for clip in clips],
             [clip.frames.shape[1] for clip in clips],
