@@ -28,7 +28,7 @@ class OptimConfig:
     warmup: float = 0.1
     """Length of the linear warm-up: a share of the run below 1, a number of steps from 1 upwards."""
     weight_decay: float = 0.05
-    """Weight decay of the first step; none on biases, norms and mask tokens."""
+    """Weight decay of the first step; none on biases, norms and MAE's mask token."""
     final_weight_decay: float = 0.05
     """Weight decay of the last step, by a cosine."""
     stretch: float = 1.0

@@ -1,0 +1,179 @@
+"""A corpus of small real videos, a run of a few seconds on it, and a run that needs no video at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from surgrec.configs.data import BalanceConfig, DataConfig
+from surgrec.configs.model import BlockGroup, JepaConfig, MaeConfig
+from surgrec.configs.pretrain import (
+    CheckpointConfig,
+    JepaPretrain,
+    LogConfig,
+    MaePretrain,
+    OptimConfig,
+    PretrainConfig,
+)
+from surgrec.corpus.build import build_index
+from surgrec.corpus.discovery import find_entries
+from surgrec.loaders.clip_loader import Batch
+from surgrec.loaders.clip_plan import ClipRequest
+from surgrec.models.build import build_objective
+from surgrec.training.distributed import World
+from surgrec.training.optim import build_adamw
+from surgrec.training.resolve import BatchShape, batch_shape
+from surgrec.training.step import Parts
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small tensors: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def corpus(streams: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Index of three small videos of two domains."""
+    folder = tmp_path_factory.mktemp("corpus")
+    entries = []
+    for domain, kind in (
+        ("endoscopy", "h264_default"),
+        ("laparoscopy", "hevc_closed"),
+        ("laparoscopy", "mpeg4_avi"),
+    ):
+        path = streams.make_stream(kind, folder / kind)
+        entries += find_entries([str(path)], dataset=kind, domain=domain)
+    index = folder / "corpus.h5"
+    build_index(entries, index, workers=1)
+    return index
+
+
+DATA = DataConfig(
+    frames=4, stride=2, size=32, threads=1, segment_seconds=1.0, balance=BalanceConfig(), max_failures=0.5
+)
+OPTIM = OptimConfig(lr=1e-3, start_lr=1e-4, final_lr=1e-5, lr_per_256=False, warmup=0.2, clip=1.0)
+MAE = MaePretrain(
+    name="test",
+    steps=6,
+    batch=4,
+    device="cpu",
+    data=DATA,
+    optim=OPTIM,
+    checkpoint=CheckpointConfig(every=3, keep_last=2),
+    log=LogConfig(every=2, panels_every=3, panels=2),
+    model=MaeConfig(size="tiny", mask_ratio=0.5, decoder_depth=1, decoder_width=48, decoder_heads=3),
+)
+JEPA = JepaPretrain(
+    **{f.name: getattr(MAE, f.name) for f in dataclasses.fields(MAE) if f.name != "model"},
+    model=JepaConfig(
+        size="tiny",
+        predictor_depth=1,
+        predictor_width=48,
+        predictor_heads=3,
+        groups=(BlockGroup(1, 0.3),),
+        ema_start=0.9,
+    ),
+)
+
+
+@pytest.fixture
+def dry_mae() -> MaePretrain:
+    """MAE for synthetic clips."""
+    return MAE
+
+
+@pytest.fixture
+def dry_jepa() -> JepaPretrain:
+    """JEPA for synthetic clips."""
+    return JEPA
+
+
+@pytest.fixture
+def mae(corpus: Path, tmp_path: Path) -> MaePretrain:
+    """Six steps of a tiny MAE into tmp_path/run."""
+    return dataclasses.replace(
+        MAE, data=dataclasses.replace(MAE.data, index=corpus), out=tmp_path / "run"
+    )
+
+
+@pytest.fixture
+def jepa(corpus: Path, tmp_path: Path) -> JepaPretrain:
+    """Six steps of a tiny JEPA into tmp_path/run."""
+    return dataclasses.replace(
+        JEPA, data=dataclasses.replace(JEPA.data, index=corpus), out=tmp_path / "run"
+    )
+
+
+@dataclasses.dataclass
+class SyntheticBatches:
+    """Micro-batches whose frames are a pure function of their sample numbers, laid out as ClipLoader's are."""
+
+    shape: BatchShape
+    frames: int = 4
+    size: int = 32
+    rank: int = 0
+    ranks: int = 1
+    next_sample: int = 0
+
+    def __next__(self) -> Batch:
+        rows = self.shape.micro_batch
+        first = self.next_sample + self.rank * rows
+        self.next_sample += rows * self.ranks
+        numbers = range(first, first + rows)
+        clips = [self._clip(number) for number in numbers]
+        requests = [ClipRequest(number, 0, tuple(range(self.frames))) for number in numbers]
+        return Batch(torch.stack(clips), torch.tensor(numbers), requests, 0, 3 * rows * self.frames, 0.0)
+
+    def _clip(self, number: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(number)
+        coarse = torch.randint(0, 256, (self.frames, 4, 4, 3), generator=generator, dtype=torch.uint8)
+        zoom = self.size // 4
+        return coarse.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_sample": self.next_sample}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next_sample = state["next_sample"]
+
+
+@pytest.fixture(scope="session")
+def synthetic_parts() -> Callable[..., Parts]:
+    """Makes the Parts of a run on synthetic clips: synthetic_parts(config) or (config, world)."""
+
+    def make(config: PretrainConfig, world: World | None = None) -> Parts:
+        world = world or World(0, 0, 1, torch.device("cpu"))
+        shape = batch_shape(config, world.size)
+        objective = build_objective(config.model, config.seed, config.data.frames, config.data.size)
+        optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
+        batches = SyntheticBatches(shape, config.data.frames, config.data.size, world.rank, world.size)
+        return Parts(config, world, objective, objective, optimizer, batches, shape, torch.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.Popen[str]]:
+    """Starts `python -m surgrec.pretrain ARGUMENTS` in a folder, one thread, output as text."""
+
+    def start(*arguments: object, cwd: Path, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *prefix, "-m", "surgrec.pretrain", *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    return start
