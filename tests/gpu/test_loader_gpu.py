@@ -1,0 +1,85 @@
+"""The loader with a GPU: the pictures of the CPU graph, in memory that training kernels can rely on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from surgrec.configs.data import DataConfig
+from surgrec.loaders.clip_loader import ClipLoader
+from surgrec.loaders.crop import RandomCrop
+from surgrec.loaders.dali_graph import CropGraph
+from surgrec.loaders.packet_index import PacketIndex
+
+from surgrec.index import main as index_command
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+DATA = DataConfig(frames=8, stride=2, size=112, flip=True, threads=4, segment_seconds=1.0)
+
+
+def clip(width: int, height: int, seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
+
+
+def test_both_devices_give_the_same_pictures() -> None:
+    frames = [clip(*size, seed) for seed, size in enumerate([(640, 480), (333, 250), (100, 180), (854, 480)])]
+    crop = RandomCrop(2, (0.3, 1.0), (0.75, 4 / 3), flip=True)
+    widths, heights = [f.shape[2] for f in frames], [f.shape[1] for f in frames]
+    windows = crop.windows(range(4), widths, heights, [1.0, 1.0, 2.0, 0.9])
+    on_cpu = CropGraph(112, 4, torch.device("cpu"), threads=2)(frames, windows)
+    graph = CropGraph(112, 4, torch.device("cuda", 0), threads=2)
+    on_gpu = graph(frames, windows)
+    assert on_gpu.is_cuda
+    assert on_gpu.shape == on_cpu.shape
+    assert (on_gpu.cpu().int() - on_cpu.int()).abs().max() <= 2
+    assert torch.equal(graph(frames, windows), on_gpu)
+
+
+@pytest.fixture(scope="module")
+def index(streams: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> PacketIndex:
+    folder = tmp_path_factory.mktemp("corpus")
+    for kind in ("h264_default", "hevc_closed", "h264_wide_pixels"):
+        streams.make_stream(kind, folder / kind, frames=60, size=(320, 240))
+    assert index_command([str(folder), "--out", str(folder / "corpus.h5"), "--workers", "1"]) == 0
+    return PacketIndex.open(Path(folder / "corpus.h5"))
+
+
+@pytest.mark.parametrize("batch", [4, 20])
+def test_batches_are_those_of_the_cpu(index: PacketIndex, batch: int) -> None:
+    with (
+        ClipLoader(index, DATA, 3, batch, device="cpu") as on_cpu,
+        ClipLoader(index, DATA, 3, batch, device="cuda") as on_gpu,
+    ):
+        for _ in range(3):
+            one, two = next(on_cpu), next(on_gpu)
+            assert two.frames.is_cuda
+            assert one.requests == two.requests
+            assert (two.frames.cpu().int() - one.frames.int()).abs().max() <= 2
+
+
+def test_queued_kernels_read_a_batch_that_is_no_longer_held(index: PacketIndex) -> None:
+    """A training step only queues its kernels and then lets go of the batch; its memory must wait for them."""
+    data = replace(DATA, prefetch=4)
+    with ClipLoader(index, data, 3, 16, device="cuda") as loader:
+        expected = [next(loader).frames.sum().item() for _ in range(12)]
+    busy = torch.randn(6000, 6000, device="cuda")
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        with ClipLoader(index, data, 3, 16, device="cuda") as loader, torch.cuda.stream(stream):
+            sums = []
+            for _ in range(12):
+                frames = next(loader).frames
+                for _ in range(20):
+                    busy = torch.nn.functional.normalize(busy @ busy)
+                sums.append(frames.sum())
+                del frames
+            torch.cuda.synchronize()
+            assert [total.item() for total in sums] == expected
