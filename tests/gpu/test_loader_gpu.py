@@ -67,7 +67,7 @@ def test_batches_are_those_of_the_cpu(index: PacketIndex, batch: int) -> None:
 
 
 def test_queued_kernels_read_a_batch_that_is_no_longer_held(index: PacketIndex) -> None:
-    """A training step only queues its kernels and then lets go of the batch; its memory must wait for them."""
+    """A training step queues its kernels and lets go of the batch; its memory must wait for them."""
     data = replace(DATA, prefetch=4)
     with ClipLoader(index, data, 3, 16, device="cuda") as loader:
         expected = [next(loader).frames.sum().item() for _ in range(12)]
