@@ -66,9 +66,9 @@ def unwrap_order(
             previous = 0
         high = previous - previous % span
         value = high + low[packet]
-        if value - previous >= span // 2:
+        if value - previous > span // 2:
             value -= span
-        elif previous - value > span // 2:
+        elif previous - value >= span // 2:
             value += span
         if restart[packet]:
             value = low[packet]
