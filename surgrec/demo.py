@@ -1,0 +1,140 @@
+"""`python -m surgrec.demo`: from nothing to a small pretrained model, by a user's own commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgrec.configs.demo import DemoConfig
+
+LOSS_POINTS = 3
+"""Points of the log that the loss at the start and at the end is the mean of."""
+
+
+@dataclass(frozen=True)
+class LossFall:
+    """Mean loss over the first and the last points of a run, and the number of its last step."""
+
+    start: float
+    end: float
+    steps: int
+
+
+def python() -> str:
+    """This interpreter, as a person in this folder would name it."""
+    name = os.path.relpath(sys.executable)
+    return sys.executable if name.startswith("..") else name
+
+
+def run_command(arguments: list[str]) -> int:
+    """Print a command, run it, and return its exit status."""
+    print(f"\n$ {shlex.join([python(), *arguments])}", flush=True)
+    return subprocess.run([sys.executable, *arguments], check=False).returncode
+
+
+def read_loss(metrics: Path) -> LossFall:
+    """The fall of the loss in a run's metrics.jsonl. Raises ValueError where it has no loss."""
+    entries = [json.loads(line) for line in metrics.read_text().splitlines()]
+    points = [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
+    if not points:
+        raise ValueError(f"{metrics} holds no loss: the run ended before its first step")
+    first, last = points[:LOSS_POINTS], points[-LOSS_POINTS:]
+    start, end = (sum(loss for _, loss in part) / len(part) for part in (first, last))
+    return LossFall(start, end, points[-1][0])
+
+
+def new_run_folder(out: Path) -> Path:
+    """A run folder that is not there yet: OUT/runs/demo-TIME."""
+    base = out / "runs" / time.strftime("demo-%Y%m%d-%H%M%S")
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit status is that of the first command in it which fails."""
+    import tyro
+
+    config = tyro.cli(DemoConfig, args=arguments, prog="python -m surgrec.demo")
+    from surgrec.demo_data.real_video import MissingPackageError
+
+    try:
+        manifest = gather_videos(config)
+    except (ModuleNotFoundError, MissingPackageError) as error:
+        print(
+            f"surgrec.demo: {error}\nThe demo needs its extra: pip install 'surgrec[demo]', or make demo.",
+            file=sys.stderr,
+        )
+        return 1
+    index, run = config.out / "corpus.h5", new_run_folder(config.out)
+    status = run_command(["-m", "surgrec.index", "--manifest", str(manifest), "--out", str(index)])
+    if status:
+        return status
+    command = ["-m", "surgrec.pretrain", "demo", "--data.index", str(index), "--out", str(run)]
+    command += ["--seed", str(config.seed)]
+    if config.steps is not None:
+        command += ["--steps", str(config.steps)]
+    status = run_command(command)
+    if status:
+        return status
+    print_summary(config.out, run)
+    return 0
+
+
+def gather_videos(config: DemoConfig) -> Path:
+    """Make the videos that are missing, with a progress bar; returns the manifest."""
+    from tqdm import tqdm
+
+    from surgrec.demo_data.gather import gather
+    from surgrec.demo_data.operations import operations
+    from surgrec.kernels.counter_rng import stream_key
+
+    folder = config.out / "videos"
+    print(f"Gathering real video and drawing operations into {folder}/", flush=True)
+    keys = {each.name: stream_key(config.seed, f"demo/{each.name}") for each in operations()}
+    with tqdm(unit="video", dynamic_ncols=True, disable=None) as bar:
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(done - bar.n)
+
+        return gather(folder, keys, config.workers, progress)
+
+
+def print_summary(out: Path, run: Path) -> None:
+    """What came out: the fall of the loss, the picture, and what to type next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    fall = read_loss(run / "metrics.jsonl")
+    picture = out / "reconstruction.png"
+    shutil.copyfile(run / "reconstruction.png", picture)
+    table = Table(title="SurgRec demo", show_header=False, title_justify="left")
+    table.add_row("loss at the start", f"{fall.start:.3f}")
+    table.add_row(f"loss at the end (step {fall.steps})", f"{fall.end:.3f}")
+    table.add_row("input, mask, reconstruction", str(picture))
+    table.add_row("run folder", str(run))
+    console = Console()
+    console.print()
+    console.print(table)
+    for label, line in (
+        ("Curves and pictures of all demo runs", f"-m tensorboard.main --logdir {out / 'runs'}"),
+        (
+            "The same run again",
+            f"-m surgrec.pretrain --config {run / 'config.yaml'} --out {out / 'runs' / 'again'}",
+        ),
+    ):
+        console.print(f"{label}:\n  {python()} {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

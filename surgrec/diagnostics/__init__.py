@@ -1,0 +1,1 @@
+"""What this machine can do for SurgRec: plain checks, each with a remedy."""
