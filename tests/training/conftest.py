@@ -23,10 +23,11 @@ from surgrec.configs.pretrain import (
     OptimConfig,
     PretrainConfig,
 )
-from surgrec.corpus.build import build_index
-from surgrec.corpus.discovery import find_entries
 from surgrec.loaders.clip_loader import Batch
 from surgrec.loaders.clip_plan import ClipRequest
+
+from surgrec.corpus.build import build_index
+from surgrec.corpus.discovery import find_entries
 from surgrec.models.build import build_objective
 from surgrec.training.distributed import World
 from surgrec.training.optim import build_adamw
@@ -100,22 +101,18 @@ def dry_jepa() -> JepaPretrain:
 @pytest.fixture
 def mae(corpus: Path, tmp_path: Path) -> MaePretrain:
     """Six steps of a tiny MAE into tmp_path/run."""
-    return dataclasses.replace(
-        MAE, data=dataclasses.replace(MAE.data, index=corpus), out=tmp_path / "run"
-    )
+    return dataclasses.replace(MAE, data=dataclasses.replace(MAE.data, index=corpus), out=tmp_path / "run")
 
 
 @pytest.fixture
 def jepa(corpus: Path, tmp_path: Path) -> JepaPretrain:
     """Six steps of a tiny JEPA into tmp_path/run."""
-    return dataclasses.replace(
-        JEPA, data=dataclasses.replace(JEPA.data, index=corpus), out=tmp_path / "run"
-    )
+    return dataclasses.replace(JEPA, data=dataclasses.replace(JEPA.data, index=corpus), out=tmp_path / "run")
 
 
 @dataclasses.dataclass
 class SyntheticBatches:
-    """Micro-batches whose frames are a pure function of their sample numbers, laid out as ClipLoader's are."""
+    """Micro-batches whose frames are a pure function of their sample numbers, laid out like ClipLoader's."""
 
     shape: BatchShape
     frames: int = 4
@@ -165,7 +162,9 @@ def synthetic_parts() -> Callable[..., Parts]:
 def command() -> Callable[..., subprocess.Popen[str]]:
     """Starts `python -m surgrec.pretrain ARGUMENTS` in a folder, one thread, output as text."""
 
-    def start(*arguments: object, cwd: Path, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+    def start(
+        *arguments: object, cwd: Path, prefix: tuple[str, ...] = (), **options: Any
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *prefix, "-m", "surgrec.pretrain", *map(str, arguments)],
             cwd=cwd,

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+
 from surgrec.training.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,

@@ -6,6 +6,8 @@ import pytest
 import torch
 from surgrec.configs.model import JepaConfig, MaeConfig
 from surgrec.configs.pretrain import OptimConfig
+from torch import nn
+
 from surgrec.models.build import build_objective
 from surgrec.training.optim import (
     build_adamw,
@@ -15,7 +17,6 @@ from surgrec.training.optim import (
     parameter_groups,
     set_hyperparameters,
 )
-from torch import nn
 
 MAE = MaeConfig(size="tiny", decoder_depth=1, decoder_width=48, decoder_heads=3)
 JEPA = JepaConfig(size="tiny", predictor_depth=1, predictor_width=48, predictor_heads=3)
@@ -100,7 +101,7 @@ def test_restored_state_goes_on_bit_for_bit():
 
 def test_state_of_another_model_is_refused_by_name():
     optimizer = build_adamw(net(), decays_not, OptimConfig())
-    with pytest.raises(ValueError, match="no.such.weight"):
+    with pytest.raises(ValueError, match=r"no.such.weight"):
         load_optimizer_tensors(optimizer, {"exp_avg.no.such.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"exp_avg\.0\.weight has shape \(3,\)"):
         load_optimizer_tensors(optimizer, {"exp_avg.0.weight": torch.zeros(3)})

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from surgrec.configs.pretrain import to_document
+
 from surgrec.training.checkpoint import Checkpoint, DamagedCheckpointError, save_checkpoint
 from surgrec.training.errors import UserError
 from surgrec.training.run_folder import (
@@ -56,7 +57,7 @@ def test_a_path_is_taken_from_another_run(run, tmp_path, dry_mae):
 
 def test_a_path_with_later_steps_in_the_folder_must_branch_off(run, dry_mae):
     wanted = replace(dry_mae, resume=str(run.checkpoints / "step-00000003"))
-    with pytest.raises(UserError, match="up to step 6.*another --out to branch off from step 3"):
+    with pytest.raises(UserError, match=r"up to step 6.*another --out to branch off from step 3"):
         find_checkpoint(run, wanted, "abc")
 
 
@@ -115,13 +116,15 @@ def test_what_does_not_change_the_result_may_change(run, dry_mae):
 
 
 def test_another_index_is_refused(run, dry_mae):
-    with pytest.raises(UserError, match="index with digest abc.*has xyz"):
+    with pytest.raises(UserError, match=r"index with digest abc.*has xyz"):
         find_checkpoint(run, dry_mae, "xyz")
 
 
 def test_damage_is_an_error_unless_falling_back_is_asked(run, dry_mae, capsys):
     damage(run, 6)
-    with pytest.raises(DamagedCheckpointError, match=r"step-00000006/model\.safetensors is damaged(?s:.*)fall-back"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"step-00000006/model\.safetensors is damaged(?s:.*)fall-back"
+    ):
         find_checkpoint(run, dry_mae, "abc")
     willing = replace(dry_mae, checkpoint=replace(dry_mae.checkpoint, fall_back=True))
     assert find_checkpoint(run, willing, "abc").name == "step-00000003"
@@ -170,7 +173,7 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*--out"):
+    with pytest.raises(UserError, match=r"cannot be written.*--out"):
         open_folder(RunFolder(tmp_path / "file" / "run"))
 
 

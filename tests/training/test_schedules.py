@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from surgrec.configs.presets import PRESETS
+
 from surgrec.training.schedules import learning_rate, warmup_steps, weight_decay
 from surgrec.training.step import hyperparameters
 
@@ -68,8 +70,8 @@ def test_learning_rate_rises_to_its_peak_and_falls(total, share, stretch, peak, 
     slack = 1e-9 * peak
     assert all(min(start, final) - slack <= v <= peak + slack for v in values)
     top = max(warmup, 1) - 1
-    assert all(a <= b + slack for a, b in zip(values[:top], values[1 : top + 1], strict=True))
-    assert all(a >= b - slack for a, b in zip(values[top:-1], values[top + 1 :], strict=True))
+    assert all(a <= b + slack for a, b in pairwise(values[: top + 1]))
+    assert all(a >= b - slack for a, b in pairwise(values[top:]))
 
 
 def test_warmup_is_a_share_or_a_number_of_steps():

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from surgrec.configs.pretrain import from_document
 from surgrec.configs.yaml_io import load_yaml
 from surgrec.loaders.clip_loader import ClipLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.training.checkpoint import list_checkpoints
 from surgrec.training.errors import UserError
 from surgrec.training.guard import BadStepError
 from surgrec.training.session import pretrain
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCALARS = {
     "train/loss",
@@ -84,7 +85,13 @@ def test_a_run_leaves_its_records(finished, mae):
     assert start[0]["ended"]["reason"] == "finished"
     assert "torch" in start[0]["versions"]
     assert (run / "ledger.jsonl").read_text() == ""
-    for expected in ("loss: ", "clips/s: ", "could not be decoded: 0", "step-00000006", "tensorboard --logdir"):
+    for expected in (
+        "loss: ",
+        "clips/s: ",
+        "could not be decoded: 0",
+        "step-00000006",
+        "tensorboard --logdir",
+    ):
         assert expected in printed
     picture = Image.open(run / "reconstruction.png")
     # Two clips of three rows, two tubelets: see panels.py for the borders.
@@ -100,7 +107,11 @@ def test_tensorboard_holds_what_the_run_measured(finished):
     assert [e.step for e in found.Images("input, mask, reconstruction")] == [1, 3, 6]
     assert "mask_ratio: 0.5" in found.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     plugins = found.PluginTagToContent("hparams")
-    assert set(plugins) == {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"}
+    assert set(plugins) == {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
     for values in metrics(run):
         assert math.isfinite(values["train/loss"])
         assert 0 <= values["speed/data_wait"] <= 1
@@ -204,7 +215,7 @@ def not_finite(monkeypatch):
 @pytest.mark.usefixtures("not_finite")
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_clips(mae):
     config = replace(mae, checkpoint=replace(mae.checkpoint, every=1))
-    with pytest.raises(BadStepError, match="step 2: loss nan.*nan-step-2.json"):
+    with pytest.raises(BadStepError, match=r"step 2: loss nan.*nan-step-2.json"):
         pretrain(config)
     dump = json.loads((config.out / "nan-step-2.json").read_text())
     assert (dump["step"], dump["loss"]) == (2, "nan")
@@ -212,7 +223,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_clips(mae):
     assert [clip["sample"] for clip in clips] == [4, 5, 6, 7]
     assert all(Path(clip["path"]).is_file() and len(clip["frames"]) == 4 for clip in clips)
     assert [step for step, _ in list_checkpoints(config.out / "checkpoints")] == [1]
-    assert "error: step 2" in json.loads((config.out / "run.json").read_text())["starts"][0]["ended"]["reason"]
+    assert (
+        "error: step 2" in json.loads((config.out / "run.json").read_text())["starts"][0]["ended"]["reason"]
+    )
 
 
 @pytest.mark.usefixtures("not_finite")
@@ -227,7 +240,7 @@ def test_user_errors_are_told(mae, tmp_path):
     def with_data(**values):
         return replace(mae, data=replace(mae.data, **values))
 
-    with pytest.raises(UserError, match="no such index.*surgrec.index"):
+    with pytest.raises(UserError, match=r"no such index.*surgrec.index"):
         pretrain(with_data(index=tmp_path / "none.h5"))
     (tmp_path / "text.h5").write_text("no index")
     with pytest.raises(UserError, match="not an HDF5 file"):
@@ -243,7 +256,7 @@ def test_user_errors_are_told(mae, tmp_path):
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, mae):
-    with pytest.raises(UserError, match="optim.lr: 0.001 there, 0.5 here"):
+    with pytest.raises(UserError, match=r"optim.lr: 0.001 there, 0.5 here"):
         pretrain(replace(mae, optim=replace(mae.optim, lr=0.5)))
     document = yaml.safe_load((mae.out / "config.yaml").read_text())
     assert document["optim"]["lr"] == 0.001

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+
 from surgrec.training.signals import HANDLED, StopRequest
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from surgrec.models.objective import ObjectiveOutput
 from surgrec.training.errors import UserError
 from surgrec.training.resolve import BatchShape, batch_shape, check_values, choose_precision
@@ -29,7 +30,11 @@ def test_accumulation_gives_the_same_update(kind, request, synthetic_parts):
         torch.testing.assert_close(a.loss, b.loss, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(a.gradient_norm, b.gradient_norm, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(a.loss, c.loss, rtol=1e-5, atol=1e-6)
-        assert [r.sample for r in a.requests] == [r.sample for r in b.requests] == list(range(4 * step - 4, 4 * step))
+        assert (
+            [r.sample for r in a.requests]
+            == [r.sample for r in b.requests]
+            == list(range(4 * step - 4, 4 * step))
+        )
     for a, b in zip(weights(whole).values(), weights(halves).values(), strict=True):
         # AdamW divides by gradients that may be near zero, where rounding is all that there is.
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
@@ -71,7 +76,9 @@ def test_teacher_follows_the_student(dry_jepa, synthetic_parts):
 def test_monitors_only_where_asked(dry_jepa, synthetic_parts):
     parts = synthetic_parts(replace(dry_jepa, micro_batch=2))
     assert train_step(parts, 1).monitors == {}
-    assert {"feature_std", "rankme", "clip_cosine", "teacher_distance"} <= train_step(parts, 2, True).monitors.keys()
+    assert {"feature_std", "rankme", "clip_cosine", "teacher_distance"} <= train_step(
+        parts, 2, True
+    ).monitors.keys()
 
 
 class Poisoned(torch.nn.Module):
@@ -142,11 +149,11 @@ def test_batch_shapes(dry_mae):
     assert shape(1024, 64, 4) == BatchShape(1024, 64, 4)
     assert shape(1024, None, 4) == BatchShape(1024, 256, 1)
     assert shape(1024, 64, 32) == BatchShape(1024, 32, 1)
-    with pytest.raises(UserError, match="--batch 10 cannot be shared among 4 ranks.*such as 8 or 12"):
+    with pytest.raises(UserError, match=r"--batch 10 cannot be shared among 4 ranks.*such as 8 or 12"):
         shape(10, None, 4)
     with pytest.raises(UserError, match="--batch 2 cannot be shared among 4 ranks"):
         shape(2, None, 4)
-    with pytest.raises(UserError, match="--micro-batch 5 does not divide the 12 clips.*1, 2, 3, 4, 6, 12"):
+    with pytest.raises(UserError, match=r"--micro-batch 5 does not divide the 12 clips.*1, 2, 3, 4, 6, 12"):
         shape(24, 5, 2)
     with pytest.raises(UserError, match="--micro-batch 0"):
         shape(24, 0, 2)

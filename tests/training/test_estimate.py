@@ -1,0 +1,117 @@
+"""The estimate against models that are really built, and peaks by the names that drivers give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from surgrec.configs.presets import PRESETS
+
+from surgrec.models.build import build_objective
+from surgrec.training.errors import UserError
+from surgrec.training.estimate import BLOCK_BYTES, describe, estimate
+from surgrec.training.peaks import peak_flops
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-jepa"])
+def test_parameters_and_flops_are_those_of_the_model(name):
+    config = PRESETS[name][1]
+    model = build_objective(config.model, 0, config.data.frames, config.data.size)
+    costs = estimate(config, 16, torch.float32)
+    assert costs.parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert costs.flops_per_clip == model.flops_per_clip()
+    assert costs.memory.weights == costs.memory.gradients == 4 * costs.parameters
+    assert costs.memory.optimizer == 8 * costs.parameters
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert costs.memory.teacher == 4 * frozen
+
+
+def test_tokens_of_the_paper():
+    costs = estimate(PRESETS["mae-vitb"][1], 1, torch.bfloat16)
+    assert (costs.tokens, costs.seen, costs.predicted) == (1568, 160, 1408)
+    costs = estimate(PRESETS["jepa-vitl-256"][1], 1, torch.bfloat16)
+    assert costs.tokens == 8 * 16 * 16
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-jepa"])
+def test_activations_are_what_autograd_keeps(name):
+    """Bytes of all tensors that backward holds, each storage once; parameters and frames left out."""
+    config = PRESETS[name][1]
+    model = build_objective(config.model, 0, config.data.frames, config.data.size)
+    frames = torch.randint(
+        0, 256, (8, config.data.frames, config.data.size, config.data.size, 3), dtype=torch.uint8
+    )
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(frames, torch.arange(8), 0)
+    assert output.loss.requires_grad
+    measured = sum(kept.values())
+    expected = estimate(config, 8, torch.float32).memory.activations
+    assert 0.7 < expected / measured < 1.4
+
+
+def test_recomputing_keeps_less():
+    config = PRESETS["jepa-vitl"][1]
+    whole = estimate(config, 8, torch.bfloat16).memory
+    recomputed = estimate(
+        replace(config, model=replace(config.model, checkpoint_activations=True)), 8, torch.bfloat16
+    ).memory
+    assert recomputed.activations < whole.activations / 3
+    assert recomputed.weights == whole.weights
+
+
+def test_bf16_keeps_less_than_fp32():
+    assert BLOCK_BYTES[torch.bfloat16] == 36
+    assert BLOCK_BYTES[torch.float32] == 64
+
+
+def test_shapes_that_cannot_be_are_refused():
+    config = PRESETS["mae-vitb"][1]
+    with pytest.raises(UserError, match="225"):
+        estimate(replace(config, data=replace(config.data, size=225)), 1, torch.float32)
+
+
+def test_description_names_every_part():
+    config = PRESETS["jepa-vitl"][1]
+    text = describe(config, estimate(config, 24, torch.bfloat16), 24)
+    for word in (
+        "tokens a clip: 1,568",
+        "FLOPs a clip",
+        "parameters: ",
+        "EMA teacher",
+        "activations of 24 clips",
+    ):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H20", 148.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A10", 125.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA B200", 2250.0),
+    ],
+)
+def test_peaks(name, tflops):
+    assert peak_flops(name, torch.bfloat16) == tflops * 1e12
+    assert peak_flops(name, torch.float32) is None
+
+
+def test_unknown_devices_have_no_peak():
+    assert peak_flops("Tesla T4", torch.bfloat16) is None
