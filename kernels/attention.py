@@ -18,7 +18,7 @@ from torch.nn import functional
 
 Backend = Literal["auto", "xformers", "sdpa"]
 
-# (device, dtype, head width, packed, differentiated) that xformers has said no to.
+# (device, dtype, head width, packed, differentiated) that xformers has no kernel for.
 _refused: set[tuple[torch.device, torch.dtype, int, bool, bool]] = set()
 
 
@@ -53,15 +53,22 @@ def attention(
     if sizes is not None and sum(sizes) != len(q):
         raise ValueError(f"lengths add up to {sum(sizes)} tokens; q has {len(q)}")
 
-    if backend == "xformers" or (backend == "auto" and q.is_cuda):
-        out = _with_xformers(q, k, v, sizes)
-        if out is not None:
-            return out
-        if backend == "xformers":
+    if backend == "xformers":
+        try:
+            return _xformers_attention(q, k, v, sizes)
+        except (ImportError, NotImplementedError) as error:
             raise RuntimeError(
-                f"xformers has no kernel for {tuple(q.shape)} {q.dtype} on {q.device}, or is not installed; "
-                f"take attention backend `sdpa` or `auto`, and see `python -m surgrec.doctor`"
-            )
+                f"xformers has no kernel for {tuple(q.shape)} {q.dtype} on {q.device}, or is not installed "
+                f"({error}); take attention backend `sdpa` or `auto`, and see `python -m surgrec.doctor`"
+            ) from error
+    if backend == "auto" and q.is_cuda:
+        differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        case = (q.device, q.dtype, q.shape[-1], sizes is not None, differentiated)
+        if case not in _refused:
+            try:
+                return _xformers_attention(q, k, v, sizes)
+            except (ImportError, NotImplementedError):
+                _refused.add(case)
     if sizes is None:
         return _sdpa(q, k, v)
     return _packed_sdpa(q, k, v, sizes)
@@ -115,41 +122,28 @@ def _varlen() -> Any:
 
 
 @functools.cache
-def _xformers() -> ModuleType | None:
-    # Its import takes seconds and prints warnings on machines without a GPU: only ever called with q on one.
-    try:
-        import xformers.ops as ops
-    except ImportError:
-        return None
-    module: ModuleType = ops
+def _xformers() -> ModuleType:
+    # Its import takes seconds and prints warnings on machines without a GPU: only with q on one.
+    import xformers.ops
+
+    module: ModuleType = xformers.ops
     return module
 
 
 @functools.lru_cache(maxsize=16)
 def _block_diagonal(sizes: tuple[int, ...], device: torch.device) -> Any:
     """One mask for all layers of a pass: making it copies the lengths to the device."""
-    ops = _xformers()
-    assert ops is not None
-    return ops.fmha.BlockDiagonalMask.from_seqlens(list(sizes), device=device)
+    return _xformers().fmha.BlockDiagonalMask.from_seqlens(list(sizes), device=device)
 
 
-def _with_xformers(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None) -> Tensor | None:
-    """The result, or None where xformers is missing or has no kernel for this."""
-    differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    case = (q.device, q.dtype, q.shape[-1], sizes is not None, differentiated)
-    if not q.is_cuda or case in _refused:
-        return None
+def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
+    """Raises ImportError where there is no xformers, NotImplementedError where it takes no such inputs."""
+    if not q.is_cuda:
+        raise NotImplementedError("it runs on GPUs only")
     ops = _xformers()
-    if ops is None:
-        return None
-    try:
-        if sizes is None:
-            dense: Tensor = ops.memory_efficient_attention(q, k, v)
-            return dense
-        bias = _block_diagonal(sizes, q.device)
-        packed: Tensor = ops.memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)
-        return packed[0]
-    except NotImplementedError:
-        # This is how xformers says that no operator takes the inputs.
-        _refused.add(case)
-        return None
+    if sizes is None:
+        dense: Tensor = ops.memory_efficient_attention(q, k, v)
+        return dense
+    bias = _block_diagonal(sizes, q.device)
+    packed: Tensor = ops.memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)
+    return packed[0]

@@ -20,10 +20,13 @@ pytestmark = [
 GRID = (8, 14, 14)
 
 
-def has_xformers() -> bool:
+def xformers_runs() -> bool:
+    """Whether xformers is there and its library loads: its wheels are built for one CUDA version."""
+    ops = pytest.importorskip("xformers.ops")
+    x = torch.zeros(1, 32, 1, 32, device="cuda", dtype=torch.bfloat16)
     try:
-        import xformers.ops  # noqa: F401  # only whether it is there
-    except ImportError:
+        ops.memory_efficient_attention(x, x, x)
+    except NotImplementedError:
         return False
     return True
 
@@ -94,8 +97,8 @@ def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 @pytest.mark.parametrize("width", [64, 32])
 @pytest.mark.parametrize("lengths", [[160, 160, 160], [301, 17, 1, 640]])
 def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: list[int]) -> None:
-    if backend == "xformers" and not has_xformers():
-        pytest.skip("xformers is not installed")
+    if backend == "xformers" and not xformers_runs():
+        pytest.skip("xformers has no kernels for this PyTorch")
     torch.manual_seed(0)
     total = sum(lengths)
     q, k, v = (torch.randn(total, 6, width, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
