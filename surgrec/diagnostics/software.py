@@ -1,0 +1,145 @@
+"""Python, the packages, and whether the compiled ones among them do their work here."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+
+from surgrec.diagnostics.check import Check, one_line
+
+GROUP = "software"
+OLDEST_PYTHON = (3, 11)
+NEEDED = ("torch", "av", "numba", "numpy", "h5py", "tyro", "tensorboard", "safetensors", "pillow", "pyarrow")
+OPTIONAL = {
+    "xformers": "attention falls back to PyTorch's own; pip install xformers",
+    "PyNvVideoCodec": "NVDEC decoding needs it; pip install PyNvVideoCodec",
+}
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+def version_of(name: str) -> str | None:
+    """Version of an installed distribution, or None. Imports nothing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_python() -> Check:
+    """The interpreter."""
+    value = (
+        f"{platform.python_implementation()} {platform.python_version()} on {platform.platform(terse=True)}"
+    )
+    wanted = ".".join(map(str, OLDEST_PYTHON))
+    old = sys.version_info < OLDEST_PYTHON
+    remedy = f"install Python {wanted} or newer" if old else ""
+    return Check(GROUP, "Python", "missing" if old else "ok", value, remedy, required=True)
+
+
+def check_package(name: str) -> Check:
+    """An installed package, by its version."""
+    version = version_of(name)
+    if version is not None:
+        return Check(GROUP, name, "ok", version, required=name in NEEDED)
+    if name in NEEDED:
+        return Check(GROUP, name, "missing", "not installed", f"pip install {name}", required=True)
+    return Check(GROUP, name, "warn", "not installed", OPTIONAL[name])
+
+
+def check_dali() -> Check:
+    """DALI: a graph of two clips, cropped and resized on the CPU as the loader does it."""
+    name = next((each for each in DALI if version_of(each)), None)
+    if name is None:
+        return Check(GROUP, "DALI", "missing", "not installed", f"pip install {DALI[0]}", required=True)
+    try:
+        run_dali()
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        remedy = f"reinstall it: pip install --force-reinstall --no-deps {name}"
+        return Check(GROUP, "DALI", "missing", one_line(error), remedy, required=True)
+    return Check(GROUP, "DALI", "ok", f"{version_of(name)}, a CPU graph runs", required=True)
+
+
+def run_dali() -> None:
+    """Build and run a tiny CPU graph. Raises RuntimeError where its result has another shape."""
+    import numpy as np
+    from nvidia.dali import fn
+    from nvidia.dali.pipeline import Pipeline
+
+    pipeline = Pipeline(batch_size=2, num_threads=1, device_id=None)
+    with pipeline:
+        clips = fn.external_source(name="clips", layout="FHWC")
+        pipeline.set_outputs(fn.resize(clips, resize_x=16, resize_y=16))
+    pipeline.build()
+    pipeline.feed_input("clips", [np.zeros((2, 24, 32, 3), np.uint8)] * 2)
+    (result,) = pipeline.run()
+    shape = result.as_tensor().shape()
+    if tuple(shape) != (2, 2, 16, 16, 3):
+        raise RuntimeError(f"the graph gave shape {shape}, not (2, 2, 16, 16, 3)")
+
+
+def check_numba() -> Check:
+    """numba: compiles and runs a function."""
+    try:
+        import numba
+
+        total = numba.njit(lambda n: n * (n + 1) // 2)(10)
+    except (ImportError, OSError, RuntimeError) as error:
+        return Check(
+            GROUP, "numba compiles", "missing", one_line(error), "pip install --upgrade numba", required=True
+        )
+    if total != 55:
+        remedy = "pip install --force-reinstall numba llvmlite"
+        return Check(GROUP, "numba compiles", "missing", f"computed {total}, not 55", remedy, required=True)
+    return Check(GROUP, "numba compiles", "ok", f"for {numba_target()}", required=True)
+
+
+def numba_target() -> str:
+    """Name of the processor that numba compiles for."""
+    from llvmlite import binding
+
+    return str(binding.get_host_cpu_name())
+
+
+def check_attention(gpu: bool) -> Check:
+    """Which of xformers' memory_efficient_attention operators run here, tried on a small shape."""
+    if not gpu:
+        return Check(GROUP, "attention", "ok", "PyTorch's scaled_dot_product_attention (no GPU for xformers)")
+    try:
+        runs = try_xformers()
+    except (ImportError, OSError) as error:
+        remedy = "PyTorch's own attention is used; for xformers: pip install --upgrade xformers"
+        return Check(GROUP, "attention", "warn", f"xformers does not import: {one_line(error)}", remedy)
+    forward = [name for name, error in runs.items() if error is None]
+    refused = "; ".join(f"{name}: {error}" for name, error in runs.items() if error is not None)
+    if forward:
+        return Check(GROUP, "attention", "ok", f"xformers operators that run: {', '.join(forward)}")
+    remedy = "PyTorch's own attention is used; an xformers built for this torch and GPU would be faster"
+    return Check(GROUP, "attention", "warn", f"no operator of xformers runs ({refused})", remedy)
+
+
+def try_xformers() -> dict[str, str | None]:
+    """Forward and backward of each operator on bf16 [2, 64, 4, 64] on the GPU: name -> error, or None."""
+    import torch
+    from xformers.ops import fmha
+
+    outcome: dict[str, str | None] = {}
+    backward = {operator.NAME: operator for operator in fmha.ALL_BW_OPS}
+    for operator in fmha.ALL_FW_OPS:
+        q = torch.randn(2, 64, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        partner = backward.get(operator.NAME.replace("F", "B", 1))
+        try:
+            result = fmha.memory_efficient_attention(q, q, q, op=(operator, partner))
+            result.sum().backward()
+            torch.cuda.synchronize()
+            outcome[operator.NAME] = None
+        except (ImportError, NotImplementedError, RuntimeError, ValueError, AssertionError) as error:
+            outcome[operator.NAME] = one_line(error)
+    return outcome
+
+
+def check_threads() -> Check:
+    """Threads that PyTorch computes with on the CPU."""
+    import torch
+
+    return Check(GROUP, "torch threads", "ok", f"{torch.get_num_threads()} of {torch.__version__}")
