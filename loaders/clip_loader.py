@@ -77,7 +77,6 @@ class ClipLoader:
         world_size: int = 1,
         device: str | torch.device = "cpu",
         ledger: Ledger | None = None,
-        allow_sequential: bool = False,
         engine: Engine | None = None,
     ) -> None:
         """Plan the corpus and start the engine.
@@ -89,7 +88,6 @@ class ClipLoader:
             rank, world_size: this process among those that share the global batch.
             device: where the frames are wanted.
             ledger: takes clips that fail and, on rank 0, videos left out; without it they are logged.
-            allow_sequential: draw from videos without random access too.
             engine: decodes in place of the one that data.engine names; the loader closes it.
 
         Raises:
@@ -114,7 +112,7 @@ class ClipLoader:
         self.micro_batch = micro_batch
         self._rows = micro_batch * world_size  # of all ranks, in one micro-batch
         self._offset = rank * micro_batch
-        self._source = ClipSource(index, data, seed, allow_sequential)
+        self._source = ClipSource(index, data, seed)
         self._watch = FailureWatch(data.max_failures, ledger)
         threads = data.threads or _threads_of_this_rank()
         graph = CropGraph(data.size, min(CHUNK, micro_batch), self.device, threads)

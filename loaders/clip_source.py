@@ -30,9 +30,7 @@ class _Shape(TypedDict):
 class ClipSource:
     """Pure functions of (index, data configuration, seed) and a sample number."""
 
-    def __init__(
-        self, index: PacketIndex, data: DataConfig, seed: int, allow_sequential: bool = False
-    ) -> None:
+    def __init__(self, index: PacketIndex, data: DataConfig, seed: int) -> None:
         """Raises ValueError where no video of the index gives a clip, or a field of `data` makes no sense."""
         self.index = index
         self.data = data
@@ -44,7 +42,7 @@ class ClipSource:
         }
         self.unusable: list[Unusable]
         self.segments, self.unusable = cut_segments(
-            index, data.segment_seconds, allow_sequential=allow_sequential, **self._shape
+            index, data.segment_seconds, allow_sequential=data.sequential, **self._shape
         )
         self.sampler = ClipSampler(
             self.segments, index.videos.domain, index.videos.dataset, data.balance, seed

@@ -117,7 +117,7 @@ def _refusal(
     table = index.videos
     status = int(table.status[video])
     if status == SEQUENTIAL and not allow_sequential:
-        return f"no random access: {table.reason[video]}"
+        return f"no random access: {table.reason[video]}; or set data.sequential"
     if status not in (OK, SEQUENTIAL):
         return f"status {STATUS_NAMES[status]} in the index: {table.reason[video]}"
     count = int(table.frame_count[video])

@@ -326,7 +326,7 @@ def test_videos_left_out_are_listed_and_ledgered(
         (REFUSED, "video5.mp4"),
     ]
     assert read_ledger(tmp_path / "ledger1.jsonl") == []
-    with ClipLoader(index, DATA, 0, 16, engine=ColourEngine(index), allow_sequential=True) as loader:
+    with ClipLoader(index, replace(DATA, sequential=True), 0, 16, engine=ColourEngine(index)) as loader:
         assert 5 in {r.video for batch in take(loader, 20) for r in batch.requests}
 
 
