@@ -51,7 +51,7 @@ class DataConfig:
     prefetch: int = 2
     """Batches that are decoded ahead of the training step."""
     sequential: bool = False
-    """Also draw from videos without random access; each of their clips is decoded from the start of the file."""
+    """Draw from videos without random access, too: their clips are decoded from the start of the file."""
     drop_disposable: bool = True
     """Leave out packets that no wanted frame depends on. The frames are the same either way."""
     max_failures: float = 0.1
