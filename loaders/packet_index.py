@@ -92,6 +92,17 @@ PACKET_COLUMNS: Final[dict[str, str]] = {
 class PacketIndexError(RuntimeError):
     """The index cannot be read: missing, not an index, truncated, or of another format version."""
 
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"{path}: {cause}. Write it again with `python -m surgrec.index INPUTS --out {path}`."
+        )
+        self.path = path
+        self.cause = cause
+
+
+class OtherVersionError(PacketIndexError):
+    """An index of another format version."""
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
@@ -261,35 +272,26 @@ class PacketIndex:
         return VideoInfo(**values)
 
 
-def _remedy(path: Path) -> str:
-    return f"Write it again with `python -m surgrec.index INPUTS --out {path}`."
-
-
 def _open(path: Path) -> PacketIndex:
     if not path.is_file():
-        raise PacketIndexError(f"{path}: no such index. {_remedy(path)}")
+        raise PacketIndexError(path, "no such index")
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise PacketIndexError(
-            f"{path}: not an HDF5 file, or a truncated one ({error}). {_remedy(path)}"
-        ) from error
+        raise PacketIndexError(path, f"not an HDF5 file, or a truncated one ({error})") from error
     with file:
         found = file.attrs.get("format")
         if found != FORMAT_NAME:
-            raise PacketIndexError(
-                f"{path}: HDF5, but not a packet index (format is {found!r}). {_remedy(path)}"
-            )
+            raise PacketIndexError(path, f"HDF5, but not a packet index (format is {found!r})")
         version = int(file.attrs.get("format_version", -1))
         if version != FORMAT_VERSION:
-            raise PacketIndexError(
-                f"{path}: index of format version {version}, this SurgRec reads version {FORMAT_VERSION}. "
-                f"{_remedy(path)}"
+            raise OtherVersionError(
+                path, f"index of format version {version}, this SurgRec reads version {FORMAT_VERSION}"
             )
         try:
             return _read(path, file)
         except (KeyError, OSError, ValueError) as error:
-            raise PacketIndexError(f"{path}: damaged index ({error}). {_remedy(path)}") from error
+            raise PacketIndexError(path, f"damaged index ({error})") from error
 
 
 def _read(path: Path, file: h5py.File) -> PacketIndex:

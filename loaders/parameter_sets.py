@@ -225,21 +225,24 @@ def units_of_extradata(codec: str, extradata: bytes) -> list[bytes]:
         return split_units(extradata, 0)
     units: list[bytes] = []
     if codec == "h264":
-        at, groups = 5, [extradata[5] & 31]
-    else:
-        at, groups = 23, [0] * extradata[22]
-    for number in range(2 if codec == "h264" else len(groups)):
-        if codec == "h264":
-            count = extradata[at] & (31 if number == 0 else 255) if at < len(extradata) else 0
-            at += 1
-        else:
-            count = int.from_bytes(extradata[at + 1 : at + 3], "big")
-            at += 3
-        for _ in range(count):
-            size = int.from_bytes(extradata[at : at + 2], "big")
-            unit = extradata[at + 2 : at + 2 + size]
-            if size == 0 or len(unit) < size:
-                return units
-            units.append(unit)
-            at += 2 + size
+        at = _take_units(extradata, 6, extradata[5] & 31, units)
+        if at < len(extradata):
+            _take_units(extradata, at + 1, extradata[at], units)
+        return units
+    at = 23
+    for _ in range(extradata[22]):  # arrays: a byte of type, two of count
+        at = _take_units(extradata, at + 3, int.from_bytes(extradata[at + 1 : at + 3], "big"), units)
     return units
+
+
+def _take_units(extradata: bytes, at: int, count: int, units: list[bytes]) -> int:
+    """Append `count` units, each behind its length of two bytes, and return the index behind them; the end
+    of the data where one is cut."""
+    for _ in range(count):
+        size = int.from_bytes(extradata[at : at + 2], "big")
+        unit = extradata[at + 2 : at + 2 + size]
+        if size == 0 or len(unit) < size:
+            return len(extradata)
+        units.append(unit)
+        at += 2 + size
+    return at

@@ -20,6 +20,7 @@ from surgrec.loaders.packet_index import (
     REMOVED,
     STATUS_NAMES,
     TEXT_COLUMNS,
+    OtherVersionError,
     PacketIndex,
     PacketIndexError,
 )
@@ -94,10 +95,13 @@ def _open_old(out: Path) -> PacketIndex | None:
         return None
     try:
         return PacketIndex.open(out)
+    except OtherVersionError:
+        return None
     except PacketIndexError as error:
-        if "format version" in str(error):
-            return None
-        raise BuildError(f"{error} Move it away first, or choose another --out.") from error
+        raise BuildError(
+            f"{out}: this file is no index that can be read, and is left as it is ({error.cause}). "
+            "Move it away, or choose another --out."
+        ) from error
 
 
 def _build(
