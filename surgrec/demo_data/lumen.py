@@ -30,7 +30,7 @@ class LumenView:
             texture = self._polyp(rng, texture)
         self.texture = texture
         self.shine = gloss(rng, SIZE, 0.03)
-        self.speed = smooth_path(rng, (0.0,), (260.0,), periods=(6, 24))
+        self.speed = smooth_path(rng, (0.0,), (110.0,), periods=(10, 30))
         self.turn = smooth_path(rng, (0.0,), (90.0,), periods=(8, 20))
         self.centre = smooth_path(rng, (0.0, 0.0), (0.24 * width, 0.24 * height), periods=(2, 9))
         # Twice the picture, so that a moving centre is a moving crop.

