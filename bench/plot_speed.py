@@ -1,0 +1,134 @@
+"""Draws docs/speed.png, the chart of the README, from the newest results in bench/results/.
+
+    python bench/plot_speed.py
+
+One panel for each machine on which loader_throughput was run (clips per second by corpus and loader), and one
+each for sampler_speed and index_speed. Nothing is drawn that was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("cpu", "nvdec", "dali", "hybrid", "surgrec")
+"""Names of rows that SurgRec's own code gave."""
+METRICS = {
+    "loader_throughput": ("clips_per_s", "clips per second"),
+    "sampler_speed": ("draws_per_s", "million draws per second, one core"),
+    "index_speed": ("packets_per_s", "thousand packets per second, one core"),
+}
+SCALE = {"sampler_speed": 1e-6, "index_speed": 1e-3}
+BLUE, GREY, INK = "#1f6fb4", "#b9bec6", "#22262b"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Draw the README's chart of speed from measured results."""
+
+    results: Path = ROOT / "bench" / "results"
+    """Folder of JSON files that the benchmarks wrote."""
+    out: Path = ROOT / "docs" / "speed.png"
+    """The picture."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows: bars of (corpus, name, value, low, high)."""
+
+    bench: str
+    title: str
+    label: str
+    bars: tuple[tuple[str, str, float, float, float], ...]
+
+
+def newest(paths: Iterable[Path]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The latest result of each benchmark on each device: (bench, device) -> content of the file."""
+    found: dict[tuple[str, str], tuple[tuple[str, int, str], dict[str, Any]]] = {}
+    for path in paths:
+        content = json.loads(path.read_text())
+        key = (content["bench"], content["device"])
+        # Of two results of one day the one with the higher number at the end of its name is later.
+        tail = path.stem.rpartition("-")[2]
+        age = (content["date"], int(tail) if tail.isdigit() and len(tail) < 8 else 1, path.name)
+        if key not in found or age > found[key][0]:
+            found[key] = (age, content)
+    return {key: content for key, (_, content) in found.items()}
+
+
+def panels(results: dict[tuple[str, str], dict[str, Any]]) -> list[Panel]:
+    """The panels that the results allow, loaders first."""
+    made = []
+    for bench, (metric, label) in METRICS.items():
+        scale = SCALE.get(bench, 1.0)
+        for (name, device), content in sorted(results.items()):
+            rows = [row for row in content["rows"] if row["metric"] == metric] if name == bench else []
+            if rows:
+                bars = tuple(
+                    (row["corpus"], row["name"], *(scale * row[part] for part in ("value", "low", "high")))
+                    for row in rows
+                )
+                title = f"{bench.replace('_', ' ')}: {device}, {content['cpus']} cores"
+                made.append(Panel(bench, title, label, bars))
+    return made
+
+
+def draw_panel(axes: Axes, panel: Panel) -> None:
+    """Horizontal bars, grouped by corpus; whiskers from the lowest to the highest run."""
+    place, ticks, names = 0.0, [], []
+    for corpus in dict.fromkeys(bar[0] for bar in panel.bars):
+        group = sorted((bar for bar in panel.bars if bar[0] == corpus), key=lambda bar: -bar[2])
+        for _, name, value, low, high in group:
+            ours = name.startswith(OURS)
+            axes.barh(place, value, 0.8, color=BLUE if ours else GREY)
+            axes.plot([low, high], [place, place], color=INK, linewidth=1)
+            axes.text(max(value, high), place, f"  {value:,.3g}", va="center", fontsize=8, color=INK)
+            ticks.append(place)
+            names.append(f"{name}  ({corpus})")
+            place += 1
+        place += 0.6
+    axes.set_yticks(ticks, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_title(panel.title, loc="left", fontsize=9, color=INK)
+    axes.set_xlabel(panel.label, fontsize=8)
+    axes.margins(x=0.14)
+    axes.tick_params(axis="x", labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def main() -> int:
+    """Draw the chart; 1 where there is nothing to draw."""
+    import tyro
+
+    args = tyro.cli(Args, prog="bench/plot_speed.py", description=__doc__)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = panels(newest(sorted(args.results.glob("*.json"))))
+    if not shown:
+        print(f"{args.results} holds no results to draw. Run make bench first.", file=sys.stderr)
+        return 1
+    heights = [0.9 + 0.26 * len(panel.bars) for panel in shown]
+    figure, axes = pyplot.subplots(
+        len(shown), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for panel, place in zip(shown, axes[:, 0], strict=True):
+        draw_panel(place, panel)
+    figure.savefig(args.out, dpi=130, facecolor="white")
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

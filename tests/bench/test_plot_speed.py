@@ -1,0 +1,78 @@
+"""The README's chart: which results it takes, and that it is drawn from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "plot_speed.py"
+
+
+@pytest.fixture(scope="module")
+def plot_speed() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plot_speed", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["plot_speed"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(
+    path: Path, bench: str, date: str, rows: list[tuple[str, str, str, float]], device: str = "CPU"
+) -> None:
+    content = {
+        "bench": bench,
+        "date": date,
+        "device": device,
+        "cpus": 2,
+        "rows": [
+            {"name": name, "corpus": corpus, "metric": metric, "value": v, "low": v * 0.9, "high": v * 1.1}
+            for name, corpus, metric, v in rows
+        ],
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_the_newest_result_of_each_device_counts(tmp_path: Path, plot_speed: ModuleType) -> None:
+    row = ("cpu", "480g250", "clips_per_s")
+    write(tmp_path / "loader_throughput-a-20260102.json", "loader_throughput", "2026-01-02", [(*row, 1.0)])
+    write(tmp_path / "loader_throughput-a-20260102-2.json", "loader_throughput", "2026-01-02", [(*row, 2.0)])
+    write(tmp_path / "loader_throughput-a-20260102-10.json", "loader_throughput", "2026-01-02", [(*row, 3.0)])
+    write(
+        tmp_path / "loader_throughput-b-20260101.json",
+        "loader_throughput",
+        "2026-01-01",
+        [(*row, 4.0)],
+        "GPU",
+    )
+    found = plot_speed.newest(sorted(tmp_path.glob("*.json")))
+    values = {device: content["rows"][0]["value"] for (_, device), content in found.items()}
+    assert values == {"CPU": 3.0, "GPU": 4.0}
+
+
+def test_panels_hold_what_was_measured(tmp_path: Path, plot_speed: ModuleType) -> None:
+    write(
+        tmp_path / "s.json",
+        "sampler_speed",
+        "2026-01-01",
+        [("surgrec", "858000", "draws_per_s", 5e7), ("surgrec", "858000", "seconds_to_build", 3.0)],
+    )
+    (panel,) = plot_speed.panels(plot_speed.newest([tmp_path / "s.json"]))
+    assert panel.bars == (("858000", "surgrec", pytest.approx(50), pytest.approx(45), pytest.approx(55)),)
+
+
+def test_draws_a_picture(tmp_path: Path, plot_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "speed.png"
+    monkeypatch.setattr(sys, "argv", ["plot_speed.py", "--results", str(tmp_path), "--out", str(out)])
+    assert plot_speed.main() == 1
+    rows = [("cpu", "480g250", "clips_per_s", 9.0), ("decord", "480g250", "clips_per_s", 3.0)]
+    write(tmp_path / "l.json", "loader_throughput", "2026-01-01", rows)
+    assert plot_speed.main() == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
