@@ -1,0 +1,181 @@
+"""Videos for benchmarks, made once and kept: tissue that breathes, a tool across it, and sensor noise.
+
+Motion and noise are set so that 480g250 costs what a real laparoscopic recording costs (1280x720, H.264
+High, 25 fps; as recorded, and scaled to 854x480 with the same encoder): 0.11 bits per pixel (real: 0.11 and
+0.10), 48 % of frames disposable (49 and 49), each with 0.33 of the bits of another (0.35 and 0.27). A video
+is one encoded stretch repeated packet by packet, so that minutes cost seconds to make; every stretch begins
+with a key frame and is a closed group of pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final, cast
+
+import av
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+RATE: Final = 25
+REACH: Final = 96  # pixels by which the textures are larger than the picture, on each side
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """One synthetic video."""
+
+    width: int
+    height: int
+    key_every: int
+    stretch: int
+    """Frames that are encoded."""
+    repeats: int
+    """Times that they are repeated."""
+    codec: str = "libx264"
+    suffix: str = ".mp4"
+    options: tuple[tuple[str, str], ...] = ()
+    noise: float = 3.0
+    """Standard deviation of the noise, in levels of 0..255."""
+    swell: float = 10.0
+    """How far the tissue moves as it breathes, in pixels."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Videos, and the clips that are drawn from them."""
+
+    videos: tuple[VideoSpec, ...]
+    stride: int = 4
+
+
+def _x264(width: int, height: int, key_every: int, stretch: int, repeats: int, seed: int) -> VideoSpec:
+    return VideoSpec(width, height, key_every, stretch, repeats, seed=seed)
+
+
+CORPORA: Final[dict[str, Corpus]] = {
+    "480g250": Corpus(tuple(_x264(854, 480, 250, 500, 18, seed) for seed in (1, 2))),
+    "256g16": Corpus(tuple(_x264(340, 256, 16, 480, 18, seed) for seed in (1, 2))),
+    # A training proxy has the training rate already: every frame is wanted.
+    "proxy16": Corpus(tuple(_x264(448, 256, 16, 480, 18, seed) for seed in (1, 2)), stride=1),
+    "1080g250": Corpus((_x264(1920, 1080, 250, 250, 12, 1),)),
+    "mixed": Corpus(
+        (
+            _x264(854, 480, 250, 500, 6, 1),
+            _x264(1280, 720, 50, 150, 20, 2),
+            VideoSpec(
+                640,
+                360,
+                100,
+                200,
+                15,
+                "libx265",
+                options=(("preset", "fast"), ("x265-params", "log-level=none")),
+            ),
+            VideoSpec(720, 576, 12, 240, 12, "mpeg4", ".avi", (("bf", "2"), ("b", "3M"))),
+        )
+    ),
+}
+
+
+def make_corpus(name: str, folder: Path) -> list[Path]:
+    """The videos of a corpus, in `folder`; made where they are not there yet. KeyError for other names."""
+    paths = []
+    for spec in CORPORA[name].videos:
+        digest = hashlib.blake2b(json.dumps(asdict(spec)).encode(), digest_size=6).hexdigest()
+        path = folder / f"{name}-{spec.width}x{spec.height}-{digest}{spec.suffix}"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_stem(path.stem + ".partial")
+            write_video(spec, partial)
+            partial.replace(path)
+        paths.append(path)
+    return paths
+
+
+def write_video(spec: VideoSpec, path: Path) -> None:
+    """Encodes one video."""
+    with av.open(str(path), "w") as container:
+        # No key frames at scene cuts: the interval is what the corpus is about.
+        options = {"g": str(spec.key_every), "sc_threshold": "0", **dict(spec.options)}
+        stream = cast(Any, container.add_stream(cast(Any, spec.codec), rate=RATE, options=options))
+        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, "yuv420p"
+        stream.codec_context.thread_count = len(os.sched_getaffinity(0))
+        packets = []
+        for number, image in enumerate(pictures(spec)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number
+            frame.time_base = Fraction(1, RATE)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        ticks = int(spec.stretch / RATE / packets[0].time_base)
+        for _ in range(spec.repeats):
+            for packet in packets:
+                copy = av.Packet(bytes(packet))
+                copy.stream, copy.time_base = stream, packet.time_base
+                copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration
+                copy.is_keyframe = packet.is_keyframe
+                container.mux(copy)
+                packet.pts += ticks
+                packet.dts += ticks
+
+
+def pictures(spec: VideoSpec) -> Iterator[NDArray[np.uint8]]:
+    """uint8 [H, W, 3] for each frame of the stretch: tissue that breathes, a tool across it, and noise."""
+    generator = np.random.default_rng(spec.seed)
+    width, height = spec.width, spec.height
+    tissue = _texture(generator, width + 2 * REACH, height + 2 * REACH)
+    tool = _texture(generator, width + 2 * REACH, height + 2 * REACH)[:, :, ::-1] * 0.5 + 90
+    field = generator.normal(0, spec.noise, (height + 64, width + 64, 3)).astype(np.float32)
+    image = np.empty((height, width, 3), np.uint8)
+    for number in range(spec.stretch):
+        dx, dy = generator.integers(0, 64, 2)
+        _draw(
+            image, tissue, tool, field[dy:, dx:], 2 * np.pi * number / spec.stretch, number / RATE, spec.swell
+        )
+        yield image
+
+
+@njit(cache=True)
+def _draw(image, tissue, tool, noise, angle, seconds, swell):
+    height, width = image.shape[0], image.shape[1]
+    light = 1 + 0.02 * np.sin(7.3 * seconds)
+    # The tool is a bar that swings across the picture.
+    tool_x = width * (0.5 + 0.35 * np.sin(5 * angle))
+    lean = 0.6 * np.sin(3 * angle)
+    for y in range(height):
+        for x in range(width):
+            edge = x - tool_x - lean * (y - height / 2)
+            if abs(edge) < width * 0.06:
+                u, v = REACH + edge + width / 2, REACH + y * 1.0 + 40 * np.sin(4 * angle)
+                source = tool
+            else:
+                u = REACH + x + 40 * np.sin(2 * angle) + swell * np.sin(y * 0.035 + 5.1 * seconds)
+                v = REACH + y + 30 * np.cos(3 * angle) + swell * np.sin(x * 0.027 + 4.3 * seconds)
+                source = tissue
+            column, row = int(u), int(v)
+            right, low = np.float32(u - column), np.float32(v - row)
+            for channel in range(3):
+                upper = source[row, column, channel] * (1 - right) + source[row, column + 1, channel] * right
+                lower = (
+                    source[row + 1, column, channel] * (1 - right)
+                    + source[row + 1, column + 1, channel] * right
+                )
+                value = (upper * (1 - low) + lower * low) * light + noise[y, x, channel]
+                image[y, x, channel] = min(max(value, 0.0), 255.0)
+
+
+def _texture(generator: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
+    """float32 [height, width, 3]: blotches of several sizes."""
+    found = np.full((height, width, 3), 120.0, np.float32)
+    for cell, contrast in ((64, 30.0), (16, 8.0), (4, 3.0)):
+        coarse = generator.normal(0, contrast, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
+        found += np.kron(coarse, np.ones((cell, cell, 1), np.float32))[:height, :width]
+    return found
