@@ -8,9 +8,8 @@ number, so that a frame is known by the packet it came from, never by counting.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import lru_cache
 from types import TracebackType
 from typing import cast
@@ -34,6 +33,7 @@ from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip
 from surgrec.loaders.engines.decoders import DecoderCache, parameter_sets
 from surgrec.loaders.engines.pixels import PixelWriter
 from surgrec.loaders.engines.sequential import SequentialReader
+from surgrec.loaders.engines.threads import WorkerThreads
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import ERROR, REMOVED, SEQUENTIAL, PacketIndex, VideoInfo
 
@@ -63,9 +63,7 @@ class CpuEngine:
         self._drop = drop_disposable
         self._files = FileCache(open_files)
         self._info = lru_cache(maxsize=4096)(index.video)
-        self._local = threading.local()
-        self._closed = False
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="surgrec-cpu")
+        self._pool = WorkerThreads(self.threads, "surgrec-cpu", _Worker, self._run)
 
     def submit(self, request: ClipRequest) -> Future[DecodedClip | ClipFailure]:
         """Queues one clip.
@@ -73,7 +71,7 @@ class CpuEngine:
         The future gives a DecodedClip, or a ClipFailure where the file's data is at fault. It raises for
         requests that are wrong in themselves: ValueError for positions outside the video.
         """
-        return self._pool.submit(self._run, request)
+        return self._pool.submit(request)
 
     def decode(self, requests: Sequence[ClipRequest]) -> list[DecodedClip | ClipFailure]:
         """Decodes clips on all threads and waits; results in the order of the requests."""
@@ -81,9 +79,7 @@ class CpuEngine:
 
     def close(self) -> None:
         """Cancels what is queued, waits for the clips that are being decoded, and closes all files."""
-        self._closed = True
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._local = threading.local()
+        self._pool.close()
         self._files.close()
 
     def __enter__(self) -> CpuEngine:
@@ -94,18 +90,15 @@ class CpuEngine:
     ) -> None:
         self.close()
 
-    def _run(self, request: ClipRequest) -> DecodedClip | ClipFailure:
+    def _run(self, worker: _Worker, request: ClipRequest) -> DecodedClip | ClipFailure:
         if not 0 <= request.video < len(self.index):
             raise ValueError(
                 f"video {request.video} is outside the index, which holds {len(self.index)} videos"
             )
         info = self._info(request.video)
         try:
-            if self._closed or not threading.main_thread().is_alive():
-                raise BadClip("the engine was closed before this clip's turn")
             if info.status in (ERROR, REMOVED):
                 raise BadClip(info.reason or "the index marks this video as removed")
-            worker = self._worker()
             if info.status == SEQUENTIAL:
                 check_positions(request.frames, info.frame_count, info.path)
                 with self._files.borrow(info.path) as descriptor:
@@ -121,12 +114,6 @@ class CpuEngine:
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}; {_remedy(error)}"
         return ClipFailure(request, info.path, self.name, reason)
-
-    def _worker(self) -> _Worker:
-        worker: _Worker | None = getattr(self._local, "worker", None)
-        if worker is None:
-            worker = self._local.worker = _Worker()
-        return worker
 
 
 def check_version(descriptor: int, info: VideoInfo) -> None:

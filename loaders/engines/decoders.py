@@ -98,6 +98,9 @@ def _open(decoder: VideoCodecContext) -> None:
     if decoder.name == "h264":
         # Full reordering depth where the stream does not state its own: FFmpeg would guess, and drop frames.
         decoder.options = {"strict": "1"}
+    elif decoder.name == "mjpeg":
+        # It would leave the rest of a damaged picture as it finds it in memory, and say nothing.
+        decoder.options = {"err_detect": "explode"}
     decoder.open(strict=False)
 
 
