@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +60,25 @@ def url_of(path: Path) -> str:
     return f"file:{path}"
 
 
+def open_video(path: Path, **options: str) -> Any:
+    """The file in FFmpeg's hands. Text in it that is not UTF-8, as some recorders write, is no error."""
+    return av.open(url_of(path), options=OPEN_OPTIONS | options, metadata_errors="replace")
+
+
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of one stream. Raises av.error.FFmpegError; it can be called again to go on behind that.
+
+    Streams that come up in the middle of a file (late sound in FLV and MPEG) make PyAV's own iterator fail at
+    each of their packets; here those are passed over.
+    """
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:
+            continue
+
+
 def has_own_times(path: Path) -> bool:
     """Whether the first bytes are those of MP4/QuickTime or Matroska/WebM."""
     with path.open("rb") as file:
@@ -76,10 +96,10 @@ def demux(path: Path, stream_index: int, from_container: bool = False) -> Demuxe
 
     Raises av.error.FFmpegError or OSError where the file cannot be opened.
     """
-    options = OPEN_OPTIONS | (FAST_OPTIONS if from_container and has_own_times(path) else {})
+    options = FAST_OPTIONS if from_container and has_own_times(path) else {}
     collector = _Collector()
     error = ""
-    with av.open(url_of(path), options=dict(options)) as container, path.open("rb") as file:
+    with open_video(path, **options) as container, path.open("rb") as file:
         stream = container.streams[stream_index]
         for other in container.streams:
             if other.index != stream_index:
@@ -88,7 +108,7 @@ def demux(path: Path, stream_index: int, from_container: bool = False) -> Demuxe
         while True:
             before = len(collector.pos)
             try:
-                for packet in container.demux(stream):
+                for packet in packets_of(container, stream):
                     collector.add(packet, file.fileno())
                 break
             except (av.error.FFmpegError, OSError) as problem:

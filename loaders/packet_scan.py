@@ -96,8 +96,10 @@ def scan_file(path: Path) -> Scanned:
         return _failed(values, str(problem))
     except FileNotFoundError:
         return _failed(values, "no such file")
-    except PermissionError:
-        return _failed(values, "no permission to read the file")
+    except PermissionError as problem:
+        # FFmpeg says the same of references to other files, which are not followed.
+        mine = os.access(path, os.R_OK)
+        return _failed(values, f"{problem.strerror}" if mine else "no permission to read the file")
     except av.error.InvalidDataError as problem:
         return _failed(values, f"no video file that FFmpeg can read, or a truncated one: {problem.strerror}")
     except (av.error.FFmpegError, OSError, ValueError) as problem:

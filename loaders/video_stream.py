@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import av
 import numpy as np
-from surgrec.loaders.demux import OPEN_OPTIONS, url_of
+from surgrec.loaders.demux import open_video, packets_of
 
 FIRST_FRAME_PACKETS: Final = 512
 """The first frame must come out of this many packets."""
@@ -88,7 +88,7 @@ def describe(path: Path) -> VideoStream:
     The largest stream that is no attached picture is taken; of equal ones the container's default, then
     the first. Raises UnusableVideoError, OSError or av.error.FFmpegError.
     """
-    with av.open(url_of(path), options=dict(OPEN_OPTIONS)) as container:
+    with open_video(path) as container:
         if container.format.name == "tty":
             raise UnusableVideoError("this is a text file")
         stream = _choose(container)
@@ -142,16 +142,17 @@ def _choose(container: Any) -> Any:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         what = "only an attached picture" if container.streams.video else "no video stream"
         raise UnusableVideoError(f"{what} in the file (it holds {kinds})")
-    default = av.stream.Disposition.default
-    stream = max(streams, key=lambda s: (s.width * s.height, bool(s.disposition & default), -s.index))
-    if stream.codec_context is None or stream.codec_context.codec is None:
+    # A stream of a codec that FFmpeg does not know has no context, and no size either.
+    streams = [s for s in streams if s.codec_context is not None and s.codec_context.codec is not None]
+    if not streams:
         raise UnusableVideoError("FFmpeg has no decoder for the video stream")
-    return stream
+    default = av.stream.Disposition.default
+    return max(streams, key=lambda s: (s.width * s.height, bool(s.disposition & default), -s.index))
 
 
 def _first_frame(container: Any, stream: Any) -> Any:
     last = ""
-    for number, packet in enumerate(container.demux(stream)):
+    for number, packet in enumerate(packets_of(container, stream)):
         try:
             for frame in packet.decode():
                 return frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,7 @@ from types import ModuleType
 import av
 import numpy as np
 import pytest
+from surgrec.loaders.demux import packets_of
 from surgrec.loaders.packet_index import (
     BROKEN,
     DISCARD,
@@ -179,6 +180,35 @@ def test_names_with_colons_are_files(tmp_path: Path, streams: ModuleType) -> Non
     odd = tmp_path / "http:%03d ä\n.mp4"
     path.rename(odd)
     assert scan_file(odd).row.values["status"] == OK
+
+
+def test_unknown_codec(tmp_path: Path, streams: ModuleType) -> None:
+    path = streams.make_stream("h264_mkv", tmp_path / "video", frames=4)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_WHAT4/ISO/AVC"))
+    assert error_of(path) == "FFmpeg has no decoder for the video stream"
+
+
+def test_text_that_is_not_utf_8_is_no_error(tmp_path: Path, streams: ModuleType) -> None:
+    path = streams.make_stream("h264_mkv", tmp_path / "video", frames=4)
+    content = path.read_bytes()
+    assert b"Lavf" in content
+    path.write_bytes(content.replace(b"Lavf", b"L\xe4vf"))
+    assert scan_file(path).row.values["status"] == OK
+
+
+def test_packets_of_streams_that_come_up_late_are_passed_over() -> None:
+    class Container:
+        """Fails as PyAV's does: at each packet of a stream that was not there when the file was opened."""
+
+        found = iter((1, 2, None, None, 3, None))
+
+        def demux(self, _: object) -> Iterator[int]:
+            for packet in self.found:
+                if packet is None:
+                    raise IndexError("list index out of range")
+                yield packet
+
+    assert list(packets_of(Container(), None)) == [1, 2, 3]
 
 
 def test_missing_moov(tmp_path: Path, streams: ModuleType) -> None:
