@@ -52,10 +52,11 @@ class Monitor:
         self._metrics.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One point per name at `step`, in both places."""
+        """One point per name at `step`, in both places; metrics.jsonl leaves out the prefix train/."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        line = {"step": step, "time": round(time.time(), 3)} | values
+        line = {"step": step, "time": round(time.time(), 3)}
+        line |= {name.removeprefix("train/"): value for name, value in values.items()}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
 

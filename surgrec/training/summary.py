@@ -32,15 +32,15 @@ def summarise(run: RunFolder) -> Summary | None:
     if not run.metrics.exists():
         return None
     points: list[dict[str, Any]] = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    points = [point for point in points if "train/loss" in point]
+    points = [point for point in points if "loss" in point]
     if not points:
         return None
     rated = points[1:] or points
     return Summary(
         points[0]["step"],
         points[-1]["step"],
-        points[0]["train/loss"],
-        points[-1]["train/loss"],
+        points[0]["loss"],
+        points[-1]["loss"],
         sum(point["speed/clips_per_second"] for point in rated) / len(rated),
         sum(point["speed/data_wait"] for point in rated) / len(rated),
         int(points[-1]["data/ledger"]),

@@ -1,4 +1,4 @@
-"""The command as a process: killed, terminated, started again; its weights are those of an undisturbed one."""
+"""The command as a process: killed, terminated, started again; its weights are those of one undisturbed."""
 
 from __future__ import annotations
 

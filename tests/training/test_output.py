@@ -115,7 +115,7 @@ def test_summary(tmp_path):
     points = [
         {
             "step": s,
-            "train/loss": loss,
+            "loss": loss,
             "speed/clips_per_second": rate,
             "speed/data_wait": 0.5,
             "data/ledger": 3.0,

@@ -37,7 +37,7 @@ def torchrun(folder, *arguments, ranks=2):
 
 
 def losses(run) -> list[float]:
-    return [json.loads(line)["train/loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", ["mae", "jepa"])

@@ -113,13 +113,13 @@ def test_tensorboard_holds_what_the_run_measured(finished):
         "_hparams_/session_end_info",
     }
     for values in metrics(run):
-        assert math.isfinite(values["train/loss"])
+        assert math.isfinite(values["loss"])
         assert 0 <= values["speed/data_wait"] <= 1
         assert values["data/decoded_per_output_frame"] >= 1
         drawn = [v for k, v in values.items() if k.startswith("mix_domain") and k.endswith("drawn")]
         assert sum(drawn) == pytest.approx(1)
     tensorboard = [event.value for event in found.Scalars("train/loss")]
-    assert tensorboard == pytest.approx([values["train/loss"] for values in metrics(run)])
+    assert tensorboard == pytest.approx([values["loss"] for values in metrics(run)])
 
 
 def test_jepa_logs_the_health_of_its_features(jepa):
@@ -231,8 +231,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_clips(mae):
 @pytest.mark.usefixtures("not_finite")
 def test_bad_steps_may_be_skipped(mae):
     assert pretrain(replace(mae, max_bad_steps=1)) == 0
-    assert metrics(mae.out)[-1]["train/bad_steps"] == 1
-    assert all(math.isfinite(values["train/loss"]) for values in metrics(mae.out))
+    assert metrics(mae.out)[-1]["bad_steps"] == 1
+    assert all(math.isfinite(values["loss"]) for values in metrics(mae.out))
     assert (mae.out / "nan-step-2.json").exists()
 
 
