@@ -99,44 +99,64 @@ def _in_decode_order(
     return Classified(flags.astype(np.uint8), np.arange(len(flags), dtype=np.uint32), reason, note)
 
 
-def _parameter_units(view: PacketView, hashes: NDArray[np.uint64], prefix: int) -> list[list[bytes]]:
-    """The units of each distinct packet that carries parameter sets (first of each hash)."""
+def _parameter_units(
+    view: PacketView, hashes: NDArray[np.uint64], prefix: int, is_set: Callable[[bytes], bool]
+) -> dict[int, list[bytes]]:
+    """The parameter sets of each distinct packet that carries some, by their hash, in the stream's order."""
     carrying = np.flatnonzero(hashes)
     _, first = np.unique(hashes[carrying], return_index=True)
-    return [
-        nal.split_units(view.data[view.start[p] : view.start[p] + view.size[p]].tobytes(), prefix)
-        for p in carrying[np.sort(first)]
-    ]
+    found = {}
+    for packet in carrying[np.sort(first)]:
+        content = view.data[view.start[packet] : view.start[packet] + view.size[packet]].tobytes()
+        found[int(hashes[packet])] = [u for u in nal.split_units(content, prefix) if is_set(u)]
+    return found
 
 
 def _parameters_note(
-    view: PacketView, known: list[bytes], inline: list[bytes], hashes: NDArray[np.uint64], access: Mask
+    known: list[bytes], inline: dict[int, list[bytes]], hashes: NDArray[np.uint64], access: Mask
 ) -> tuple[str, str]:
-    """(reason, note) where parameter sets inside packets differ from those of the container."""
-    if set(inline) <= set(known):
+    """(reason, note) where parameter sets inside packets differ from those of the container.
+
+    Decoding that starts at a key frame has the container's sets and what the packets from there on carry:
+    behind the first packet with other sets, each key frame must bring as many as the container has.
+    """
+    changed = [number for number, units in inline.items() if not set(units) <= set(known)]
+    if not changed:
         return "", ""
-    if np.all(hashes[access] != 0):
+    first = int(np.argmax(np.isin(hashes, np.array(changed, np.uint64))))
+    whole = [number for number, units in inline.items() if len(units) >= len(known)]
+    late = np.flatnonzero(access)
+    late = late[late >= first]
+    if np.isin(hashes[late], np.array(whole, np.uint64)).all():
         return "", "parameter sets change within the stream"
     return f"parameter sets change within the stream and are not repeated at each key frame; {TRANSCODE}", ""
 
 
+def _is_h264_set(unit: bytes) -> bool:
+    return unit[0] & 31 in (7, 8)
+
+
+def _is_hevc_set(unit: bytes) -> bool:
+    return 32 <= unit[0] >> 1 & 63 <= 34
+
+
 def _h264(view: PacketView) -> Classified:
     prefix = length_size("h264", view.extradata)
-    known = [u for u in units_of_extradata("h264", view.extradata) if u[0] & 31 in (7, 8)]
+    known = [u for u in units_of_extradata("h264", view.extradata) if _is_h264_set(u)]
     sets = [parse_h264_sps(u) for u in known if u[0] & 31 == 7] or _first_h264_sps(view, prefix)
     if not sets:
         return Classified(view.flags.copy(), None, f"H.264 without a sequence parameter set; {TRANSCODE}")
     fields = sets[0].slice_fields
     bits, pictures, hashes, low = nal.scan_h264(view.data, view.start, view.size, prefix, fields)
-    inline = [u for units in _parameter_units(view, hashes, prefix) for u in units if u[0] & 31 in (7, 8)]
-    sets += [parse_h264_sps(u) for u in inline if u[0] & 31 == 7]
+    carried = _parameter_units(view, hashes, prefix, _is_h264_set)
+    sets += [parse_h264_sps(u) for units in carried.values() for u in units if u[0] & 31 == 7]
     damaged = (bits & nal.DAMAGED) > 0
     coded = (bits & nal.VCL) > 0
     key = (bits & nal.IDR) > 0
     open_key = coded & ~key & ((bits & nal.RECOVERY) > 0)
     disposable = coded & ~key & ((bits & nal.REFERENCE) == 0)
     flags = _flags(view, key, open_key, disposable, ~coded, damaged)
-    reason, note = _parameters_note(view, known, inline, hashes, key | open_key)
+    reason, note = _parameters_note(known, carried, hashes, key | open_key)
     field = (bits & nal.FIELD) > 0
     whole = (pictures == np.where(field, 2, 1)) | ~coded | ((flags & BROKEN) > 0)
     one_syntax = len({s.slice_fields for s in sets}) == 1
@@ -168,7 +188,7 @@ def _first_h264_sps(view: PacketView, prefix: int) -> list[H264Parameters]:
 
 def _hevc(view: PacketView) -> Classified:
     prefix = length_size("hevc", view.extradata)
-    known = [u for u in units_of_extradata("hevc", view.extradata) if 32 <= u[0] >> 1 & 63 <= 34]
+    known = [u for u in units_of_extradata("hevc", view.extradata) if _is_hevc_set(u)]
     known_sets = [parse_hevc_sps(u) for u in known if u[0] >> 1 & 63 == 33]
     known_extra = [parse_hevc_pps(u)[1] for u in known if u[0] >> 1 & 63 == 34]
     fields = nal.HevcSliceFields(
@@ -179,9 +199,8 @@ def _hevc(view: PacketView) -> Classified:
     bits, pictures, hashes, low, types, layers = nal.scan_hevc(
         view.data, view.start, view.size, prefix, fields
     )
-    inline = [
-        u for units in _parameter_units(view, hashes, prefix) for u in units if 32 <= u[0] >> 1 & 63 <= 34
-    ]
+    carried = _parameter_units(view, hashes, prefix, _is_hevc_set)
+    inline = [u for units in carried.values() for u in units]
     sets = [parse_hevc_sps(u) for u in known + inline if u[0] >> 1 & 63 == 33]
     if not sets:
         return Classified(view.flags.copy(), None, f"HEVC without a sequence parameter set; {TRANSCODE}")
@@ -201,7 +220,7 @@ def _hevc(view: PacketView) -> Classified:
     top = layers[coded].max(initial=0)
     disposable = coded & (types < 16) & (types % 2 == 0) & (layers == top)
     flags = _flags(view, key, open_key, disposable, hidden, damaged)
-    reason, note = _parameters_note(view, known, inline, hashes, irap)
+    reason, note = _parameters_note(known, carried, hashes, irap)
     drops = irap & ((bits & nal.NO_PRIOR_OUTPUT) > 0)
     whole = (pictures == 1) | ~coded | ((flags & BROKEN) > 0)
     if np.flatnonzero(coded).size and drops[np.flatnonzero(coded)[0] + 1 :].any():

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 from surgrec.loaders.demux import packets_of
+from surgrec.loaders.nal import split_units
 from surgrec.loaders.packet_index import (
     BROKEN,
     DISCARD,
@@ -419,6 +420,32 @@ def test_size_that_changes_is_noted(tmp_path: Path, streams: ModuleType) -> None
     assert scanned.row.values["status"] == OK
     assert scanned.row.values["frame_count"] == len(decoded_pts(path)) == 60
     assert "change" in scanned.row.values["note"]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_parameter_sets_that_change_must_come_with_each_key_frame(
+    repeated: bool, tmp_path: Path, streams: ModuleType
+) -> None:
+    raw = []
+    for number, size in enumerate([(160, 96), (128, 64)]):
+        source = streams.make_stream("h264_default", tmp_path / f"plain{number}", frames=60, size=size)
+        remux(source, tmp_path / f"raw{number}.h264", {})
+        scanned, content = (
+            scan_file(tmp_path / f"raw{number}.h264"),
+            (tmp_path / f"raw{number}.h264").read_bytes(),
+        )
+        units = split_units(content[: int(scanned.packets.size[0])], 0)
+        sets = b"".join(b"\0\0\0\1" + unit for unit in units if unit[0] & 31 in (7, 8))
+        if number and not repeated:
+            # The sets stay before the first key frame only.
+            at = content.index(sets[:8]) + 1
+            content = content[:at] + content[at:].replace(sets, b"")
+        raw.append(content)
+    (tmp_path / "both.h264").write_bytes(b"".join(raw))
+    values = scan_file(tmp_path / "both.h264").row.values
+    assert values["frame_count"] == 120
+    assert values["status"] == (OK if repeated else SEQUENTIAL)
+    assert "parameter sets change" in values["note" if repeated else "reason"]
 
 
 def test_digest_sees_every_byte_of_small_files(tmp_path: Path) -> None:
