@@ -73,12 +73,18 @@ def panels(results: dict[tuple[str, str], dict[str, Any]]) -> list[Panel]:
             rows = [row for row in content["rows"] if row["metric"] == metric] if name == bench else []
             if rows:
                 bars = tuple(
-                    (row["corpus"], row["name"], *(scale * row[part] for part in ("value", "low", "high")))
+                    (case(row), row["name"], *(scale * row[part] for part in ("value", "low", "high")))
                     for row in rows
                 )
                 title = f"{bench.replace('_', ' ')}: {device}, {content['cpus']} cores"
                 made.append(Panel(bench, title, label, bars))
     return made
+
+
+def case(row: dict[str, Any]) -> str:
+    """What a row was measured on: its corpus, and the cores where the benchmark tries several numbers."""
+    cores = row.get("cores")
+    return row["corpus"] if cores is None else f"{row['corpus']}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
@@ -92,7 +98,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
             axes.plot([low, high], [place, place], color=INK, linewidth=1)
             axes.text(max(value, high), place, f"  {value:,.3g}", va="center", fontsize=8, color=INK)
             ticks.append(place)
-            names.append(f"{name}  ({corpus})")
+            names.append(f"{name}  [{corpus}]")
             place += 1
         place += 0.6
     axes.set_yticks(ticks, names, fontsize=8)

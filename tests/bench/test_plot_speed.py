@@ -68,6 +68,12 @@ def test_panels_hold_what_was_measured(tmp_path: Path, plot_speed: ModuleType) -
     assert panel.bars == (("858000", "surgrec", pytest.approx(50), pytest.approx(45), pytest.approx(55)),)
 
 
+def test_numbers_of_cores_are_told_apart(plot_speed: ModuleType) -> None:
+    assert plot_speed.case({"corpus": "858000"}) == "858000"
+    assert plot_speed.case({"corpus": "480g250", "cores": 1}) == "480g250, 1 core"
+    assert plot_speed.case({"corpus": "480g250", "cores": 2}) == "480g250, 2 cores"
+
+
 def test_draws_a_picture(tmp_path: Path, plot_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "speed.png"
     monkeypatch.setattr(sys, "argv", ["plot_speed.py", "--results", str(tmp_path), "--out", str(out)])
