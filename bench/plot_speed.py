@@ -71,6 +71,9 @@ def panels(results: dict[tuple[str, str], dict[str, Any]]) -> list[Panel]:
         scale = SCALE.get(bench, 1.0)
         for (name, device), content in sorted(results.items()):
             rows = [row for row in content["rows"] if row["metric"] == metric] if name == bench else []
+            # One number of cores a machine, the smallest: the chart compares loaders, not core counts.
+            fewest = min((row["cores"] for row in rows if "cores" in row), default=None)
+            rows = [row for row in rows if row.get("cores") == fewest]
             if rows:
                 bars = tuple(
                     (case(row), row["name"], *(scale * row[part] for part in ("value", "low", "high")))
@@ -102,9 +105,9 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
             place += 1
         place += 0.6
     axes.set_yticks(ticks, names, fontsize=8)
-    axes.invert_yaxis()
     axes.set_title(panel.title, loc="left", fontsize=9, color=INK)
     axes.set_xlabel(panel.label, fontsize=8)
+    axes.set_ylim(place - 1, -0.6)
     axes.margins(x=0.14)
     axes.tick_params(axis="x", labelsize=8)
     for side in ("top", "right"):

@@ -68,10 +68,23 @@ def test_panels_hold_what_was_measured(tmp_path: Path, plot_speed: ModuleType) -
     assert panel.bars == (("858000", "surgrec", pytest.approx(50), pytest.approx(45), pytest.approx(55)),)
 
 
-def test_numbers_of_cores_are_told_apart(plot_speed: ModuleType) -> None:
-    assert plot_speed.case({"corpus": "858000"}) == "858000"
-    assert plot_speed.case({"corpus": "480g250", "cores": 1}) == "480g250, 1 core"
+def test_the_smallest_number_of_cores_is_drawn(plot_speed: ModuleType) -> None:
+    rows = [
+        {
+            "name": "cpu",
+            "corpus": "480g250",
+            "cores": n,
+            "metric": "clips_per_s",
+            "value": n,
+            "low": n,
+            "high": n,
+        }
+        for n in (2, 1, 4)
+    ]
+    results = {("loader_throughput", "CPU"): {"cpus": 4, "rows": rows}}
+    assert [panel.bars for panel in plot_speed.panels(results)] == [(("480g250, 1 core", "cpu", 1, 1, 1),)]
     assert plot_speed.case({"corpus": "480g250", "cores": 2}) == "480g250, 2 cores"
+    assert plot_speed.case({"corpus": "858000"}) == "858000"
 
 
 def test_draws_a_picture(tmp_path: Path, plot_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
