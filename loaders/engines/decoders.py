@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any, Final, cast
 
 import av
 from av.packet import PacketSideData
 from av.video.codeccontext import VideoCodecContext
+from surgrec.loaders.demux import open_video
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.packet_index import VideoInfo
 
@@ -87,7 +89,7 @@ def open_decoder(info: VideoInfo) -> VideoCodecContext:
 
 def _decoder_of_file(info: VideoInfo) -> VideoCodecContext:
     """The decoder as FFmpeg's demuxer sets it up: codec tag, picture size and the like matter here."""
-    with av.open(info.path) as container:
+    with open_video(Path(info.path)) as container:
         decoder = cast(VideoCodecContext, container.streams[info.stream].codec_context)
         _open(decoder)
     return decoder

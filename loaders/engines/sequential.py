@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Generator
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,6 +16,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from surgrec.loaders.clip_plan import ClipRequest
+from surgrec.loaders.demux import open_video, packets_of
 from surgrec.loaders.engines.base import BadClip, DecodedClip
 from surgrec.loaders.engines.pixels import PixelWriter
 from surgrec.loaders.packet_index import VideoInfo
@@ -74,7 +76,7 @@ class _Cursor:
         self._packets = 0
         self._bytes = 0
         self._damaged = ""
-        self._container: InputContainer = av.open(info.path)
+        self._container: InputContainer = open_video(Path(info.path))
         self._stream = self._container.streams[info.stream]
         self._stream.codec_context.thread_count = 1
         self._frames = self._decode()
@@ -107,7 +109,7 @@ class _Cursor:
         """All frames of the stream; goes on after damaged packets, as FFmpeg does, but remembers them."""
         keys: dict[int | None, int] = {}  # pts of key packets that are not on display yet -> their number
         damaged_at = 0
-        for packet in self._container.demux(self._stream):
+        for packet in packets_of(self._container, self._stream):
             if packet.size == 0 and packet.dts is not None:  # would end the stream; the real end has no dts
                 continue
             self._packets += 1
