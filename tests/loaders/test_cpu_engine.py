@@ -70,14 +70,12 @@ def test_sequential_video_goes_on_where_the_last_clip_ended(stream_corpus):
     assert costs == [6, 4, 22, 3]
 
 
-@pytest.mark.parametrize("kind", ["mpeg4_avi", "h264_ts"])
-def test_text_in_the_file_that_is_not_utf_8_is_no_error(kind, streams, build_index_of, tmp_path):
-    """Both open the file itself: one for its decoder, one to read it from the start."""
-    path = streams.make_stream(kind, tmp_path / "video", frames=8)
+def test_text_in_the_file_that_is_not_utf_8_is_no_error(streams, build_index_of, tmp_path):
+    """MPEG-4's decoder is set up by opening the file itself."""
+    path = streams.make_stream("mpeg4_avi", tmp_path / "video", frames=8)
     content = path.read_bytes()
-    name = b"Lavf" if kind == "mpeg4_avi" else b"FFmpeg"
-    assert name in content
-    path.write_bytes(content.replace(name, b"\xe4" + name[1:]))
+    assert b"Lavf" in content
+    path.write_bytes(content.replace(b"Lavf", b"L\xe4vf"))
     with CpuEngine(build_index_of([path], tmp_path / "corpus.h5"), threads=1) as engine:
         clip = engine.decode([ClipRequest(0, 0, (2, 5))])[0]
     assert isinstance(clip, DecodedClip), clip
