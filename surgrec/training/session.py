@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,9 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         except (UserError, ClipLoaderError, OSError) as error:
             if world.first:
                 console.close()
-                end_record(run, {"reason": f"error: {error}"})
+                # A full disk may be the very error; it is the one to tell.
+                with suppress(OSError):
+                    end_record(run, {"reason": f"error: {error}"})
             if isinstance(error, ClipLoaderError):
                 raise UserError(str(error)) from error
             raise
