@@ -253,6 +253,8 @@ def test_user_errors_are_told(mae, tmp_path):
         with pytest.raises(UserError, match="no GPU"):
             pretrain(replace(mae, device="cuda"))
     assert not list((mae.out).rglob("step-*"))
+    with pytest.raises(UserError, match=r"run folder .* cannot be written"):
+        pretrain(replace(mae, out=mae.data.index / "run"))
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, mae):
