@@ -25,9 +25,7 @@ from surgrec.training.session import pretrain
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def start(
-    folder: Path, arguments: list[object], prefix: list[str], **variables: str
-) -> subprocess.Popen[str]:
+def start(folder: Path, arguments: list[object], prefix: list[str], **added: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *prefix, "-m", "surgrec.pretrain", *map(str, arguments)],
         cwd=folder,
