@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import numpy as np
 import tyro
 from contestants import CONTESTANTS, Contestant
 from corpora import CORPORA, make_corpus
-from harness import Row, print_machine, print_table, row, write_results
+from harness import RESULTS, Row, print_machine, print_table, row, write_results
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ class Args:
     """Largest mean difference to the cpu engine's frames, in levels of 0..255."""
     cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
     """Where generated videos are kept."""
+    out: Path = RESULTS
+    """Folder of the JSON file."""
     save: bool = True
-    """Write bench/results/."""
+    """Write the JSON file."""
 
 
 def main() -> int:
@@ -91,7 +94,7 @@ def main() -> int:
     for problem in wrong:
         print(f"LEFT OUT {problem}")
     if args.save and rows:
-        print(f"written: {write_results(__file__, args, rows)}")
+        print(f"written: {write_results(__file__, args, rows, args.out)}")
     return 1 if any(problem.startswith("cpu ") for problem in wrong) else 0
 
 
@@ -160,17 +163,19 @@ def measure(
                 if worst > args.tolerance:
                     problems.append(f"{name} on {corpus}: other frames, mean difference {worst:.2f} levels")
                     continue
-                speeds = [team.run(requests) for _ in range(args.runs + 1)][1:]
+                runs = [team.run(requests) for _ in range(args.runs + 1)][1:]
         except RuntimeError as error:
             problems.append(f"{name} on {corpus}: {error}")
             continue
-        found = row(
-            name, corpus, "clips_per_s", speeds, cores=cores, stride=stride, difference=round(worst, 3)
-        )
+        speeds = [speed for speed, _ in runs]
+        work = statistics.median(speed for _, speed in runs)
+        extra = {"cores": cores, "clips_per_cpu_s": round(work, 3), "stride": stride}
+        found = row(name, corpus, "clips_per_s", speeds, difference=round(worst, 3), **extra)
         rows.append(found)
         print(
             f"{corpus} {name}: {found.value:.2f} clips/s on {cores} core(s), "
-            f"{found.value / cores:.2f} a core, same frames within {worst:.2f} levels ({contestant.about})",
+            f"{found.value / cores:.2f} a core, {work:.2f} per second of CPU time, "
+            f"same frames within {worst:.2f} levels ({contestant.about})",
             flush=True,
         )
     return rows, problems
@@ -225,15 +230,14 @@ class Team:
         answers = [self._answer(pipe) for _, pipe in self._members]
         return answers[0]
 
-    def run(self, requests: list[ClipRequest]) -> float:
-        """Clips per second over all processes, each with its share of the requests."""
+    def run(self, requests: list[ClipRequest]) -> tuple[float, float]:
+        """Clips per second of wall time, and of CPU time, over all processes, each with its share."""
         count = len(self._members)
         start = time.perf_counter()
         for number, (_, pipe) in enumerate(self._members):
             pipe.send((requests[number::count], False))
-        for _, pipe in self._members:
-            self._answer(pipe)
-        return len(requests) / (time.perf_counter() - start)
+        seconds = [self._answer(pipe) for _, pipe in self._members]
+        return len(requests) / (time.perf_counter() - start), len(requests) / sum(seconds)
 
     def _answer(self, pipe: Connection) -> Any:
         try:
@@ -258,7 +262,7 @@ def _member(pipe: Connection, name: str, index_path: str, cores: list[int]) -> N
     while True:
         try:
             requests, give = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             if give:
@@ -266,9 +270,10 @@ def _member(pipe: Connection, name: str, index_path: str, cores: list[int]) -> N
                 continue
             # A few at a time, as a loader does: all frames of a run would not fit into memory.
             step = 8 * len(cores)
+            before = time.process_time()
             for at in range(0, len(requests), step):
                 decode(requests[at : at + step])
-            pipe.send(len(requests))
+            pipe.send(time.process_time() - before)
         except Exception as error:
             pipe.send(f"fails: {error}"[:500])
 

@@ -38,9 +38,10 @@ def bench_module() -> Callable[[str], ModuleType]:
     """Imports a script of bench/ by name, as `python bench/<name>.py` would find its neighbours."""
 
     def load(name: str) -> ModuleType:
-        # Scripts import `harness` as a neighbour, so it is the one module that keeps its bare name.
-        harness = _load("harness", ROOT / "bench" / "harness.py")
-        return harness if name == "harness" else _load(f"bench_{name}", ROOT / "bench" / f"{name}.py")
+        # Scripts import these as neighbours, so they keep their bare names.
+        shared = ("harness", "corpora", "contestants")
+        modules = {neighbour: _load(neighbour, ROOT / "bench" / f"{neighbour}.py") for neighbour in shared}
+        return modules[name] if name in modules else _load(f"bench_{name}", ROOT / "bench" / f"{name}.py")
 
     return load
 
