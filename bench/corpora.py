@@ -66,7 +66,7 @@ CORPORA: Final[dict[str, Corpus]] = {
     # A training proxy has the training rate already: every frame is wanted.
     "proxy16": Corpus(tuple(_x264(448, 256, 16, 480, 18, seed) for seed in (1, 2)), stride=1),
     "1080g250": Corpus((_x264(1920, 1080, 250, 250, 12, 1),)),
-    # No open HEVC groups and no MPEG-4 B-frames: decord gives other frames for them, torchcodec for the latter.
+    # No open HEVC groups (decord gives other frames) and no MPEG-4 B-frames (torchcodec does, too).
     "mixed": Corpus(
         (
             _x264(854, 480, 250, 500, 6, 1),

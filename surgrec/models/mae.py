@@ -140,7 +140,7 @@ class MaskedAutoencoder(Objective):
         hidden = int(config.mask_ratio * area) * self.grid[0]
         tokens = math.prod(self.grid)
         visible = tokens - hidden
-        forward = 2 * visible * self.values * encoder.width
+        forward = 2.0 * visible * self.values * encoder.width
         forward += transformer_flops(encoder.depth, encoder.width, visible, visible**2)
         forward += 2 * visible * encoder.width * config.decoder_width
         forward += transformer_flops(config.decoder_depth, config.decoder_width, tokens, tokens**2)
