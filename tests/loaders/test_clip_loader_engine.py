@@ -145,6 +145,9 @@ def test_an_interrupt_in_the_middle_of_an_epoch_ends_the_process(corpus: Path) -
     process = run_script(
         corpus,
         """
+        import signal
+        # A shell starts what it puts in the background with interrupts ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with loader:
                 for batch in loader:
