@@ -23,7 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
 PACKAGES = (
     "av",
     "decord",
@@ -216,6 +217,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(entry) for entry in value]
+    if isinstance(value, Path):  # results are published: no folder of this machine is named in them
+        path = value.absolute()
+        return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
 
 
