@@ -34,6 +34,8 @@ MAX_ERRORS: Final = 16
 # MP4 and Matroska carry every time stamp themselves: no parser and no probing are needed for them.
 FAST_OPTIONS: Final = {"fflags": "+noparse+nofillin", "analyzeduration": "1"}
 OPEN_OPTIONS: Final = {"protocol_whitelist": "file"}
+# PyAV 19 took the argument away: from there on text that is not UTF-8 never fails.
+TEXT_OPTIONS: Final = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def url_of(path: Path) -> str:
 
 def open_video(path: Path, **options: str) -> Any:
     """The file in FFmpeg's hands. Text in it that is not UTF-8, as some recorders write, is no error."""
-    return av.open(url_of(path), options=OPEN_OPTIONS | options, metadata_errors="replace")
+    return av.open(url_of(path), options=OPEN_OPTIONS | options, **TEXT_OPTIONS)
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:

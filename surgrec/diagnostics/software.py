@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import sys
 from importlib import metadata
@@ -49,20 +50,21 @@ def check_package(name: str) -> Check:
 
 def check_dali() -> Check:
     """DALI: a graph of two clips, cropped and resized on the CPU as the loader does it."""
-    name = next((each for each in DALI if version_of(each)), None)
-    if name is None:
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         return Check(GROUP, "DALI", "missing", "not installed", f"pip install {DALI[0]}", required=True)
     try:
-        run_dali()
+        version = run_dali()
     except (ImportError, OSError, RuntimeError, ValueError) as error:
+        name = next((each for each in DALI if version_of(each)), DALI[0])
         remedy = f"reinstall it: pip install --force-reinstall --no-deps {name}"
         return Check(GROUP, "DALI", "missing", one_line(error), remedy, required=True)
-    return Check(GROUP, "DALI", "ok", f"{version_of(name)}, a CPU graph runs", required=True)
+    return Check(GROUP, "DALI", "ok", f"{version}, a CPU graph runs", required=True)
 
 
-def run_dali() -> None:
-    """Build and run a tiny CPU graph. Raises RuntimeError where its result has another shape."""
+def run_dali() -> str:
+    """Build and run a tiny CPU graph; DALI's version. Raises RuntimeError where the result has another shape."""
     import numpy as np
+    from nvidia import dali
     from nvidia.dali import fn
     from nvidia.dali.pipeline import Pipeline
 
@@ -76,6 +78,7 @@ def run_dali() -> None:
     shape = result.as_tensor().shape()
     if tuple(shape) != (2, 2, 16, 16, 3):
         raise RuntimeError(f"the graph gave shape {shape}, not (2, 2, 16, 16, 3)")
+    return str(dali.__version__)
 
 
 def check_numba() -> Check:
