@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from surgrec.kernels.planes import Planes
 from surgrec.loaders.clip_plan import ClipRequest
 
 
@@ -16,15 +17,26 @@ from surgrec.loaders.clip_plan import ClipRequest
 class DecodedClip:
     """The pictures of one clip, and what they cost.
 
-    frames: uint8 [T, H, W, 3], RGB, upright, at the size of the video; row k is request.frames[k].
+    frames: uint8 [T, H, W, 3], RGB, upright, at the size of the video; row k is request.frames[k]. Or, from an
+    engine that serves a GPU, the planes there, complete and safe to read from any stream.
     decoded_frames: frames that the decoder worked on. fed_packets, read_bytes: what it was given.
     """
 
     request: ClipRequest
-    frames: NDArray[np.uint8]
+    frames: NDArray[np.uint8] | Planes
     decoded_frames: int
     fed_packets: int
     read_bytes: int
+
+    @property
+    def height(self) -> int:
+        """Of the upright picture."""
+        return self.frames.height if isinstance(self.frames, Planes) else self.frames.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Of the upright picture."""
+        return self.frames.width if isinstance(self.frames, Planes) else self.frames.shape[2]
 
 
 @dataclass(frozen=True, slots=True)
