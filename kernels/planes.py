@@ -26,8 +26,8 @@ class Colour:
 class Planes:
     """K decoded pictures on one device, and which of them the T frames of a clip are.
 
-    planes: Y, Cb and Cr, or R, G and B, each uint8 or uint16 [K, h, w] with any strides (interleaved chroma is
-    two views of one tensor). Chroma may have half the luma's size in either direction, rounded up.
+    planes: Y, Cb and Cr, or R, G and B, each uint8 or uint16 [K, h, w] with any strides (interleaved chroma
+    is two views of one tensor). Chroma may have half the luma's size in either direction, rounded up.
     rows: T numbers in [0, K). rotation: 0, 90, 180 or 270 degrees clockwise that make the picture upright.
     """
 

@@ -17,8 +17,8 @@ from surgrec.loaders.clip_plan import ClipRequest
 class DecodedClip:
     """The pictures of one clip, and what they cost.
 
-    frames: uint8 [T, H, W, 3], RGB, upright, at the size of the video; row k is request.frames[k]. Or, from an
-    engine that serves a GPU, the planes there, complete and safe to read from any stream.
+    frames: uint8 [T, H, W, 3], RGB, upright, at the size of the video; row k is request.frames[k]. Or,
+    from an engine that serves a GPU, the planes there, complete and safe to read from any stream.
     decoded_frames: frames that the decoder worked on. fed_packets, read_bytes: what it was given.
     """
 
