@@ -62,7 +62,7 @@ def check_dali() -> Check:
 
 
 def run_dali() -> str:
-    """Build and run a tiny CPU graph; DALI's version. Raises RuntimeError where the result's shape is wrong."""
+    """Build and run a tiny CPU graph; DALI's version. Raises RuntimeError where the shape is wrong."""
     import numpy as np
     from nvidia import dali
     from nvidia.dali import fn
