@@ -46,7 +46,8 @@ class DataConfig:
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     engine: Literal["auto", "cpu", "nvdec", "dali", "hybrid"] = "auto"
     """What decodes: `cpu` is FFmpeg in threads, `nvdec` the GPU's video decoders, `hybrid` both from one
-    queue, `dali` DALI's video decoder. `auto` is hybrid where the frames go to a GPU with NVDEC, and cpu elsewhere."""
+    queue, `dali` DALI's video decoder. `auto` is hybrid where the frames go to a GPU with NVDEC, and
+    cpu elsewhere."""
     threads: int = 0
     """Decoding threads of a rank; 0 takes the cores of this machine divided among its ranks."""
     sessions: int = 0

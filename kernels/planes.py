@@ -12,8 +12,8 @@ class Colour:
     """What the numbers in the planes mean.
 
     matrix: "bt601", "bt709", "fcc", "smpte240m" or "bt2020" for luma and two colour differences, "rgb" for
-    red, green and blue. full_range: luma from 0 to the largest value, not 16..235 of 255. depth: bits of a value.
-    shift: bits by which the values lie too high in their uint16, 6 for 10 bits as NVDEC stores them.
+    red, green and blue. full_range: luma from 0 to the largest value, not 16..235 of 255. depth: bits of a
+    value. shift: bits by which the values lie too high in their uint16, 6 for 10 bits as NVDEC stores them.
     """
 
     matrix: str
