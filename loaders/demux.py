@@ -35,7 +35,9 @@ MAX_ERRORS: Final = 16
 FAST_OPTIONS: Final = {"fflags": "+noparse+nofillin", "analyzeduration": "1"}
 OPEN_OPTIONS: Final = {"protocol_whitelist": "file"}
 # PyAV 19 took the argument away: from there on text that is not UTF-8 never fails.
-TEXT_OPTIONS: Final = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+TEXT_OPTIONS: Final[dict[str, Any]] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 
 @dataclass(frozen=True, slots=True)
