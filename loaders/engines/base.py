@@ -49,6 +49,10 @@ class ClipFailure:
     reason: str
 
 
+Outcome = DecodedClip | ClipFailure
+"""What an engine gives for a request."""
+
+
 class BadClip(Exception):  # noqa: N818 - it never leaves an engine: it becomes a ClipFailure
     """The data cannot be decoded; the message is the reason."""
 
@@ -56,10 +60,10 @@ class BadClip(Exception):  # noqa: N818 - it never leaves an engine: it becomes 
 class Engine(Protocol):
     """Decodes clips, several at a time."""
 
-    def submit(self, request: ClipRequest) -> Future[DecodedClip | ClipFailure]:
+    def submit(self, request: ClipRequest) -> Future[Outcome]:
         """Queues one clip. Bad data gives a ClipFailure; the future raises for programming errors only."""
 
-    def decode(self, requests: Sequence[ClipRequest]) -> list[DecodedClip | ClipFailure]:
+    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
         """Decodes clips and waits for them; results in the order of the requests."""
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from surgrec.configs.data import DataConfig
 from surgrec.loaders.engines.base import Engine
 from surgrec.loaders.engines.cpu import CpuEngine
+from surgrec.loaders.engines.nvcuvid import NvdecUnavailable
 from surgrec.loaders.packet_index import PacketIndex
 
 ENGINE_NAMES: Final = ("auto", "cpu", "nvdec", "dali", "hybrid")
@@ -16,8 +17,31 @@ ENGINE_NAMES: Final = ("auto", "cpu", "nvdec", "dali", "hybrid")
 def make_engine(index: PacketIndex, data: DataConfig, threads: int, device: torch.device) -> Engine:
     """The engine that data.engine names, for frames that are wanted on `device`.
 
-    Raises ValueError for a name that does not exist, or an engine that this machine cannot run.
+    threads: of FFmpeg. On a GPU all engines give Planes there, on the CPU RGB arrays. Raises ValueError for a
+    name that does not exist, or an engine that this machine cannot run.
     """
     if data.engine not in ENGINE_NAMES:
         raise ValueError(f"there is no engine {data.engine!r}; choose from {', '.join(ENGINE_NAMES)}")
-    return CpuEngine(index, threads=threads, drop_disposable=data.drop_disposable)
+    gpu = device.type == "cuda"
+    if data.engine in ("nvdec", "dali", "hybrid") and not gpu:
+        raise ValueError(f"engine {data.engine} needs a GPU; on {device} use engine cpu, or auto")
+    if data.engine in ("nvdec", "hybrid") or (data.engine == "auto" and gpu):
+        # Importing it compiles its callbacks; a machine without a GPU need not wait for that.
+        from surgrec.loaders.engines.nvdec import NvdecEngine
+
+        try:
+            return NvdecEngine(
+                index,
+                device,
+                sessions=data.sessions,
+                threads=threads,
+                share=data.engine != "nvdec",
+                drop_disposable=data.drop_disposable,
+                timeout=data.decoder_timeout,
+            )
+        except NvdecUnavailable as error:
+            if data.engine != "auto":
+                raise ValueError(f"engine {data.engine} cannot run here: {error}") from error
+    return CpuEngine(
+        index, threads=threads, drop_disposable=data.drop_disposable, device=device if gpu else None
+    )

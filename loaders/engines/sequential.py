@@ -11,14 +11,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.demux import open_video, packets_of
 from surgrec.loaders.engines.base import BadClip, DecodedClip
-from surgrec.loaders.engines.pixels import PixelWriter
+from surgrec.loaders.engines.pixels import ClipPictures, PictureWriter
 from surgrec.loaders.packet_index import VideoInfo
 
 MAX_OPEN = 4
@@ -27,8 +25,8 @@ MAX_OPEN = 4
 class SequentialReader:
     """Open files of one thread, each with its position."""
 
-    def __init__(self, pixels: PixelWriter) -> None:
-        self._pixels = pixels
+    def __init__(self, writer: PictureWriter) -> None:
+        self._writer = writer
         self._open: OrderedDict[str, _Cursor] = OrderedDict()
 
     def decode(self, request: ClipRequest, info: VideoInfo) -> DecodedClip:
@@ -37,7 +35,7 @@ class SequentialReader:
         if cursor is not None and (cursor.position > request.frames[0] or cursor.version != _version(info)):
             cursor.close()
             cursor = None
-        clip: NDArray[np.uint8] | None = None
+        pictures: ClipPictures = self._writer.start(len(request.frames), info.rotation)
         before = 0 if cursor is None else cursor.position
         try:
             if cursor is None:
@@ -47,13 +45,14 @@ class SequentialReader:
                 rows.setdefault(position, []).append(row)
             for position, wanted in rows.items():
                 frame = cursor.frame(position)
-                clip = self._pixels.write(frame, clip, wanted, len(request.frames), info.rotation)
+                pictures.add(frame, wanted)
         except av.FFmpegError as error:
             raise BadClip(f"FFmpeg cannot read it: {error}") from error
         except BadClip:
             if cursor is not None:
                 cursor.close()
             raise
+        clip = pictures.finish()
         assert clip is not None
         self._open[info.path] = cursor
         while len(self._open) > MAX_OPEN:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Own = TypeVar("Own")
@@ -16,66 +18,210 @@ LOOK_UP_SECONDS = 0.5
 """How often an idle thread looks whether the interpreter is about to exit."""
 
 
+@dataclass(frozen=True)
+class PassedOn:
+    """What `work` returns for an item that belongs to another lane."""
+
+    lane: int
+
+
+@dataclass(eq=False)
+class _Crew:
+    """Threads that take from the same lanes, in this order."""
+
+    lanes: tuple[int, ...]
+    wake: threading.Condition
+    idle: int = 0
+
+
+class WorkQueue(Generic[Item, Result]):
+    """Lanes of items, first in, first out, shared by crews of threads of which each takes from some lanes."""
+
+    def __init__(self, lanes: int = 1) -> None:
+        self._lock = threading.Lock()
+        self._lanes: list[deque[tuple[Future[Result], Item]]] = [deque() for _ in range(lanes)]
+        self._crews: list[_Crew] = []
+        self.closed = False
+
+    def crew(self, lanes: tuple[int, ...]) -> _Crew:
+        """Registers threads that will `take` from these lanes; those registered first are woken first."""
+        crew = _Crew(lanes, threading.Condition(self._lock))
+        self._crews.append(crew)
+        return crew
+
+    def submit(self, item: Item) -> Future[Result]:
+        """Queues an item in the first lane. RuntimeError after `close`."""
+        future: Future[Result] = Future()
+        self.put(future, item, 0)
+        return future
+
+    def put(self, future: Future[Result], item: Item, lane: int) -> None:
+        """Queues an item with the future that stands for it."""
+        with self._lock:
+            if self.closed:
+                raise RuntimeError("the engine is closed")
+            self._lanes[lane].append((future, item))
+            for crew in self._crews:
+                if crew.idle and lane in crew.lanes:
+                    crew.wake.notify()
+                    break
+
+    def take(self, crew: _Crew) -> tuple[Future[Result], Item] | None:
+        """The next item of the crew's lanes; waits for it. None once closed, or once the main thread ends."""
+        main = threading.main_thread()
+        with self._lock:
+            while True:
+                for lane in crew.lanes:
+                    if self._lanes[lane]:
+                        return self._lanes[lane].popleft()
+                if self.closed or not main.is_alive():
+                    return None
+                crew.idle += 1
+                crew.wake.wait(LOOK_UP_SECONDS)
+                crew.idle -= 1
+
+    def close(self) -> None:
+        """No more items are taken up; the threads end when the lanes are empty."""
+        with self._lock:
+            self.closed = True
+            for crew in self._crews:
+                crew.wake.notify_all()
+
+
+@dataclass(eq=False)
+class _Post(Generic[Item, Result]):
+    """What one thread is at, for those who watch it."""
+
+    thread: threading.Thread | None = None
+    work: tuple[Future[Result], Item] | None = None
+    since: float = 0.0
+    given_up: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class WorkerThreads(Generic[Own, Item, Result]):
     """`count` threads that call work(own, item) for each item; `own` is made by each thread for itself.
 
     concurrent.futures' pool would finish all that is queued before the interpreter exits. Here queued items
-    are cancelled when the main thread ends.
+    are cancelled when the main thread ends. With a `timeout`, a thread that is at one item for longer
+    (seconds) is given up: its item gets late(item) for a result and another thread takes its place.
     """
 
     def __init__(
-        self, count: int, name: str, make_own: Callable[[], Own], work: Callable[[Own, Item], Result]
+        self,
+        count: int,
+        name: str,
+        make_own: Callable[[], Own],
+        work: Callable[[Own, Item], Result | PassedOn],
+        queue: WorkQueue[Item, Result] | None = None,
+        lanes: tuple[int, ...] = (0,),
+        timeout: float | None = None,
+        late: Callable[[Item], Result] | None = None,
     ) -> None:
+        self.queue: WorkQueue[Item, Result] = WorkQueue() if queue is None else queue
+        self._crew = self.queue.crew(lanes)
+        self._name = name
         self._make_own = make_own
         self._work = work
-        self._queue: queue.SimpleQueue[tuple[Future[Result], Item] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._threads = [threading.Thread(target=self._loop, name=f"{name}-{n}") for n in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._timeout = timeout
+        self._late = late
+        self._posts: list[_Post[Item, Result]] = []
+        self._made = 0
+        for _ in range(count):
+            self._start()
+        self._watcher: threading.Thread | None = None
+        if timeout is not None:
+            self._watcher = threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True)
+            self._watcher.start()
 
     def submit(self, item: Item) -> Future[Result]:
         """Queues an item. The future raises what `work` raises. RuntimeError after `close`."""
-        future: Future[Result] = Future()
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the engine is closed")
-            self._queue.put((future, item))
-        return future
+        return self.queue.submit(item)
 
     def close(self) -> None:
-        """Cancels what is queued, and waits for what is being worked on."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                for _ in self._threads:
-                    self._queue.put(None)
-        for thread in self._threads:
-            thread.join()
+        """Cancels what is queued, and waits for what is being worked on, but for threads given up."""
+        self.queue.close()
+        for post in list(self._posts):
+            while not post.given_up and post.thread is not None and post.thread.is_alive():
+                post.thread.join(0.1)
 
-    def _loop(self) -> None:
+    def _start(self) -> None:
+        post: _Post[Item, Result] = _Post()
+        # A thread that hangs in a driver must not keep the process from ending.
+        post.thread = threading.Thread(
+            target=self._loop,
+            args=(post,),
+            name=f"{self._name}-{self._made}",
+            daemon=self._timeout is not None,
+        )
+        self._made += 1
+        self._posts.append(post)
+        post.thread.start()
+
+    def _loop(self, post: _Post[Item, Result]) -> None:
         own = self._make_own()
         main = threading.main_thread()
         while True:
-            try:
-                entry = self._queue.get(timeout=LOOK_UP_SECONDS)
-            except queue.Empty:
-                if main.is_alive():
-                    continue
-                return
+            entry = self.queue.take(self._crew)
             if entry is None:
                 return
             future, item = entry
-            if self._closed or not main.is_alive():
-                future.cancel()
-                future.set_running_or_notify_cancel()
-            elif future.set_running_or_notify_cancel():
+            if self.queue.closed or not main.is_alive():
+                _cancel(future)
+            elif future.running() or future.set_running_or_notify_cancel():
+                post.since, post.work = time.monotonic(), entry
                 try:
                     result = self._work(own, item)
                 except BaseException as error:  # the caller gets it from the future
+                    if not self._done(post):
+                        return
                     future.set_exception(error)
                 else:
-                    future.set_result(result)
+                    if not self._done(post):
+                        return
+                    self._settle(future, item, result)
             # Let go of the frames before waiting for the next item.
             entry = future = item = result = None  # type: ignore[assignment] # nothing uses them below
+
+    def _done(self, post: _Post[Item, Result]) -> bool:
+        """Ends the thread's work on an item; False where another has taken its place meanwhile."""
+        with post.lock:
+            post.work = None
+            return not post.given_up
+
+    def _settle(self, future: Future[Result], item: Item, result: Result | PassedOn) -> None:
+        if not isinstance(result, PassedOn):
+            future.set_result(result)
+            return
+        try:
+            self.queue.put(future, item, result.lane)
+        except RuntimeError:  # closed meanwhile
+            _cancel(future)
+
+    def _watch(self) -> None:
+        assert self._timeout is not None
+        assert self._late is not None
+        main = threading.main_thread()
+        while main.is_alive() and not self.queue.closed:
+            time.sleep(min(LOOK_UP_SECONDS, self._timeout / 4))
+            for post in list(self._posts):
+                with post.lock:
+                    work = post.work
+                    if work is None or time.monotonic() - post.since < self._timeout:
+                        continue
+                    post.given_up = True
+                self._posts.remove(post)
+                self._start()
+                work[0].set_result(self._late(work[1]))
+
+
+def _cancel(future: Future[Result]) -> None:
+    """Cancels a future, also one that was passed on and so counts as running."""
+    if not future.running():
+        future.cancel()
+        future.set_running_or_notify_cancel()
+        return
+    try:
+        future.set_exception(RuntimeError("the engine is closed"))
+    except InvalidStateError:
+        return

@@ -73,7 +73,7 @@ def test_a_file_that_ends_early_is_refused_where_it_does(
     """A file that shrinks between the check and the read."""
     path, index = copy_of(stream_corpus, build_index_of, tmp_path, "h264_default")
     cut = int(index.offset[index.packets(0)][60])
-    monkeypatch.setattr("surgrec.loaders.engines.cpu.check_version", lambda descriptor, info: None)
+    monkeypatch.setattr("surgrec.loaders.engines.clip_reader.check_version", lambda descriptor, info: None)
     os.truncate(path, cut)
     assert isinstance(decode(index, 10), DecodedClip)
     failure = decode(index, 85)

@@ -1,0 +1,94 @@
+"""From a clip request to the bytes of its packets: plan, file, version, reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from surgrec.loaders.clip_plan import ClipPlan, ClipRequest, check_positions, plan_clip
+from surgrec.loaders.engines.base import BadClip
+from surgrec.loaders.file_cache import FileCache
+from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex, VideoInfo
+
+REINDEX = "run `python -m surgrec.index` again"
+
+
+class ClipReader:
+    """Reads what clips need. Threads may share it."""
+
+    def __init__(self, index: PacketIndex, files: FileCache, drop_disposable: bool = True) -> None:
+        self.index = index
+        self._files = files
+        self._videos = lru_cache(maxsize=4096)(index.video)
+        self._drop = drop_disposable
+
+    def info(self, request: ClipRequest) -> VideoInfo:
+        """What the index knows of the clip's video. ValueError for a video that it does not hold."""
+        if not 0 <= request.video < len(self.index):
+            raise ValueError(
+                f"video {request.video} is outside the index, which holds {len(self.index)} videos"
+            )
+        return self._videos(request.video)
+
+    @contextmanager
+    def open(self, request: ClipRequest, info: VideoInfo) -> Iterator[int]:
+        """A descriptor of the clip's file.
+
+        Raises BadClip where the index says that nothing can be decoded, or was made for another version of
+        the file; ValueError for positions outside the video; OSError.
+        """
+        if info.status in (ERROR, REMOVED):
+            raise BadClip(info.reason or "the index marks this video as removed")
+        check_positions(request.frames, info.frame_count, info.path)
+        with self._files.borrow(info.path) as descriptor:
+            check_version(descriptor, info)
+            yield descriptor
+
+    def read(self, request: ClipRequest, info: VideoInfo, room: int = 0) -> tuple[ClipPlan, bytearray]:
+        """The clip's plan, and `room` bytes with those of the plan's ranges behind, one after the other.
+
+        Raises as `open` does, and PlanError where the index says that a frame cannot be decoded.
+        """
+        with self.open(request, info) as descriptor:
+            plan = plan_clip(self.index, request, self._drop)
+            return plan, _read_ranges(descriptor, plan, room)
+
+
+def os_reason(error: OSError) -> str:
+    """Why a file cannot be read, and what helps."""
+    if isinstance(error, FileNotFoundError):
+        remedy = f"put the file back, or {REINDEX}"
+    elif isinstance(error, PermissionError):
+        remedy = "allow this user to read it"
+    else:
+        remedy = "check the disk and the limit of open files (ulimit -n)"
+    return f"cannot be read: {error.strerror or error}; {remedy}"
+
+
+def check_version(descriptor: int, info: VideoInfo) -> None:
+    """Raises BadClip unless the open file has the size and time of change that the index was made for."""
+    found = os.fstat(descriptor)
+    if (found.st_size, found.st_mtime_ns) != (info.file_size, info.mtime_ns):
+        raise BadClip(
+            f"the file is another version than the index was made for (size {found.st_size}, indexed"
+            f" {info.file_size}; changed {found.st_mtime_ns} ns, indexed {info.mtime_ns}); {REINDEX}"
+        )
+
+
+def _read_ranges(descriptor: int, plan: ClipPlan, room: int) -> bytearray:
+    """Raises BadClip where the file ends early."""
+    found = bytearray(room + plan.read_bytes)
+    data = memoryview(found)
+    place = room
+    for offset, length in plan.ranges.tolist():
+        end = place + length
+        while place < end:
+            # pread, not a mapping: a file that shrinks under a mapping kills the process.
+            count = os.preadv(descriptor, [data[place:end]], offset)
+            if count == 0:
+                raise BadClip(f"the file ends at byte {offset}, the index goes on; {REINDEX}")
+            place += count
+            offset += count
+    return found

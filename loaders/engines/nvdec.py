@@ -1,0 +1,328 @@
+"""The nvdec and hybrid engines: the GPU's own video decoders, fed with exactly the packets that clips need.
+
+    requests --+--> NVDEC threads: plan, read, start codes, session --> planes on the GPU
+               |        | what NVDEC refuses or finds damaged
+               |        v
+               +--> CPU threads (hybrid: also from the requests): FFmpeg --> planes on the GPU
+
+The decode itself is bit-exact by the standards, so that a clip's planes are the same whichever side decoded
+it. What FFmpeg says of a clip that NVDEC refused is final. Sessions live as long as the engine; a clip
+costs no set-up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from surgrec.kernels.planes import Colour, Planes
+from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, ClipPlan, ClipRequest, PlanError
+from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
+from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome
+from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
+from surgrec.loaders.engines.cpu import CpuWorker, count_threads
+from surgrec.loaders.engines.nvcuvid import CODECS, Driver, NvdecUnavailable, decode_caps, load_driver
+from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
+from surgrec.loaders.engines.nvdec_pool import SessionPool
+from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
+from surgrec.loaders.engines.pixels import MATRIX_NAMES, PlaneWriter
+from surgrec.loaders.engines.threads import PassedOn, WorkerThreads, WorkQueue
+from surgrec.loaders.file_cache import FileCache
+from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex, VideoInfo
+
+FORMATS: Final = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
+"""Pixel formats that NVDEC decodes, and their depth."""
+TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
+IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
+SESSIONS_PER_ENGINE: Final = 3
+GIVE_UP_AFTER: Final = 3
+"""Clips of a video that NVDEC refuses before it is asked no more for that video."""
+EITHER: Final = 0  # lane of all requests
+CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
+
+
+class NvdecEngine:
+    """Decodes clips on NVDEC; with `share` FFmpeg's threads take from the same queue (the hybrid engine).
+
+    index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes three for
+    each of the GPU's decoders. threads: of FFmpeg; 0 takes one per core. drop_disposable: leave out packets
+    that no wanted frame depends on; the frames are the same. timeout: seconds after which a session that does
+    not answer is given up: its clip is a ClipFailure, and another thread and session take its place.
+
+    `fallbacks` counts the clips that NVDEC passed on to FFmpeg, by reason. Raises NvdecUnavailable where the
+    machine has no NVDEC. Frames are Planes on the device. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        index: PacketIndex,
+        device: torch.device,
+        sessions: int = 0,
+        threads: int = 0,
+        share: bool = False,
+        drop_disposable: bool = True,
+        timeout: float = 30.0,
+        open_files: int = 512,
+        driver: Driver | None = None,
+    ) -> None:
+        if timeout <= 0:
+            raise ValueError(f"decoder_timeout is {timeout}; it is a number of seconds above 0")
+        self.name = "hybrid" if share else "nvdec"
+        self.index = index
+        self.device = device
+        self.fallbacks: Counter[str] = Counter()
+        self._driver = load_driver() if driver is None else driver
+        self._caps = _Capabilities(self._driver, device)
+        self.sessions = sessions or SESSIONS_PER_ENGINE * self._caps.engines
+        if self.sessions < 1:
+            raise NvdecUnavailable("this GPU decodes no video; use the cpu engine")
+        self.threads = count_threads(threads)
+        self._files = FileCache(open_files)
+        reader = ClipReader(index, self._files, drop_disposable)
+        self._refused: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        pool = SessionPool(self._make_session, 2 * self.sessions)
+        self._pool = pool
+        queue: WorkQueue[ClipRequest, Outcome] = WorkQueue(lanes=2)
+        self._gpu: WorkerThreads[_NvdecWorker, ClipRequest, Outcome] = WorkerThreads(
+            self.sessions,
+            "surgrec-nvdec",
+            lambda: _NvdecWorker(self, reader, pool),
+            _NvdecWorker.run,
+            queue,
+            (EITHER,),
+            timeout,
+            self._late,
+        )
+        self._cpu: WorkerThreads[CpuWorker, ClipRequest, Outcome] = WorkerThreads(
+            self.threads,
+            "surgrec-cpu",
+            lambda: CpuWorker(reader, PlaneWriter(device), self.name),
+            CpuWorker.run,
+            queue,
+            (CPU_ONLY, EITHER) if share else (CPU_ONLY,),
+        )
+        self._share = share
+
+    @property
+    def parallel(self) -> int:
+        """Clips that it works on at a time."""
+        return self.sessions + (self.threads if self._share else 0)
+
+    def submit(self, request: ClipRequest) -> Future[Outcome]:
+        """Queues one clip; as CpuEngine.submit."""
+        return self._gpu.submit(request)
+
+    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
+        """Decodes clips and waits; results in the order of the requests."""
+        return [future.result() for future in [self.submit(request) for request in requests]]
+
+    def close(self) -> None:
+        """Cancels what is queued, waits for the clips that are being decoded, frees sessions and files."""
+        self._gpu.close()
+        self._cpu.close()
+        self._pool.close()
+        self._files.close()
+
+    def __enter__(self) -> NvdecEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def refusal(self, info: VideoInfo, video: int) -> str:
+        """Why NVDEC does not take a video, or nothing."""
+        if info.status == SEQUENTIAL:
+            return "no random access"
+        if info.codec not in TAKEN_CODECS:
+            return f"codec {info.codec}"
+        if info.pix_fmt not in FORMATS or info.color_space not in MATRIX_NAMES:
+            return f"format {info.pix_fmt} {info.color_space}".rstrip()
+        if info.field_order not in ("", "progressive"):
+            return "interlaced"
+        if self._refused[video] >= GIVE_UP_AFTER:
+            return "refused before"
+        return self._caps.refusal(info)
+
+    def pass_on(self, reason: str, video: int | None = None) -> PassedOn:
+        """Counts a clip that FFmpeg is to decode. video: remember that NVDEC refused a clip of it."""
+        with self._lock:
+            self.fallbacks[reason] += 1
+            if video is not None:
+                self._refused[video] += 1
+        return PassedOn(CPU_ONLY)
+
+    def _make_session(self, key: Hashable) -> _StreamSession:
+        assert isinstance(key, tuple)
+        try:
+            return _StreamSession(self._driver, key[0], self.device)
+        except DeviceMemoryError:
+            self._pool.close_idle()
+            return _StreamSession(self._driver, key[0], self.device)
+
+    def _late(self, request: ClipRequest) -> Outcome:
+        reason = "NVDEC did not answer in time; its session was given up"
+        return ClipFailure(request, self.index.videos.path[request.video], self.name, reason)
+
+
+class _Capabilities:
+    """What the GPU decodes, asked once for each codec and depth."""
+
+    def __init__(self, driver: Driver, device: torch.device) -> None:
+        with torch.cuda.device(device):
+            torch.zeros(1, device=device)  # makes the context current that the driver is asked in
+            self._caps = {
+                (codec, depth): decode_caps(driver, CODECS[codec], depth)
+                for codec in TAKEN_CODECS
+                for depth in (8, 10)
+            }
+        self.engines = max(caps.engines for caps in self._caps.values())
+
+    def refusal(self, info: VideoInfo) -> str:
+        depth = FORMATS[info.pix_fmt]
+        caps = self._caps[info.codec, depth]
+        width, height = max(info.width, info.coded_width), max(info.height, info.coded_height)
+        if not caps.supported:
+            return f"{info.codec} of {depth} bit"
+        blocks = (width + 15) // 16 * ((height + 15) // 16)
+        if (
+            not (caps.min_width <= width <= caps.max_width and caps.min_height <= height <= caps.max_height)
+            or blocks > caps.max_blocks
+        ):
+            return f"{info.codec} of {width}x{height}"
+        return ""
+
+
+class _StreamSession:
+    """An NVDEC session and the stream that it copies on."""
+
+    def __init__(self, driver: Driver, codec: str, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.session = NvdecSession(driver, CODECS[codec], codec in IN_ORDER_CODECS, self.stream.cuda_stream)
+
+    def close(self) -> None:
+        self.session.close()
+
+
+class _NvdecWorker:
+    """What one thread does: everything but the decoding itself, which the session's hardware does."""
+
+    def __init__(self, engine: NvdecEngine, reader: ClipReader, pool: SessionPool[_StreamSession]) -> None:
+        self._engine = engine
+        self._reader = reader
+        self._pool = pool
+        torch.cuda.set_device(engine.device)
+        torch.zeros(1, device=engine.device)  # makes the GPU's context current in this thread
+
+    def run(self, request: ClipRequest) -> Outcome | PassedOn:
+        """Decodes one clip, or passes it on to FFmpeg. ClipFailure where its file cannot be read."""
+        info = self._reader.info(request)
+        reason = self._engine.refusal(info, request.video)
+        if reason:
+            return self._engine.pass_on(reason)
+        sets = parameter_sets(info)
+        try:
+            plan, data = self._reader.read(request, info, room=len(sets))
+        except (BadClip, PlanError) as error:
+            return ClipFailure(request, info.path, self._engine.name, str(error))
+        except OSError as error:
+            return ClipFailure(request, info.path, self._engine.name, os_reason(error))
+        data[: len(sets)] = sets
+        try:
+            return self._decode(request, info, plan, np.frombuffer(data, np.uint8), len(sets))
+        except BadClip as error:
+            # NVDEC cannot say what is wrong, and takes less than FFmpeg does: FFmpeg has the last word.
+            return self._engine.pass_on(str(error).split(",")[0], request.video)
+
+    def _decode(
+        self, request: ClipRequest, info: VideoInfo, plan: ClipPlan, data: NDArray[np.uint8], room: int
+    ) -> DecodedClip:
+        data, places, sizes = elementary(info, plan, data, room)
+        slots, rows = slots_of(plan)
+        pictures = int(slots.max()) + 1
+        depth = FORMATS[info.pix_fmt]
+        key = (info.codec, info.coded_width, info.coded_height, depth)
+        held = self._pool.take(key)
+        try:
+            with torch.cuda.stream(held.stream):
+                luma, chroma = _new_pictures(pictures, info.height, info.width, depth, self._engine.device)
+            decoded = held.session.decode(
+                data.ctypes.data,
+                places,
+                sizes,
+                ((plan.roles & EMPTY_FIRST) != 0).astype(np.int64),
+                slots,
+                (info.width, info.height),
+                depth,
+                luma.data_ptr(),
+                chroma.data_ptr(),
+            )
+            held.stream.synchronize()
+        except BaseException:
+            held.close()  # what its hardware's state is now, nobody knows
+            raise
+        self._pool.give_back(key, held)
+        planes = (luma, chroma[..., 0], chroma[..., 1])
+        clip = Planes(planes, rows, colour_of(info), info.rotation)
+        return DecodedClip(request, clip, decoded, len(plan.packets), plan.read_bytes)
+
+
+def elementary(
+    info: VideoInfo, plan: ClipPlan, data: NDArray[np.uint8], room: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """(data, places, sizes) of a plan's packets as NVDEC takes them; may change `data` in place.
+
+    data: `room` bytes of parameter sets, and the plan's ranges behind. Raises BadClip for damaged lengths.
+    """
+    places, sizes = plan.places + room, plan.sizes.copy()
+    if info.codec in ("h264", "hevc") and info.nal_length_size:
+        sets = data[:room]
+        data, places, sizes = to_start_codes(data, places, sizes, info.nal_length_size)
+        if places[0] != room:
+            data, places = np.concatenate([sets, data]), places + room
+    # The parameter sets lie before the first packet, and go with it.
+    places[0] -= room
+    sizes[0] += room
+    return data, places, sizes
+
+
+def slots_of(plan: ClipPlan) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """(int64 [P]: the picture that each packet gives, or UNWANTED or IGNORED; the picture of each row)."""
+    wanted, rows = np.unique(plan.rows, return_inverse=True)
+    slots = np.where(plan.roles & LEADING, IGNORED, UNWANTED).astype(np.int64)
+    slots[np.searchsorted(plan.packets, wanted)] = np.arange(len(wanted))
+    return slots, tuple(rows.tolist())
+
+
+def colour_of(info: VideoInfo) -> Colour:
+    """The colours of NVDEC's pictures of a video."""
+    depth = FORMATS[info.pix_fmt]
+    full = info.pix_fmt.startswith("yuvj") or info.color_range == "pc"
+    return Colour(MATRIX_NAMES[info.color_space], full, depth, 16 - depth if depth > 8 else 0)
+
+
+def _new_pictures(
+    count: int, height: int, width: int, depth: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory for luma [K, H, W] and chroma [K, (H + 1) // 2, (W + 1) // 2, 2]."""
+    kind = torch.uint8 if depth == 8 else torch.uint16
+    shape = (count, (height + 1) // 2, (width + 1) // 2, 2)
+    try:
+        return (
+            torch.empty((count, height, width), dtype=kind, device=device),
+            torch.empty(shape, dtype=kind, device=device),
+        )
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            "the GPU has no memory left for decoded pictures; lower data.picture_mib, data.sessions or the"
+            " batch"
+        ) from error

@@ -1,0 +1,154 @@
+"""One long-lived NVDEC session: a parser of the driver, and the decoder behind it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from surgrec.loaders.engines import nvdec_callbacks as c
+from surgrec.loaders.engines.base import BadClip
+from surgrec.loaders.engines.nvcuvid import OUT_OF_MEMORY, Driver, NvdecUnavailable, ParserParameters, call
+
+DISPLAY_DELAY: Final = 4
+"""Frames that the parser may hold back, so that decoding runs ahead of copying."""
+
+_AREA_WORDS: Final = 1024
+_CREATE_AT, _MAP_AT, _COPY_AT, _STATUS_AT, _MAPPED_AT, _PACKET_AT = 128, 160, 256, 288, 320, 400
+_STAGES: Final = {
+    c.STAGE_CREATE: "the decoder cannot be made",
+    c.STAGE_DECODE: "a picture cannot be decoded",
+    c.STAGE_MAP: "a frame cannot be mapped",
+    c.STAGE_COPY: "a frame cannot be copied",
+    c.STAGE_FORMAT: "the stream has another size, depth or chroma format than the index says",
+    c.STAGE_PARSE: "the data cannot be parsed",
+    c.STAGE_NO_PICTURE: "a packet holds no picture",
+}
+
+
+class DeviceMemoryError(RuntimeError):
+    """The GPU has no memory left for a decoder."""
+
+
+class NvdecSession:
+    """Decodes clip after clip of one codec. Not thread-safe; any thread may use it, one after the other.
+
+    The calling thread must have made the GPU's primary context current. After an exception close the session:
+    what the hardware's state is then, nobody knows.
+    """
+
+    def __init__(self, driver: Driver, codec: int, in_order: bool, stream: int) -> None:
+        """codec: a value of nvcuvid.CODECS. in_order: frames come out in the order of the packets. stream:
+        CUDA's handle of the stream that frames are copied on."""
+        self._driver = driver
+        self._area = np.zeros(_AREA_WORDS, np.int64)
+        self._state = self._area[: c.WORDS]
+        self._address = base = self._area.ctypes.data
+        s = self._state
+        for word, name in (
+            (c.PARSE, "parse"),
+            (c.CREATE_DECODER, "create_decoder"),
+            (c.DESTROY_DECODER, "destroy_decoder"),
+            (c.DECODE_PICTURE, "decode_picture"),
+            (c.MAP_FRAME, "map_frame"),
+            (c.UNMAP_FRAME, "unmap_frame"),
+            (c.DECODE_STATUS, "decode_status"),
+            (c.COPY, "copy"),
+            (c.RECORD_EVENT, "record_event"),
+            (c.WAIT_EVENT, "wait_event"),
+        ):
+            s[word] = getattr(driver, name)
+        for word, at in (
+            (c.CREATE_INFO, _CREATE_AT),
+            (c.MAP_INFO, _MAP_AT),
+            (c.COPY_INFO, _COPY_AT),
+            (c.STATUS_INFO, _STATUS_AT),
+            (c.MAPPED, _MAPPED_AT),
+            (c.PACKET_INFO, _PACKET_AT),
+        ):
+            s[word] = base + 8 * at
+        s[c.STREAM] = stream
+        s[c.IN_ORDER] = in_order
+        s[c.SURFACE_PACKETS : c.SURFACE_PACKETS + c.MAX_SURFACES] = -1
+        parameters = ParserParameters(
+            codec=codec,
+            max_surfaces=1,  # on_sequence says how many
+            max_display_delay=0 if in_order else DISPLAY_DELAY,
+            user=base,
+            on_sequence=c.on_sequence.address,
+            on_decode=c.on_decode.address,
+            on_display=c.on_display.address,
+        )
+        error = call(driver.create_parser, base + 8 * c.PARSER, ctypes.addressof(parameters))
+        if error:
+            raise NvdecUnavailable(f"cuvidCreateVideoParser returned CUDA error {error}")
+        for place in range(c.RING):
+            # 2 is CU_EVENT_DISABLE_TIMING.
+            error = call(driver.create_event, base + 8 * (c.RING_EVENTS + place), 2)
+            if error:
+                self.close()
+                raise NvdecUnavailable(f"cuEventCreate returned CUDA error {error}")
+
+    @property
+    def surfaces(self) -> int:
+        """Pictures that the decoder holds memory for, 0 before the first clip."""
+        return int(self._state[c.SURFACES]) if self._state[c.DECODER] else 0
+
+    def decode(
+        self,
+        data: int,
+        places: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        restarts: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        size: tuple[int, int],
+        depth: int,
+        luma: int,
+        chroma: int,
+    ) -> int:
+        """Feed a clip's packets and queue the copies of its frames on the stream; how many were decoded.
+
+        Args:
+            data: address of the packets' bytes, with start codes. places, sizes, restarts: see `feed`.
+            slots: int64 [P]: which picture of the clip a packet gives, UNWANTED or IGNORED.
+            size: width and height of the picture. depth: bits of a value.
+            luma, chroma: addresses on the GPU of uint8 or uint16 [K, H, W] and [K, H/2, W/2, 2], halves
+                rounded up.
+
+        Raises:
+            BadClip: the data are damaged, or of another format than the index says.
+            DeviceMemoryError: there is no memory for the decoder.
+        """
+        s = self._state
+        s[c.WIDTH], s[c.HEIGHT] = size
+        s[c.EXPECTED_DEPTH_ABOVE_8] = depth - 8
+        s[c.LUMA], s[c.CHROMA] = luma, chroma
+        s[c.SLOTS], s[c.SLOT_COUNT] = slots.ctypes.data, slots.size
+        s[c.PACKET] = s[c.ERROR] = s[c.STAGE] = s[c.DECODED] = s[c.TAKEN] = s[c.DAMAGED] = 0
+        stage = c.feed(self._address, data, places, sizes, restarts)
+        if stage:
+            error = int(s[c.ERROR])
+            if stage == c.STAGE_CREATE and error == OUT_OF_MEMORY:
+                raise DeviceMemoryError("the GPU has no memory left for an NVDEC decoder")
+            cause = f" (CUDA error {error})" if error else ""
+            raise BadClip(f"NVDEC: {_STAGES[stage]}{cause}, packet {int(s[c.PACKET])} of the clip")
+        if s[c.DAMAGED]:
+            raise BadClip(f"NVDEC reports {int(s[c.DAMAGED])} damaged pictures")
+        wanted = int(np.count_nonzero(slots >= 0))
+        if s[c.TAKEN] != wanted:
+            raise BadClip(f"NVDEC gave {int(s[c.TAKEN])} of the {wanted} frames wanted")
+        return int(s[c.DECODED])
+
+    def close(self) -> None:
+        """Destroys decoder, parser and events. May be called again."""
+        s = self._state
+        if s[c.PARSER]:
+            # First the decoder: destroying the parser makes no more callbacks that could want it.
+            c.drop_decoder(self._address)
+            call(self._driver.destroy_parser, int(s[c.PARSER]))
+            s[c.PARSER] = 0
+        for place in range(c.RING_EVENTS, c.RING_EVENTS + c.RING):
+            if s[place]:
+                call(self._driver.destroy_event, int(s[place]))
+                s[place] = 0
