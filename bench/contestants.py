@@ -1,84 +1,84 @@
-"""Loaders that loader_throughput.py compares: each gets clip requests, and returns RGB frames.
+"""The contestants of loader_throughput.py, by name: this project's engines, and what others offer.
 
-A contestant's `open` is called in a process of its own, with the index and the number of threads it may
-use; it returns a function from a list of requests to a list of uint8 [T, H, W, 3]. Imports happen inside, so
-that a contestant that is not installed is reported as absent and disturbs no other.
+Imports happen inside, so that a contestant that is not installed is reported as absent and disturbs no other.
+Each is used as its documentation says it is fastest; `about` tells how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from contestant import (
+    Clips,
+    Contestant,
+    KeptPerThread,
+    Stream,
+    as_they_come,
+    in_threads,
+    one_by_one,
+    rounds,
+    times_of,
+)
+from contestants_gpu import GPU_CONTESTANTS
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from surgrec.loaders.clip_plan import ClipRequest
     from surgrec.loaders.packet_index import PacketIndex
 
-Decode = Callable[[list["ClipRequest"]], list[NDArray[np.uint8]]]
+OURS = ("nvdec", "dali", "hybrid", "cpu", "cpu-keep")
+"""This project's own: their clips know how many frames were fed."""
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """One way to load clips."""
+def _surgrec(
+    name: Literal["nvdec", "dali", "hybrid", "cpu"], drop_disposable: bool = True
+) -> Callable[[PacketIndex, int], Stream]:
+    """An engine of this project: Planes on the GPU where there is one, RGB arrays elsewhere."""
 
-    package: str
-    """The distribution that it needs."""
-    open: Callable[[PacketIndex, int], Decode]
-    threaded: bool = False
-    """True: one process with as many threads as cores. False: as many processes as cores, one thread each."""
-    about: str = ""
+    def open_engine(index: PacketIndex, threads: int) -> Stream:
+        import torch
+        from surgrec.configs.data import DataConfig
+        from surgrec.loaders.engines.base import DecodedClip
+        from surgrec.loaders.engines.select import make_engine
 
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        data = DataConfig(engine=name, threads=threads, drop_disposable=drop_disposable)
 
-def _surgrec(index: PacketIndex, threads: int, drop_disposable: bool) -> Decode:
-    from surgrec.loaders.engines.base import DecodedClip
-    from surgrec.loaders.engines.cpu import CpuEngine
+        def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
+            engine = make_engine(index, data, threads, device)
+            try:
+                # On a GPU more clips are under way than the engine has threads: sessions hold some back.
+                in_flight = max(64, 4 * threads) if device.type == "cuda" else 2 * threads
+                for clips in as_they_come(engine.submit, rounds(requests, forever), in_flight):
+                    for _, clip in clips:
+                        if not isinstance(clip, DecodedClip):
+                            raise RuntimeError(f"{clip.path}: {clip.reason}")
+                    yield clips
+            finally:
+                engine.close()
 
-    engine = CpuEngine(index, threads, drop_disposable)
+        return stream
 
-    def decode(requests: list[ClipRequest]) -> list[NDArray[np.uint8]]:
-        found = []
-        for clip in engine.decode(requests):
-            if not isinstance(clip, DecodedClip):
-                raise RuntimeError(f"{clip.path}: {clip.reason}")
-            found.append(clip.frames)
-        return found
-
-    return decode
-
-
-def _cpu(index: PacketIndex, threads: int) -> Decode:
-    return _surgrec(index, threads, drop_disposable=True)
-
-
-def _cpu_keep(index: PacketIndex, threads: int) -> Decode:
-    return _surgrec(index, threads, drop_disposable=False)
+    return open_engine
 
 
 def _by_reader(
     index: PacketIndex, open_reader: Callable[[str], Any], read: Callable[[Any, list[int]], Any], keep: bool
-) -> Decode:
+) -> Stream:
     """Opens a reader per clip, or keeps one per video open."""
-    readers: dict[str, Any] = {}
+    kept = KeptPerThread(open_reader, 16)
 
-    def decode(requests: list[ClipRequest]) -> list[NDArray[np.uint8]]:
-        found = []
-        for request in requests:
-            path = index.videos.path[request.video]
-            if not keep:
-                readers.clear()
-            if path not in readers:
-                readers[path] = open_reader(path)
-            found.append(np.asarray(read(readers[path], list(request.frames))))
-        return found
+    def read_clip(request: ClipRequest) -> NDArray[np.uint8]:
+        path = index.videos.path[request.video]
+        reader = kept.get(path) if keep else open_reader(path)
+        return np.asarray(read(reader, list(request.frames)))
 
-    return decode
+    return one_by_one(read_clip)
 
 
-def _decord(index: PacketIndex, keep: bool) -> Decode:
+def _decord(index: PacketIndex, keep: bool) -> Stream:
     import decord
 
     return _by_reader(
@@ -89,7 +89,7 @@ def _decord(index: PacketIndex, keep: bool) -> Decode:
     )
 
 
-def _torchcodec(index: PacketIndex, keep: bool, seek_mode: Literal["exact", "approximate"]) -> Decode:
+def _torchcodec(index: PacketIndex, keep: bool, seek_mode: Literal["exact", "approximate"]) -> Stream:
     from torchcodec import decoders
 
     reader: Any = decoders  # its type hints do not export VideoDecoder
@@ -102,15 +102,15 @@ def _torchcodec(index: PacketIndex, keep: bool, seek_mode: Literal["exact", "app
     )
 
 
-def _pyav(index: PacketIndex, threads: int) -> Decode:
+def _pyav(index: PacketIndex, threads: int) -> Stream:
     """Seek to the key frame before the clip, decode to its end, convert the wanted frames."""
     import av
 
-    def read(path: str, request: ClipRequest) -> NDArray[np.uint8]:
+    def read(request: ClipRequest) -> NDArray[np.uint8]:
         times = index.frame_pts(request.video)
         wanted = {int(times[frame]): row for row, frame in enumerate(request.frames)}
         found: list[Any] = [None] * len(request.frames)
-        with av.open(path) as container:
+        with av.open(index.videos.path[request.video]) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             container.seek(min(wanted), stream=stream)
@@ -122,12 +122,43 @@ def _pyav(index: PacketIndex, threads: int) -> Decode:
                     break
         return np.stack(found)
 
-    return lambda requests: [read(index.videos.path[request.video], request) for request in requests]
+    return one_by_one(read)
+
+
+def _spdl(index: PacketIndex, threads: int) -> Stream:
+    """Demux a window of time, decode the packets that the wanted frames need; threads of one process."""
+    import spdl.io
+
+    def read(request: ClipRequest) -> NDArray[np.uint8]:
+        times = times_of(index, request)
+        half = 0.5 / float(index.videos.rate[request.video])
+        window = (max(0.0, times[0] - half), times[-1] + half)
+        packets = spdl.io.demux_video(index.videos.path[request.video], timestamp=window)
+        places = [frame - request.frames[0] for frame in request.frames]
+        frames = spdl.io.sample_decode_video(packets, places)
+        return np.asarray(spdl.io.to_numpy(spdl.io.convert_frames(frames)))
+
+    return in_threads(read, threads)
 
 
 CONTESTANTS: dict[str, Contestant] = {
-    "cpu": Contestant("av", _cpu, threaded=True, about="this project's cpu engine"),
-    "cpu-keep": Contestant("av", _cpu_keep, threaded=True, about="the same, no packet dropped"),
+    "nvdec": Contestant(
+        "PyNvVideoCodec", _surgrec("nvdec"), True, True, ("torch",), "this project's nvdec engine"
+    ),
+    "dali": Contestant(
+        "nvidia-dali-cuda130", _surgrec("dali"), True, True, ("torch",), "this project's dali engine"
+    ),
+    "hybrid": Contestant(
+        "PyNvVideoCodec",
+        _surgrec("hybrid"),
+        True,
+        True,
+        ("torch",),
+        "this project's nvdec and cpu, one queue",
+    ),
+    "cpu": Contestant("av", _surgrec("cpu"), threaded=True, about="this project's cpu engine"),
+    "cpu-keep": Contestant("av", _surgrec("cpu", False), threaded=True, about="the same, no packet dropped"),
+    **GPU_CONTESTANTS,
     "decord": Contestant(
         "decord", lambda index, _: _decord(index, False), about="VideoReader per clip, get_batch"
     ),
@@ -148,6 +179,9 @@ CONTESTANTS: dict[str, Contestant] = {
         "torchcodec",
         lambda index, _: _torchcodec(index, True, "approximate"),
         about="one VideoDecoder per video, kept open, seek_mode approximate",
+    ),
+    "spdl": Contestant(
+        "spdl-io", _spdl, threaded=True, about="demux_video of a window, sample_decode_video, threads"
     ),
     "pyav": Contestant("av", _pyav, about="open, seek, decode to the last wanted frame"),
 }

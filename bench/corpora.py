@@ -5,21 +5,27 @@ High, 25 fps; as recorded, and scaled to 854x480 with the same encoder): 0.11 bi
 0.10), 48 % of frames disposable (49 and 49), each with 0.33 of the bits of another (0.35 and 0.27). A video
 is one encoded stretch repeated packet by packet, so that minutes cost seconds to make; every stretch begins
 with a key frame and is a closed group of pictures.
+
+480g250n has the same size and key frames, but shows a plain moving texture with strong noise, as decoders are
+often measured: its speeds can be compared with figures of others. Neither content is fitted to a result.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
 from numba import njit
 from numpy.typing import NDArray
 
@@ -46,6 +52,10 @@ class VideoSpec:
     swell: float = 10.0
     """How far the tissue moves as it breathes, in pixels."""
     seed: int = 0
+    pix_fmt: str = "yuv420p"
+    scene: Literal["tissue", "texture"] = "tissue"
+    bt709: bool = False
+    """Encode with the BT.709 matrix, and say so in the stream; else BT.601, unsaid."""
 
 
 @dataclass(frozen=True)
@@ -60,45 +70,81 @@ def _x264(width: int, height: int, key_every: int, stretch: int, repeats: int, s
     return VideoSpec(width, height, key_every, stretch, repeats, seed=seed)
 
 
+def _x265(
+    width: int, height: int, key_every: int, repeats: int, seed: int, pix_fmt: str = "yuv420p"
+) -> VideoSpec:
+    # Closed groups of pictures: decord gives other frames for open ones.
+    options = (("preset", "superfast"), ("x265-params", "log-level=none:open-gop=0"))
+    stretch = 2 * key_every
+    return VideoSpec(
+        width, height, key_every, stretch, repeats, "libx265", options=options, seed=seed, pix_fmt=pix_fmt
+    )
+
+
 CORPORA: Final[dict[str, Corpus]] = {
     "480g250": Corpus(tuple(_x264(854, 480, 250, 500, 18, seed) for seed in (1, 2))),
+    "480g250n": Corpus(
+        tuple(VideoSpec(854, 480, 250, 500, 18, noise=6.0, seed=seed, scene="texture") for seed in (1, 2))
+    ),
     "256g16": Corpus(tuple(_x264(340, 256, 16, 480, 18, seed) for seed in (1, 2))),
     # A training proxy has the training rate already: every frame is wanted.
     "proxy16": Corpus(tuple(_x264(448, 256, 16, 480, 18, seed) for seed in (1, 2)), stride=1),
     "1080g250": Corpus((_x264(1920, 1080, 250, 250, 12, 1),)),
-    # No open HEVC groups (decord gives other frames) and no MPEG-4 B-frames (torchcodec does, too).
+    # 1080p, 720p and 480p, H.264 and HEVC, 8 and 10 bit, sizes that leave 0 to 14 lines or columns of the
+    # coded picture to be cropped, one of them at the top, too. Each lasts as long as another: 2,400 frames.
     "mixed": Corpus(
         (
-            _x264(854, 480, 250, 500, 6, 1),
-            _x264(1280, 720, 50, 150, 20, 2),
-            VideoSpec(
-                640,
-                360,
-                100,
-                200,
-                15,
-                "libx265",
-                options=(("preset", "fast"), ("x265-params", "log-level=none:open-gop=0")),
-            ),
-            VideoSpec(720, 576, 12, 240, 12, "mpeg4", options=(("b", "3M"),)),
+            VideoSpec(1920, 1080, 120, 120, 20, seed=1, bt709=True),
+            _x265(1920, 1080, 50, 24, 2),
+            _x264(1280, 720, 50, 100, 24, 3),
+            _x265(1280, 720, 50, 24, 4, "yuv420p10le"),
+            VideoSpec(1280, 720, 100, 100, 24, options=(("x264-params", "crop-rect=0,2,10,14"),), seed=5),
+            _x264(854, 480, 240, 240, 10, 6),
+            _x265(718, 478, 100, 12, 7),
+            _x265(720, 480, 100, 12, 8, "yuv420p10le"),
         )
     ),
 }
 
 
+def make_corpora(names: Sequence[str], folder: Path) -> dict[str, list[Path]]:
+    """The videos of several corpora, in `folder`; those that are not there are made, in parallel processes.
+
+    KeyError for a name that is not in CORPORA.
+    """
+    found: dict[str, list[Path]] = {}
+    missing: list[tuple[VideoSpec, Path]] = []
+    for name in names:
+        found[name] = []
+        for spec in CORPORA[name].videos:
+            digest = hashlib.blake2b(json.dumps(asdict(spec)).encode(), digest_size=6).hexdigest()
+            path = folder / f"{name}-{spec.width}x{spec.height}-{digest}{spec.suffix}"
+            found[name].append(path)
+            if not path.exists():
+                missing.append((spec, path))
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The longest first, so that none is left alone at the end.
+        missing.sort(key=lambda made: -made[0].width * made[0].height * made[0].stretch)
+        cores = len(os.sched_getaffinity(0))
+        with ProcessPoolExecutor(min(cores, len(missing)), multiprocessing.get_context("spawn")) as processes:
+            for _ in processes.map(_make, *zip(*missing, strict=True)):
+                pass
+    return found
+
+
 def make_corpus(name: str, folder: Path) -> list[Path]:
-    """The videos of a corpus, in `folder`; made where they are not there yet. KeyError for other names."""
-    paths = []
-    for spec in CORPORA[name].videos:
-        digest = hashlib.blake2b(json.dumps(asdict(spec)).encode(), digest_size=6).hexdigest()
-        path = folder / f"{name}-{spec.width}x{spec.height}-{digest}{spec.suffix}"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_stem(path.stem + ".partial")
-            write_video(spec, partial)
-            partial.replace(path)
-        paths.append(path)
-    return paths
+    """The videos of one corpus."""
+    return make_corpora([name], folder)[name]
+
+
+def _make(spec: VideoSpec, path: Path) -> None:
+    partial = path.with_stem(f"{path.stem}.{os.getpid()}.partial")
+    try:
+        write_video(spec, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_video(spec: VideoSpec, path: Path) -> None:
@@ -106,12 +152,17 @@ def write_video(spec: VideoSpec, path: Path) -> None:
     with av.open(str(path), "w") as container:
         # No key frames at scene cuts: the interval is what the corpus is about.
         options = {"g": str(spec.key_every), "sc_threshold": "0", **dict(spec.options)}
+        if spec.bt709:
+            options |= {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
         stream = cast(Any, container.add_stream(cast(Any, spec.codec), rate=RATE, options=options))
-        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, "yuv420p"
-        stream.codec_context.thread_count = len(os.sched_getaffinity(0))
+        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, spec.pix_fmt
+        stream.codec_context.thread_count = min(4, len(os.sched_getaffinity(0)))
+        convert = VideoReformatter()
         packets = []
         for number, image in enumerate(pictures(spec)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            matrix = Colorspace.ITU709 if spec.bt709 else Colorspace.ITU601
+            frame = convert.reformat(frame, format=spec.pix_fmt, dst_colorspace=matrix, threads=1)
             frame.pts = number
             frame.time_base = Fraction(1, RATE)
             packets += stream.encode(frame)
@@ -129,7 +180,26 @@ def write_video(spec: VideoSpec, path: Path) -> None:
 
 
 def pictures(spec: VideoSpec) -> Iterator[NDArray[np.uint8]]:
-    """uint8 [H, W, 3] for each frame of the stretch: tissue that breathes, a tool across it, and noise."""
+    """uint8 [H, W, 3] for each frame of the stretch; the array is used again."""
+    yield from _tissue(spec) if spec.scene == "tissue" else _moving(spec)
+
+
+def _moving(spec: VideoSpec) -> Iterator[NDArray[np.uint8]]:
+    """A texture of blocks that drifts by 3 and 2 pixels a frame, with noise."""
+    generator = np.random.default_rng(spec.seed)
+    width, height = spec.width, spec.height
+    coarse = generator.uniform(30, 220, (height // 8 + 2, width // 8 + 2, 3)).astype(np.float32)
+    texture = np.kron(coarse, np.ones((8, 8, 1), np.float32))
+    field = generator.normal(0, spec.noise, (height + 64, width + 64, 3)).astype(np.float32)
+    for number in range(spec.stretch):
+        dx, dy = generator.integers(0, 64, 2)
+        moved = np.roll(texture, (2 * number, 3 * number), (0, 1))[:height, :width]
+        noisy = moved + field[dy : dy + height, dx : dx + width]
+        yield np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def _tissue(spec: VideoSpec) -> Iterator[NDArray[np.uint8]]:
+    """Tissue that breathes, a tool across it, and noise."""
     generator = np.random.default_rng(spec.seed)
     width, height = spec.width, spec.height
     tissue = _texture(generator, width + 2 * REACH, height + 2 * REACH)

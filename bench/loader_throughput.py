@@ -1,38 +1,47 @@
-"""How many clips a second does each loader give, from the same requests, on the same cores?
+"""How many clips a second does each loader give, from the same requests, on the same machine?
 
-    python bench/loader_throughput.py --corpora 480g250 256g16 --cores 1 2
+    python bench/loader_throughput.py --corpora 480g250 256g16 --max-seconds 3
 
-Every contestant decodes the same random clips of the same videos. A contestant runs in processes of its own,
-each pinned to its cores: threads where it has them, otherwise one process a core. Before it is measured its
-frames are compared with the cpu engine's: decoders convert to RGB in slightly different ways, so the mean
-difference of a clip may be `tolerance` levels of 255; neighbouring frames differ by more.
+Every contestant decodes clips of one list of requests, each in processes of its own, pinned to the same
+cores: threads where it has them, otherwise one process a core. Before it is measured its frames are compared
+with FFmpeg's (bench/same_frames.py). Then it goes round in the list; a run is a stretch of that time, between
+the ends of two batches, so that what a loader has under way counts at neither end. All processes start at
+once and wait for their turn. A contestant that is absent, fails, dies or hangs is reported and disturbs no
+other.
+
+Rows: clips_per_s of each contestant and corpus; on a GPU also `ceiling`, the frames per second of NVDEC when
+it decodes the same files from end to end. `fed_per_s` of this project's engines is what they gave to
+decoders, `fed_share_of_ceiling` its share of that. The parts of a mixed corpus are measured one by one, too;
+`share_of_parts` is the speed on the mixture, as a share of what the parts' speeds would give for the same
+requests.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from importlib import metadata
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
-from contestants import CONTESTANTS, Contestant
-from corpora import CORPORA, make_corpus
-from harness import RESULTS, Row, print_machine, print_table, row, write_results
-from numpy.typing import NDArray
+from contestants import CONTESTANTS, OURS
+from harness import RESULTS, Row, device, print_machine, print_table, row, write_results
+from team import Failed, Team, Times, Window
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from surgrec.loaders.clip_plan import ClipRequest
     from surgrec.loaders.packet_index import PacketIndex
+
+CEILING = "ceiling"
+VARIANTS = ("cpu-keep", "torchcodec-exact", "torchcodec-ffmpeg")
+"""Contestants that are slower than another of their kind: measured only where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +49,23 @@ class Args:
     """What is measured."""
 
     corpora: tuple[str, ...] = ("480g250", "256g16")
-    """Generated corpora: 480g250, 256g16, proxy16, 1080g250, mixed."""
+    """Generated corpora: 480g250, 480g250n, 256g16, proxy16, 1080g250, mixed."""
     videos: tuple[Path, ...] = ()
     """Videos or folders of your own, measured as one more corpus called `videos`."""
-    engines: tuple[str, ...] = tuple(CONTESTANTS)
-    """Contestants."""
-    cores: tuple[int, ...] = (1,)
-    """Numbers of cores to measure with."""
-    clips: int = 24
-    """Clips that each core decodes in a run."""
+    engines: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in VARIANTS)
+    """Contestants; by default all but slower variants of another."""
+    cores: tuple[int, ...] = ()
+    """Numbers of cores to measure with; by default 1, and all of them where there is a GPU."""
+    clips: int = 4096
+    """Requests in the list that contestants go round in."""
+    max_seconds: float = 15.0
+    """Seconds that a contestant is measured for on a corpus, all runs together."""
+    warmup: float = 1.0
+    """Seconds for which a contestant runs before it is measured; at least one batch."""
     runs: int = 3
-    """Measured runs, after one for warming up."""
+    """Measured runs; fewer where a contestant needs too long for them."""
+    ceiling: tuple[int, ...] = (8, 16)
+    """Numbers of NVDEC sessions to measure the sequential ceiling with, on a GPU; none leaves it out."""
     frames: int = 16
     """Frames in a clip."""
     stride: int | None = None
@@ -58,7 +73,7 @@ class Args:
     seed: int = 0
     """Seed of the clips."""
     tolerance: float = 3.0
-    """Largest mean difference to the cpu engine's frames, in levels of 0..255."""
+    """Largest mean difference to FFmpeg's frames, but for the colour matrix, in levels of 0..255."""
     cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
     """Where generated videos are kept."""
     out: Path = RESULTS
@@ -67,8 +82,25 @@ class Args:
     """Write the JSON file."""
 
 
+@dataclass(frozen=True)
+class Case:
+    """A corpus with its requests. checked: those whose frames are compared; expected: the file of their
+    frames.
+    """
+
+    corpus: str
+    stride: int
+    index: PacketIndex
+    requests: list[ClipRequest]
+    checked: list[ClipRequest]
+    expected: Path
+
+
 def main() -> int:
-    args = tyro.cli(Args)
+    import tyro
+    from corpora import CORPORA, make_corpora
+
+    args = tyro.cli(Args, prog="bench/loader_throughput.py", description=__doc__)
     unknown = [name for name in args.corpora if name not in CORPORA]
     unknown += [name for name in args.engines if name not in CONTESTANTS]
     if unknown:
@@ -76,26 +108,52 @@ def main() -> int:
             f"unknown: {unknown}; corpora are {list(CORPORA)}, engines {list(CONTESTANTS)}", file=sys.stderr
         )
         return 2
+    there = len(os.sched_getaffinity(0))
+    gpu = has_gpu()
+    numbers = args.cores or ((there if gpu else 1),)
+    if max(numbers) > there or min(numbers) < 1:
+        print(f"{max(numbers)} cores asked, {there} there", file=sys.stderr)
+        return 2
     print_machine()
+    made = make_corpora(args.corpora, args.cache)
+    cases = [make_case(args, name, made[name], args.stride or CORPORA[name].stride) for name in args.corpora]
+    if args.videos:
+        cases.append(make_case(args, "videos", list(args.videos), args.stride or 4))
     rows: list[Row] = []
-    wrong: list[str] = []
-    for name in (*args.corpora, *(("videos",) if args.videos else ())):
-        videos = list(args.videos) if name == "videos" else make_corpus(name, args.cache)
-        stride = args.stride or (CORPORA[name].stride if name in CORPORA else 4)
-        index_path = index_of(name, videos, args.cache)
-        for cores in args.cores:
-            if cores > len(os.sched_getaffinity(0)):
-                print(f"{name}: {cores} cores asked, {len(os.sched_getaffinity(0))} there", file=sys.stderr)
-                return 2
-            found, problems = measure(args, name, index_path, stride, cores)
-            rows += found
-            wrong += problems
+    problems: list[str] = []
+    for cores in numbers:
+        found, wrong = measure_all(args, cases, cores, gpu)
+        rows += found
+        problems += wrong
     print_table(rows)
-    for problem in wrong:
+    for problem in problems:
         print(f"LEFT OUT {problem}")
     if args.save and rows:
         print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 1 if any(problem.startswith("cpu ") for problem in wrong) else 0
+    return 1 if any(problem.startswith("cpu ") for problem in problems) else 0
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU answers, found without loading CUDA into this process."""
+    from harness import cpu_name
+
+    return device() != cpu_name()
+
+
+def make_case(args: Args, corpus: str, videos: list[Path], stride: int) -> Case:
+    """Indexes a corpus, draws its requests, and decodes those that all contestants are compared on."""
+    from surgrec.loaders.packet_index import PacketIndex
+
+    index = PacketIndex.open(index_of(corpus, videos, args.cache))
+    requests = clip_requests(index, args.clips, args.frames, stride, args.seed)
+    first_of = {request.video: request for request in reversed(requests)}
+    checked = sorted(
+        {request.sample: request for request in (*requests[:2], *first_of.values())}.values(),
+        key=lambda request: request.sample,
+    )[:8]
+    expected = args.cache / f"{corpus}-{os.getpid()}.npz"
+    write_expected(index, checked, expected)
+    return Case(corpus, stride, index, requests, checked, expected)
 
 
 def index_of(name: str, videos: list[Path], cache: Path) -> Path:
@@ -136,146 +194,149 @@ def clip_requests(index: PacketIndex, count: int, frames: int, stride: int, seed
     return requests
 
 
-def measure(
-    args: Args, corpus: str, index_path: Path, stride: int, cores: int
-) -> tuple[list[Row], list[str]]:
-    """Rows of all contestants on one corpus, and what was left out and why."""
-    from surgrec.loaders.packet_index import PacketIndex
+def write_expected(index: PacketIndex, requests: Sequence[ClipRequest], path: Path) -> None:
+    """FFmpeg's frames of some requests, as RGB arrays by their place, in an .npz file."""
+    from surgrec.loaders.engines.base import DecodedClip
+    from surgrec.loaders.engines.cpu import CpuEngine
 
-    index = PacketIndex.open(index_path)
-    requests = clip_requests(index, args.clips * cores, args.frames, stride, args.seed)
-    checked = requests[:3]
-    rows, problems = [], []
-    expected: list[NDArray[np.uint8]] | None = None
-    for name in sorted(args.engines, key=lambda name: name != "cpu"):  # the reference comes first
-        contestant = CONTESTANTS[name]
-        try:
-            metadata.version(contestant.package)
-        except metadata.PackageNotFoundError:
-            problems.append(f"{name} on {corpus}: absent, {contestant.package} is not installed")
-            continue
-        try:
-            with Team(name, contestant, index_path, cores) as team:
-                frames = team.frames(checked)
-                if expected is None:
-                    expected = frames if name == "cpu" else reference(index_path, checked)
-                worst = difference(frames, expected)
-                if worst > args.tolerance:
-                    problems.append(f"{name} on {corpus}: other frames, mean difference {worst:.2f} levels")
-                    continue
-                runs = [team.run(requests) for _ in range(args.runs + 1)][1:]
-        except RuntimeError as error:
-            problems.append(f"{name} on {corpus}: {error}")
-            continue
-        speeds = [speed for speed, _ in runs]
-        work = statistics.median(speed for _, speed in runs)
-        extra = {"cores": cores, "clips_per_cpu_s": round(work, 3), "stride": stride}
-        found = row(name, corpus, "clips_per_s", speeds, difference=round(worst, 3), **extra)
-        rows.append(found)
-        print(
-            f"{corpus} {name}: {found.value:.2f} clips/s on {cores} core(s), "
-            f"{found.value / cores:.2f} a core, {work:.2f} per second of CPU time, "
-            f"same frames within {worst:.2f} levels ({contestant.about})",
-            flush=True,
-        )
+    frames: dict[str, Any] = {}
+    with CpuEngine(index, drop_disposable=False) as engine:
+        for place, clip in enumerate(engine.decode(requests)):
+            if not isinstance(clip, DecodedClip):
+                raise RuntimeError(f"{clip.path}: {clip.reason}")
+            frames[str(place)] = clip.frames
+    np.savez(path, **frames)
+
+
+def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[list[Row], list[str]]:
+    """Rows of all contestants on all corpora with a number of cores, and what was left out and why."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    names = []
+    for name in args.engines:
+        problem = absent(name, gpu)
+        if problem:
+            problems.append(f"{name}: {problem}")
+        else:
+            names.append(name)
+    teams = {name: Team(name, CONTESTANTS[name], cores) for name in names}
+    if gpu and args.ceiling and set(names) & set(OURS) - {"cpu", "cpu-keep"}:
+        teams[CEILING] = Team(CEILING, CONTESTANTS["nvdec"], cores)
+    try:
+        for case in cases:
+            most = 0.0
+            for name in sorted(teams, key=lambda name: name != CEILING):
+                if not teams[name].alive:  # it failed on another corpus
+                    teams[name] = Team(name, CONTESTANTS[name if name != CEILING else "nvdec"], cores)
+                try:
+                    if name == CEILING:
+                        rows.append(measure_ceiling(args, case, teams[name], cores))
+                        most = rows[-1].value
+                    else:
+                        rows += measure(args, case, name, teams[name], cores, most)
+                except Failed as error:
+                    problems.append(f"{name} on {case.corpus}: {error}")
+                    print(f"{case.corpus} {name}: left out, {error}", flush=True)
+    finally:
+        for team in teams.values():
+            team.end()
+        for case in cases:
+            case.expected.unlink(missing_ok=True)
     return rows, problems
 
 
-def reference(index_path: Path, requests: list[ClipRequest]) -> list[NDArray[np.uint8]]:
-    """The cpu engine's frames, where it is not among the contestants itself."""
-    with Team("cpu", CONTESTANTS["cpu"], index_path, 1) as team:
-        return team.frames(requests)
-
-
-def difference(found: list[NDArray[np.uint8]], expected: list[NDArray[np.uint8]]) -> float:
-    """Largest mean absolute difference of a frame, in levels; infinite where shapes differ."""
-    worst = 0.0
-    for clip, other in zip(found, expected, strict=True):
-        if clip.shape != other.shape:
-            return float("inf")
-        for image, wanted in zip(clip, other, strict=True):
-            worst = max(worst, float(np.abs(image.astype(np.int16) - wanted).mean()))
-    return worst
-
-
-class Team:
-    """The processes of one contestant, pinned to its cores. Raises RuntimeError for what fails in them."""
-
-    def __init__(self, name: str, contestant: Contestant, index_path: Path, cores: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        allowed = sorted(os.sched_getaffinity(0))[-cores:]
-        shares = [allowed] if contestant.threaded else [[core] for core in allowed]
-        self._members: list[tuple[Any, Connection]] = []
-        for share in shares:
-            here, there = context.Pipe()
-            process = context.Process(target=_member, args=(there, name, str(index_path), share), daemon=True)
-            process.start()
-            there.close()
-            self._members.append((process, here))
-
-    def __enter__(self) -> Team:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process, pipe in self._members:
-            pipe.close()
-            process.join(10)
-            if process.is_alive():
-                process.terminate()
-
-    def frames(self, requests: list[ClipRequest]) -> list[NDArray[np.uint8]]:
-        """The frames of some requests, from the first process; the others warm up on them."""
-        for _, pipe in self._members:
-            pipe.send((requests, True))
-        answers = [self._answer(pipe) for _, pipe in self._members]
-        return answers[0]
-
-    def run(self, requests: list[ClipRequest]) -> tuple[float, float]:
-        """Clips per second of wall time, and of CPU time, over all processes, each with its share."""
-        count = len(self._members)
-        start = time.perf_counter()
-        for number, (_, pipe) in enumerate(self._members):
-            pipe.send((requests[number::count], False))
-        seconds = [self._answer(pipe) for _, pipe in self._members]
-        return len(requests) / (time.perf_counter() - start), len(requests) / sum(seconds)
-
-    def _answer(self, pipe: Connection) -> Any:
-        try:
-            found = pipe.recv()
-        except EOFError as error:
-            raise RuntimeError("its process died") from error
-        if isinstance(found, str):
-            raise RuntimeError(found)
-        return found
-
-
-def _member(pipe: Connection, name: str, index_path: str, cores: list[int]) -> None:
-    """A process of a contestant: answers requests until the pipe closes."""
-    os.sched_setaffinity(0, cores)
-    from surgrec.loaders.packet_index import PacketIndex
-
+def absent(name: str, gpu: bool) -> str:
+    """Why a contestant cannot be measured here at all; empty where it can."""
+    contestant = CONTESTANTS[name]
     try:
-        decode = CONTESTANTS[name].open(PacketIndex.open(index_path), len(cores))
-    except Exception as error:
-        pipe.send(f"cannot be set up: {error}"[:500])
-        return
-    while True:
-        try:
-            requests, give = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        try:
-            if give:
-                pipe.send(decode(requests))
-                continue
-            # A few at a time, as a loader does: all frames of a run would not fit into memory.
-            step = 8 * len(cores)
-            before = time.process_time()
-            for at in range(0, len(requests), step):
-                decode(requests[at : at + step])
-            pipe.send(time.process_time() - before)
-        except Exception as error:
-            pipe.send(f"fails: {error}"[:500])
+        metadata.version(contestant.package)
+    except metadata.PackageNotFoundError:
+        return f"absent, {contestant.package} is not installed"
+    return "absent, it needs an NVIDIA GPU" if contestant.gpu and not gpu else ""
+
+
+def measure_ceiling(args: Args, case: Case, team: Team, cores: int) -> Row:
+    """The sequential decode of the corpus's files, with the number of sessions that is fastest."""
+    team.open(case.index.path)
+    seconds = min(2.0, args.max_seconds)
+    rates = {sessions: team.ceiling(sessions, seconds) for sessions in args.ceiling}
+    best = max(rates, key=lambda sessions: rates[sessions])
+    team.close()
+    print(f"{case.corpus} ceiling: {rates[best]:.0f} frames/s, {best} sessions", flush=True)
+    return row(CEILING, case.corpus, "frames_per_s", [rates[best]], cores=cores, sessions=best)
+
+
+def measure(args: Args, case: Case, name: str, team: Team, cores: int, ceiling: float) -> list[Row]:
+    """The row of one contestant on one corpus; for ours on several videos of unlike kinds, their rows too."""
+    contestant = CONTESTANTS[name]
+    team.open(case.index.path)
+    worst, but_colour = team.check(case.checked, case.expected)
+    if min(worst, but_colour) > args.tolerance:
+        team.close()
+        raise Failed(f"other frames, mean difference {worst:.2f} levels ({but_colour:.2f} but for colour)")
+    times = Times(args.warmup, args.max_seconds / args.runs, args.runs, args.max_seconds)
+    extra: dict[str, Any] = {"cores": cores, "stride": case.stride, "about": contestant.about}
+    extra |= {"difference": round(worst, 3), "difference_but_colour": round(but_colour, 3)}
+    windows = team.run(case.requests, times)
+    found = row(name, case.corpus, "clips_per_s", speeds(windows), **extra | work(windows))
+    if ceiling and found.extra["fed_per_s"]:
+        found.extra["fed_share_of_ceiling"] = round(found.extra["fed_per_s"] / ceiling, 3)
+    rows = [found]
+    if name in OURS and unlike(case.index):
+        parts = measure_parts(args, case, name, team)
+        rows += parts
+        expected = by_parts(case.requests, {int(part.extra["video"]): part.value for part in parts})
+        found.extra["share_of_parts"] = round(found.value / expected, 3)
+    team.close()
+    colour = "" if worst <= args.tolerance else f", another colour matrix ({worst:.1f} levels off)"
+    print(
+        f"{case.corpus} {name}: {found.value:.2f} clips/s on {cores} core(s), "
+        f"{found.extra['clips_per_cpu_s']:.2f} per second of CPU time, same frames within "
+        f"{min(worst, but_colour):.2f} levels{colour} ({contestant.about})",
+        flush=True,
+    )
+    return rows
+
+
+def measure_parts(args: Args, case: Case, name: str, team: Team) -> list[Row]:
+    """A contestant's rows on each video of a corpus alone, from the same requests."""
+    seconds = args.max_seconds / 3
+    rows = []
+    for video in sorted({request.video for request in case.requests}):
+        own = [request for request in case.requests if request.video == video]
+        windows = team.run(own, Times(min(args.warmup, 0.5), seconds, 1, seconds))
+        info = case.index.video(video)
+        kind = f"{info.width}x{info.height}-{info.codec}-{info.bit_depth}bit"
+        rows.append(row(name, f"{case.corpus}/{kind}", "clips_per_s", speeds(windows), video=video))
+    return rows
+
+
+def unlike(index: PacketIndex) -> bool:
+    """Whether the videos of a corpus are of several kinds."""
+    table = index.videos
+    return len({*zip(table.codec, table.coded_width, table.coded_height, table.bit_depth, strict=True)}) > 1
+
+
+def by_parts(requests: Sequence[ClipRequest], rates: dict[int, float]) -> float:
+    """Clips per second if each request takes as long as among its own kind: n / sum of 1 / rate."""
+    return len(requests) / sum(1 / rates[request.video] for request in requests)
+
+
+def speeds(windows: Sequence[Sequence[Window]]) -> list[float]:
+    """Clips per second of each run, the sum over the processes; of runs that all of them did."""
+    return [sum(one.clips / one.seconds for one in run) for run in zip(*windows, strict=False)]
+
+
+def work(windows: Sequence[Sequence[Window]]) -> dict[str, float]:
+    """What the clips cost: clips per second of CPU time, and frames fed to decoders per second."""
+    each = [one for member in windows for one in member]
+    clips, cpu = sum(one.clips for one in each), sum(one.cpu_seconds for one in each)
+    fed = statistics.median(sum(one.fed / one.seconds for one in run) for run in zip(*windows, strict=False))
+    return {
+        "clips": clips,
+        "clips_per_cpu_s": round(clips / max(cpu, 1e-9), 3),
+        "fed_per_s": round(fed, 1),
+    }
 
 
 if __name__ == "__main__":

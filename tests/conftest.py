@@ -39,7 +39,15 @@ def bench_module() -> Callable[[str], ModuleType]:
 
     def load(name: str) -> ModuleType:
         # Scripts import these as neighbours, so they keep their bare names.
-        shared = ("harness", "corpora", "contestants")
+        shared = (
+            "harness",
+            "corpora",
+            "contestant",
+            "contestants_gpu",
+            "contestants",
+            "same_frames",
+            "team",
+        )
         modules = {neighbour: _load(neighbour, ROOT / "bench" / f"{neighbour}.py") for neighbour in shared}
         return modules[name] if name in modules else _load(f"bench_{name}", ROOT / "bench" / f"{name}.py")
 

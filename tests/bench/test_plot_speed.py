@@ -87,6 +87,28 @@ def test_the_smallest_number_of_cores_is_drawn(plot_speed: ModuleType) -> None:
     assert plot_speed.case({"corpus": "858000"}) == "858000"
 
 
+def test_of_other_libraries_the_fastest_way_is_drawn(plot_speed: ModuleType) -> None:
+    speeds = {
+        "dali": 5,
+        "nvdec": 9,
+        "dali-readers": 1,
+        "dali-decoders": 2,
+        "torchcodec": 4,
+        "torchcodec-cuda": 3,
+    }
+    rows = [{"name": name, "corpus": "mixed", "value": value} for name, value in speeds.items()]
+    rows.append({"name": "nvdec", "corpus": "mixed/480p", "value": 50})
+    rows.append({"name": "torchcodec-cuda", "corpus": "256g16", "value": 8})
+    kept = [(row["name"], row["corpus"]) for row in plot_speed.fastest_ways(rows)]
+    assert kept == [
+        ("dali", "mixed"),
+        ("nvdec", "mixed"),
+        ("dali-decoders", "mixed"),
+        ("torchcodec", "mixed"),
+        ("torchcodec-cuda", "256g16"),
+    ]
+
+
 def test_draws_a_picture(tmp_path: Path, plot_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "speed.png"
     monkeypatch.setattr(sys, "argv", ["plot_speed.py", "--results", str(tmp_path), "--out", str(out)])
