@@ -6,40 +6,37 @@ Of step s, micro-batch m, rank r, row j, with W ranks, b rows and A micro-batche
 
 A sample number says which clip it is and how it is cropped (loaders/clip_source.py), so that the position of
 the loader is one number, and a resumed run goes on with the very batch that the stopped one would have had.
+That holds where samples share a decode, too (loaders/sharing.py): a rank decodes a unit when one of its own
+samples first needs it, and a resumed one decodes again what its pool held.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from surgrec.configs.data import DataConfig
 from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.clip_producer import CHUNK, ClipLoaderError, ClipProducer, FailureWatch
+from surgrec.loaders.clip_producer import CHUNK, ClipProducer, Limits
 from surgrec.loaders.clip_source import ClipSource
-from surgrec.loaders.dali_graph import CropGraph
+from surgrec.loaders.dali_graph import CropGraph, choose_way
 from surgrec.loaders.engines.base import Engine
-from surgrec.loaders.engines.cpu import CpuEngine
+from surgrec.loaders.engines.select import make_engine
+from surgrec.loaders.failure_watch import ClipLoaderError, FailureWatch
 from surgrec.loaders.ledger import Ledger
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.sampler import Mix
 from surgrec.loaders.segments import Unusable
 from torch import Tensor
 
-__all__ = ["ENGINES", "Batch", "ClipLoader", "ClipLoaderError"]
-
-
-def _cpu(index: PacketIndex, data: DataConfig, threads: int) -> Engine:
-    return CpuEngine(index, threads=threads, drop_disposable=data.drop_disposable)
-
-
-ENGINES: dict[str, Callable[[PacketIndex, DataConfig, int], Engine]] = {"cpu": _cpu}
-"""Makes the engine that DataConfig.engine names, with a number of threads."""
+__all__ = ["Batch", "ClipLoader", "ClipLoaderError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +44,10 @@ class Batch:
     """frames: uint8 [b, T, S, S, 3], RGB, on the loader's device. samples: int64 [b], on the CPU.
 
     requests: the clip in each row; where a sample could not be decoded, its substitute, with its number.
-    substitutes: rows that hold a substitute. decoded_frames: frames decoded for this batch. wait_seconds:
-    time that the caller waited for it.
+    substitutes: rows that hold a substitute. decoded_frames: frames decoded for this batch; those of a decode
+    that later batches share count here, once. wait_seconds: time that the caller waited for it.
+    video_repetition, decode_repetition: share of the rows whose video, or whose decode, occurs more than once
+    in this batch.
     """
 
     frames: Tensor
@@ -57,6 +56,8 @@ class Batch:
     substitutes: int
     decoded_frames: int
     wait_seconds: float
+    video_repetition: float = 0.0
+    decode_repetition: float = 0.0
 
 
 class ClipLoader:
@@ -78,6 +79,7 @@ class ClipLoader:
         device: str | torch.device = "cpu",
         ledger: Ledger | None = None,
         engine: Engine | None = None,
+        content_area: ArrayLike | None = None,
     ) -> None:
         """Plan the corpus and start the engine.
 
@@ -89,6 +91,7 @@ class ClipLoader:
             device: where the frames are wanted.
             ledger: takes clips that fail and, on rank 0, videos left out; without it they are logged.
             engine: decodes in place of the one that data.engine names; the loader closes it.
+            content_area: int32 [V, 4], where in each video's picture crops are drawn, as in ClipSource.
 
         Raises:
             ValueError: batch sizes that do not divide, a rank outside the world, a field of `data` that makes
@@ -105,33 +108,32 @@ class ClipLoader:
             )
         if data.prefetch < 1:
             raise ValueError(f"prefetch is {data.prefetch}; at least 1 batch is made ahead")
-        if data.engine not in ENGINES:
-            raise ValueError(f"there is no engine {data.engine!r}; choose from {', '.join(ENGINES)}")
+        if data.picture_mib < 1:
+            raise ValueError(f"picture_mib is {data.picture_mib}; decoded pictures need at least 1 MiB")
         self.device = _device(device)
         self.global_batch = global_batch
         self.micro_batch = micro_batch
         self._rows = micro_batch * world_size  # of all ranks, in one micro-batch
         self._offset = rank * micro_batch
-        self._source = ClipSource(index, data, seed)
+        self._source = ClipSource(index, data, seed, global_batch, content_area)
         self._watch = FailureWatch(data.max_failures, ledger)
         threads = data.threads or _threads_of_this_rank()
-        graph = CropGraph(data.size, min(CHUNK, micro_batch), self.device, threads)
+        way = choose_way(data.crop, self.device)
+        graph = CropGraph(data.size, min(CHUNK, micro_batch), self.device, threads, way)
         if engine is None:
-            engine = ENGINES[data.engine](index, data, threads)
-        self._producer = ClipProducer(
-            self._source,
-            engine,
-            graph,
-            self._watch,
+            engine = make_engine(index, data, threads, self.device)
+        limits = Limits(
             batch=micro_batch,
             stride=self._rows,
             ahead=data.prefetch,
-            in_flight=CHUNK + 2 * threads,
+            in_flight=CHUNK + 2 * _parallel(engine, threads),
+            picture_bytes=data.picture_mib << 20,
         )
+        self._producer = ClipProducer(self._source, engine, graph, self._watch, limits)
         self._finalizer = weakref.finalize(self, _shut_down, self._producer, engine)
         self._next = 0  # first sample, of all ranks, of the next micro-batch
         self._counted = 0
-        self._counts = self._source.sampler.count_datasets(0, 0)
+        self._counts = self._source.count_datasets(0, 0)
         if ledger is not None and rank == 0:
             for video in self.unusable:
                 ledger.record_refused(video.video, video.path, video.reason)
@@ -154,10 +156,9 @@ class ClipLoader:
     @property
     def mix(self) -> Mix:
         """How many samples of each domain and data set all ranks have drawn so far, since the run began."""
-        sampler = self._source.sampler
-        self._counts += sampler.count_datasets(self._counted, self._next - self._counted)
+        self._counts += self._source.count_datasets(self._counted, self._next - self._counted)
         self._counted = self._next
-        return sampler.by_name(self._counts)
+        return self._source.sampler.by_name(self._counts)
 
     def __iter__(self) -> ClipLoader:
         return self
@@ -174,13 +175,16 @@ class ClipLoader:
             # Made on another stream; freed only when the work queued on this one is done.
             made.frames.record_stream(torch.cuda.current_stream(self.device))
         self._next += self._rows
+        samples = range(first, first + self.micro_batch)
         return Batch(
             frames=made.frames,
-            samples=torch.arange(first, first + self.micro_batch),
+            samples=torch.tensor(samples),
             requests=made.requests,
             substitutes=made.substitutes,
             decoded_frames=made.decoded_frames,
             wait_seconds=waited,
+            video_repetition=_repetition(request.video for request in made.requests),
+            decode_repetition=_repetition(self._source.sharing.unit(sample)[0] for sample in samples),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,3 +259,14 @@ def _device(device: str | torch.device) -> torch.device:
 def _threads_of_this_rank() -> int:
     """The cores that this process may use, shared with the machine's other ranks as torchrun counts them."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _parallel(engine: Engine, threads: int) -> int:
+    """Clips that an engine works on at a time."""
+    return int(getattr(engine, "parallel", 0) or getattr(engine, "threads", threads))
+
+
+def _repetition(rows: Iterable[Hashable]) -> float:
+    """Share of the rows that are not the only one of their kind."""
+    counts = Counter(rows)
+    return sum(count for count in counts.values() if count > 1) / counts.total()

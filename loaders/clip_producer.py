@@ -1,9 +1,11 @@
 """The thread behind ClipLoader: keeps the engine busy, replaces clips that fail, crops, makes batches.
 
-    requests --submit--> engine (many clips at a time) --in sample order--> CropGraph --> finished batches
+    decodes --submit--> engine (many at a time) --in sample order--> CropGraph --> this batch
+                                                                              \\-> pool --> later batches
 
 Clips leave the engine in chunks of a few, so that the pictures of a whole batch never lie in memory at their
-full size.
+full size. Where several samples share a decode, all of them that are this rank's are cropped when the first
+is due; those of later batches wait in the pool, finished.
 """
 
 from __future__ import annotations
@@ -12,37 +14,30 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.dali_graph import CropGraph
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Engine
-from surgrec.loaders.ledger import Ledger
+from surgrec.loaders.failure_watch import ClipLoaderError, FailureWatch
+from surgrec.loaders.picture_bytes import picture_bytes
+from surgrec.loaders.shared_decode import SharedDecode
 from torch import Tensor
 
 MAX_ATTEMPTS = 16
-"""Substitutes that are tried for one sample."""
-WINDOW = 1000
-"""Clips over which the share of failures is taken."""
+"""Substitutes that are tried for one decode."""
 CHUNK = 8
 """Clips that are cropped at a time."""
 JOIN_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
 _log = logging.getLogger(__name__)
-
-
-_Result = Future[DecodedClip | ClipFailure]
-_Clip = tuple[ClipRequest, _Result]
-
-
-class ClipLoaderError(RuntimeError):
-    """Too many clips cannot be decoded."""
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the way out of the thread's loops
@@ -59,78 +54,75 @@ class Produced:
     decoded_frames: int
 
 
-class FailureWatch:
-    """Counts decoded and failed clips and stops a run in which too many of the last 1,000 failed."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a producer makes and may hold.
 
-    def __init__(self, max_share: float, ledger: Ledger | None) -> None:
-        if not 0.0 <= max_share <= 1.0:
-            raise ValueError(f"max_failures is {max_share}; it is a share, between 0 and 1")
-        self.max_share = max_share
-        self.ledger = ledger
-        self.failures = 0
-        self._recent: deque[str | None] = deque(maxlen=WINDOW)
-        self._reasons: Counter[str] = Counter()  # of the failures in _recent
+    batch: clips of a batch. stride: samples from one batch of this rank to the next. ahead: finished batches
+    that wait at most. in_flight: decodes that are with the engine at most. picture_bytes: of the pictures of
+    decodes that are submitted and not yet cropped; one decode is always let through.
+    """
 
-    def success(self) -> None:
-        self._push(None)
+    batch: int
+    stride: int
+    ahead: int
+    in_flight: int
+    picture_bytes: int
 
-    def failure(self, failure: ClipFailure) -> None:
-        """Ledger the failure. Raises ClipLoaderError where it is one too many."""
-        self.failures += 1
-        if self.ledger is None:
-            _log.warning("%s, frames %s: %s", failure.path, failure.request.frames, failure.reason)
-        else:
-            self.ledger.record(failure)
-        self._push(failure.reason)
-        failed = self._reasons.total()
-        if failed > self.max_share * WINDOW:
-            raise ClipLoaderError(
-                f"{failed} of the last {len(self._recent)} clips could not be decoded, more than "
-                f"max_failures = {self.max_share:g} of {WINDOW} allows. {self.explain()}"
-            )
 
-    def explain(self) -> str:
-        """The most frequent reason, and where to read all of them."""
-        reason, count = self._reasons.most_common(1)[0]
-        where = (
-            "the log, since no ledger was given" if self.ledger is None else f"the ledger {self.ledger.path}"
-        )
-        return f"Most frequent reason ({count} times): {reason}. Each failure is in {where}."
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    decode: SharedDecode
+    future: Future[DecodedClip | ClipFailure]
+    nbytes: int
 
-    def _push(self, reason: str | None) -> None:
-        if len(self._recent) == WINDOW:
-            oldest = self._recent[0]
-            if oldest is not None:
-                self._reasons -= Counter({oldest: 1})
-        self._recent.append(reason)
-        if reason is not None:
-            self._reasons[reason] += 1
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A cropped clip [T, S, S, 3] of a later batch."""
+
+    frames: Tensor
+    request: ClipRequest
+    substitute: bool
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A batch in the making: the frames once the first clip is there, and what is known of each row."""
+
+    samples: range
+    frames: Tensor | None = None
+    requests: dict[int, ClipRequest] = field(default_factory=dict)
+    substitutes: int = 0
+    decoded_frames: int = 0
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one run of the thread holds. held: bytes of `waiting` and `decoded`."""
+
+    decodes: Iterator[SharedDecode]
+    stop: threading.Event
+    next: SharedDecode | None = None
+    waiting: deque[_Submitted] = field(default_factory=deque)
+    decoded: list[tuple[DecodedClip, bool]] = field(default_factory=list)
+    decoded_bytes: int = 0
+    held: int = 0
+    pool: dict[int, _Finished] = field(default_factory=dict)
 
 
 class ClipProducer:
     """Produces the batches of one rank in order, in a thread of its own, from `start` until `stop`."""
 
     def __init__(
-        self,
-        source: ClipSource,
-        engine: Engine,
-        graph: CropGraph,
-        watch: FailureWatch,
-        batch: int,
-        stride: int,
-        ahead: int,
-        in_flight: int,
+        self, source: ClipSource, engine: Engine, graph: CropGraph, watch: FailureWatch, limits: Limits
     ) -> None:
-        """batch: clips of a batch. stride: samples from one batch of this rank to the next. ahead: finished
-        batches that wait at most. in_flight: clips that are with the engine at most."""
         self._source = source
         self._engine = engine
         self._graph = graph
         self._watch = watch
-        self._batch = batch
-        self._stride = stride
-        self._ahead = ahead
-        self._in_flight = max(in_flight, CHUNK)
+        self._limits = limits
+        self._in_flight = max(limits.in_flight, CHUNK)
         self._changed = threading.Condition()
         self._ready: deque[Produced] = deque()
         self._error: BaseException | None = None
@@ -138,6 +130,10 @@ class ClipProducer:
         self._thread: threading.Thread | None = None
         cuda = graph.device.type == "cuda"
         self._stream = torch.cuda.Stream(graph.device) if cuda else None
+        self.most_pooled = 0
+        """Finished clips that have waited for a later batch at a time, at most."""
+        self.most_held = 0
+        """Bytes of pictures, submitted and not yet cropped, at most."""
 
     @property
     def running(self) -> bool:
@@ -185,18 +181,19 @@ class ClipProducer:
             self._ready.clear()
 
     def _run(self, first: int, stop: threading.Event) -> None:
-        waiting: deque[_Clip] = deque()
+        run = _Run(self._decodes(first), stop)
         try:
-            requests = self._requests(first)
-            while True:
-                batch = self._make(requests, waiting, stop)
-                with self._changed:
-                    while len(self._ready) >= self._ahead and not stop.is_set():
-                        self._changed.wait()
-                    if stop.is_set():
-                        return
-                    self._ready.append(batch)
-                    self._changed.notify_all()
+            with self._on_stream():
+                for number in itertools.count():
+                    begin = first + number * self._limits.stride
+                    batch = self._make(run, range(begin, begin + self._limits.batch))
+                    with self._changed:
+                        while len(self._ready) >= self._limits.ahead and not stop.is_set():
+                            self._changed.wait()
+                        if stop.is_set():
+                            return
+                        self._ready.append(batch)
+                        self._changed.notify_all()
         except _Stopped:
             return
         except BaseException as error:  # the consumer raises it
@@ -205,41 +202,80 @@ class ClipProducer:
                     self._error = error
                 self._changed.notify_all()
         finally:
-            for _, future in waiting:
-                future.cancel()
+            for submitted in run.waiting:
+                submitted.future.cancel()
 
-    def _requests(self, first: int) -> Iterator[ClipRequest]:
-        for number in itertools.count():
-            yield from self._source.requests(first + number * self._stride, self._batch)
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _make(
-        self, requests: Iterator[ClipRequest], waiting: deque[_Clip], stop: threading.Event
-    ) -> Produced:
-        """One batch; `waiting` holds the clips that are with the engine, in the order of their samples."""
-        parts: list[Tensor] = []
-        done: list[ClipRequest] = []
-        substitutes = decoded_frames = 0
-        for start in range(0, self._batch, CHUNK):
-            clips: list[DecodedClip] = []
-            for _ in range(min(CHUNK, self._batch - start)):
-                while len(waiting) < self._in_flight:
-                    request = next(requests)
-                    waiting.append((request, self._engine.submit(request)))
-                clip, attempts = self._resolve(*waiting.popleft(), stop)
-                clips.append(clip)
-                substitutes += attempts > 0
-                decoded_frames += clip.decoded_frames
-            done += [clip.request for clip in clips]
-            parts.append(self._graph([clip.frames for clip in clips], self._source.windows(clips)))
-        return Produced(self._join(parts), done, substitutes, decoded_frames)
+    def _decodes(self, first: int) -> Iterator[SharedDecode]:
+        """The decodes of this rank, in the order in which their first clips are due."""
+        sharing, batch, stride = self._source.sharing, self._limits.batch, self._limits.stride
+        for begin in itertools.count(first, stride):
+            for sample in range(begin, begin + batch):
+                unit = sharing.unit(sample)[0]
+                members = (sharing.sample(unit, member) for member in range(sharing.members))
+                mine = [s for s in members if s >= first and (s - first) % stride < batch]
+                if mine[0] == sample:
+                    yield self._source.decode(unit, mine)
 
-    def _resolve(
-        self, request: ClipRequest, future: _Result, stop: threading.Event
-    ) -> tuple[DecodedClip, int]:
-        """The clip of a sample, and how many substitutes it took: 0 where the sample itself decoded."""
+    def _make(self, run: _Run, samples: range) -> Produced:
+        """One batch."""
+        batch = _Batch(samples)
+        for sample in samples:
+            finished = run.pool.pop(sample, None)
+            if finished is not None:
+                self._frames(batch, finished.frames)[sample - samples.start] = finished.frames
+                batch.requests[sample] = finished.request
+                batch.substitutes += finished.substitute
+        for sample in samples:
+            decoded = (clip.request.sample for clip, _ in run.decoded)
+            if sample not in batch.requests and sample not in decoded:
+                self._decode(run, batch)
+                if len(run.decoded) >= CHUNK:
+                    self._crop(run, batch)
+        self._crop(run, batch)
+        if self._stream is not None:
+            self._stream.synchronize()  # the consumer reads on another stream
+        self.most_pooled = max(self.most_pooled, len(run.pool))
+        assert batch.frames is not None
+        requests = [batch.requests[sample] for sample in samples]
+        return Produced(batch.frames, requests, batch.substitutes, batch.decoded_frames)
+
+    def _decode(self, run: _Run, batch: _Batch) -> None:
+        """Wait for the next decode, and take its clips to those that are to be cropped."""
+        self._submit(run)
+        if run.next is not None and len(run.waiting) < self._in_flight:
+            # The bytes are used up: what is decoded gives its share back before more is waited for.
+            self._crop(run, batch)
+            self._submit(run)
+        submitted = run.waiting.popleft()
+        decode, clip, attempts = self._resolve(submitted, run.stop)
+        batch.decoded_frames += clip.decoded_frames
+        run.decoded += [(part, attempts > 0) for part in decode.cut(clip)]
+        run.decoded_bytes += submitted.nbytes
+
+    def _submit(self, run: _Run) -> None:
+        """Give the engine as many decodes as the limits allow; run.next is the one that must wait."""
+        while len(run.waiting) < self._in_flight:
+            decode = run.next or next(run.decodes)
+            run.next = None
+            nbytes = picture_bytes(self._source.index, decode.request, self._graph.device)
+            if run.held and run.held + nbytes > self._limits.picture_bytes:
+                run.next = decode
+                return
+            run.held += nbytes
+            self.most_held = max(self.most_held, run.held)
+            run.waiting.append(_Submitted(decode, self._engine.submit(decode.request), nbytes))
+
+    def _resolve(self, submitted: _Submitted, stop: threading.Event) -> tuple[SharedDecode, DecodedClip, int]:
+        """A decode that succeeded, its pictures, and how many substitutes it took, 0 where none."""
+        decode, future = submitted.decode, submitted.future
+        samples = [clip.sample for clip, _ in decode.clips]
         for attempt in range(MAX_ATTEMPTS + 1):
             if attempt:
-                future = self._engine.submit(self._source.substitute(request.sample, attempt))
+                decode = self._source.decode(decode.unit, samples, attempt)
+                future = self._engine.submit(decode.request)
             while not future.done() and not stop.is_set():
                 wait([future], _POLL_SECONDS)
             # Once the interpreter exits, the engine refuses clips: no fault of theirs.
@@ -248,21 +284,43 @@ class ClipProducer:
             result = future.result()
             if isinstance(result, DecodedClip):
                 self._watch.success()
-                return result, attempt
+                return decode, result, attempt
             self._watch.failure(result)
         raise ClipLoaderError(
-            f"sample {request.sample} and its {MAX_ATTEMPTS} substitutes could not be decoded. "
+            f"sample {samples[0]} and its {MAX_ATTEMPTS} substitutes could not be decoded. "
             f"{self._watch.explain()}"
         )
 
-    def _join(self, parts: list[Tensor]) -> Tensor:
-        """The parts as one tensor. On a GPU it is torch's own memory, freed in the order of its streams."""
-        if self._stream is None:
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-        with torch.cuda.stream(self._stream):
-            frames = torch.empty(
-                (self._batch, *parts[0].shape[1:]), dtype=torch.uint8, device=self._graph.device
-            )
-            torch.cat(parts, out=frames)
-        self._stream.synchronize()
-        return frames
+    def _crop(self, run: _Run, batch: _Batch) -> None:
+        """Crop what is decoded: into the batch, or into the pool for a later one."""
+        first, count = batch.samples.start, len(batch.samples)
+        for start in range(0, len(run.decoded), self._graph.max_clips):
+            part = run.decoded[start : start + self._graph.max_clips]
+            clips = [clip for clip, _ in part]
+            cropped = self._graph([clip.frames for clip in clips], self._source.windows(clips))
+            rows = [clip.request.sample - first for clip in clips]
+            frames = self._frames(batch, cropped[0])
+            together = rows == list(range(rows[0], rows[0] + len(rows))) and rows[-1] < count
+            if together:
+                frames[rows[0] : rows[0] + len(rows)] = cropped
+            for k, (clip, substitute) in enumerate(part):
+                request = clip.request
+                if rows[k] >= count:
+                    run.pool[request.sample] = _Finished(cropped[k].clone(), request, substitute)
+                    continue
+                if not together:
+                    frames[rows[k]] = cropped[k]
+                batch.requests[request.sample] = request
+                batch.substitutes += substitute
+            if self._stream is not None:
+                self._stream.synchronize()  # DALI takes `cropped` back without regard to the copies
+        run.held -= run.decoded_bytes
+        run.decoded_bytes = 0
+        run.decoded = []
+
+    def _frames(self, batch: _Batch, clip: Tensor) -> Tensor:
+        """The batch's frames, made like its first clip. On a GPU it is torch's own memory."""
+        if batch.frames is None:
+            shape = (len(batch.samples), *clip.shape)
+            batch.frames = torch.empty(shape, dtype=torch.uint8, device=self._graph.device)
+        return batch.frames

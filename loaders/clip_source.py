@@ -1,4 +1,4 @@
-"""What clip a sample number stands for: sampler, clip shape and crop, bound to one index."""
+"""What clip a sample number stands for: sampler, clip shape, shared decodes and crop, bound to one index."""
 
 from __future__ import annotations
 
@@ -9,16 +9,34 @@ from dataclasses import asdict
 from typing import TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from surgrec.configs.data import DataConfig
+from surgrec.kernels.counter_rng import mix64, stream_key, to_unit
 from surgrec.loaders.clip_plan import ClipRequest, clip_frames
 from surgrec.loaders.crop import CropWindows, RandomCrop, display_sar
 from surgrec.loaders.engines.base import DecodedClip
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.sampler import ClipSampler
 from surgrec.loaders.segments import Unusable, cut_segments
+from surgrec.loaders.shared_decode import SharedDecode, further_starts, share
+from surgrec.loaders.sharing import make_sharing
 
-_NOT_IN_DIGEST = ("index", "engine", "threads", "prefetch", "drop_disposable", "max_failures")
-"""Fields of DataConfig that change where the work is done, not what comes out."""
+_NOT_IN_DIGEST = (
+    "index",
+    "engine",
+    "threads",
+    "sessions",
+    "decoder_timeout",
+    "crop",
+    "picture_mib",
+    "prefetch",
+    "drop_disposable",
+    "max_failures",
+)
+"""Fields of DataConfig that change where the work is done, not what comes out. The two ways of `crop` differ
+by two or three levels in a pixel, as a GPU's crop does from a CPU's."""
+_SHARING = ("clips_per_decode", "repeats", "shuffle_mib")
+"""Without effect where each decode gives one clip: left out of the digest then."""
 
 
 class _Shape(TypedDict):
@@ -28,10 +46,28 @@ class _Shape(TypedDict):
 
 
 class ClipSource:
-    """Pure functions of (index, data configuration, seed) and a sample number."""
+    """Pure functions of (index, data configuration, seed, global batch) and a sample number.
 
-    def __init__(self, index: PacketIndex, data: DataConfig, seed: int) -> None:
-        """Raises ValueError where no video of the index gives a clip, or a field of `data` makes no sense."""
+    The global batch matters only where decodes are shared and mixed (loaders/sharing.py).
+
+    Further streams of `seed`: "sampler.share" for the further clips of a decode.
+    """
+
+    def __init__(
+        self,
+        index: PacketIndex,
+        data: DataConfig,
+        seed: int,
+        global_batch: int = 1,
+        content_area: ArrayLike | None = None,
+    ) -> None:
+        """content_area: for each video of the index the rectangle that holds its content, int32 [V, 4]: top,
+        left, height, width in stored pixels of the upright picture; all 0 where it is not known. Crops are
+        drawn inside of it.
+
+        Raises ValueError where no video of the index gives a clip, a field of `data` makes no sense, or a
+        rectangle does not lie within its picture.
+        """
         self.index = index
         self.data = data
         self.seed = seed
@@ -48,18 +84,38 @@ class ClipSource:
             self.segments, index.videos.domain, index.videos.dataset, data.balance, seed
         )
         self.crop = RandomCrop(seed, data.crop_scale, data.crop_aspect, data.flip)
+        self.sharing = make_sharing(data, global_batch)
+        self.content_area = None if content_area is None else _check_areas(index, content_area)
+        self._share_key = np.uint64(stream_key(seed, "sampler.share"))
 
     def requests(self, first: int, count: int) -> list[ClipRequest]:
-        """One request for each of the samples first, ..., first + count - 1."""
-        segments, positions = self.sampler.draw_many(first, count)
-        return [
-            self._request(first + k, segment, position)
-            for k, (segment, position) in enumerate(zip(segments.tolist(), positions.tolist(), strict=True))
-        ]
+        """The clip of each of the samples first, ..., first + count - 1."""
+        samples = range(first, first + count)
+        return [self.decode(self.sharing.unit(sample)[0], [sample]).clips[0][0] for sample in samples]
 
-    def substitute(self, sample: int, attempt: int) -> ClipRequest:
-        """The request that takes the place of a sample whose clip, or whose earlier substitute, failed."""
-        return self._request(sample, *self.sampler.substitute(sample, attempt))
+    def decode(self, unit: int, samples: Sequence[int], attempt: int = 0) -> SharedDecode:
+        """The decode of a unit that gives the clips of `samples`, members of it.
+
+        attempt: 0, or 1, 2, ... for the substitute of a unit that failed, or whose earlier substitute did.
+        """
+        if attempt:
+            segment, position = self.sampler.substitute(unit, attempt)
+        else:
+            segment, position = self.sampler.draw(unit)
+        video = int(self.segments.video[segment])
+        start, end = int(self.segments.start[segment]), int(self.segments.end[segment])
+        shown = [clip_frames(self.index, video, start, end, position, **self._shape)]
+        further = self.sharing.clips - 1
+        if further:
+            count = int(self.index.videos.frame_count[video])
+            key = np.uint64(mix64(self._share_key, np.uint64(unit)))
+            numbers = np.arange(attempt * further, (attempt + 1) * further, dtype=np.uint64)
+            draws = [float(to_unit(np.uint64(mix64(key, number)))) for number in numbers]
+            last = clip_frames(self.index, video, count - 1, count, 0.0, **self._shape)[0]
+            for at in further_starts(self.index, video, (start, end), shown[0], last, draws):
+                shown.append(clip_frames(self.index, video, at, at + 1, 0.0, **self._shape))
+        wanted = [(sample, self.sharing.clip(self.sharing.unit(sample)[1])) for sample in samples]
+        return share(unit, video, shown, wanted)
 
     def windows(self, clips: Sequence[DecodedClip]) -> CropWindows:
         """The crop window of each clip. A substitute has the random numbers of its sample."""
@@ -68,20 +124,61 @@ class ClipSource:
             display_sar((int(videos.sar_num[v]), int(videos.sar_den[v])), int(videos.rotation[v]))
             for v in (clip.request.video for clip in clips)
         ]
-        return self.crop.windows(
-            np.array([clip.request.sample for clip in clips], np.int64),
-            [clip.frames.shape[2] for clip in clips],
-            [clip.frames.shape[1] for clip in clips],
-            sar,
+        areas = np.array([self._area(clip) for clip in clips], np.int32)
+        samples = np.array([clip.request.sample for clip in clips], np.int64)
+        inside = self.crop.windows(samples, areas[:, 3], areas[:, 2], sar)
+        return CropWindows(
+            inside.top + areas[:, 0], inside.left + areas[:, 1], inside.height, inside.width, inside.flip
         )
+
+    def count_datasets(self, first: int, count: int) -> NDArray[np.int64]:
+        """int64 [data sets]: how often samples first, ..., first + count - 1 show each data set."""
+        counts = self.sampler.count_datasets(0, 0)
+        for unit, units in self.sharing.units(first, count):
+            counts += self.sampler.count_datasets(unit, units)
+        return counts
 
     def digest(self) -> str:
         """Changes whenever some sample number could stand for another clip or crop."""
-        fields = {name: value for name, value in asdict(self.data).items() if name not in _NOT_IN_DIGEST}
+        unused = _SHARING if self.sharing.members == 1 else ()
+        fields = {
+            name: value
+            for name, value in asdict(self.data).items()
+            if name not in _NOT_IN_DIGEST and name not in unused
+        }
         content = [self.index.digest, self.seed, len(self.segments), fields]
+        if self.content_area is not None:
+            content.append(hashlib.blake2b(self.content_area.tobytes(), digest_size=16).hexdigest())
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
-    def _request(self, sample: int, segment: int, position: float) -> ClipRequest:
-        video = int(self.segments.video[segment])
-        start, end = int(self.segments.start[segment]), int(self.segments.end[segment])
-        return ClipRequest(sample, video, clip_frames(self.index, video, start, end, position, **self._shape))
+    def _area(self, clip: DecodedClip) -> tuple[int, int, int, int]:
+        """Top, left, height, width of what a clip's window is drawn in."""
+        whole = (0, 0, clip.height, clip.width)
+        if self.content_area is None:
+            return whole
+        video = clip.request.video
+        top, left, height, width = self.content_area[video].tolist()
+        if height == 0 or (clip.height, clip.width) != _upright_size(self.index, video):
+            return whole
+        return top, left, height, width
+
+
+def _upright_size(index: PacketIndex, video: int) -> tuple[int, int]:
+    """Height and width."""
+    height, width = int(index.videos.height[video]), int(index.videos.width[video])
+    return (width, height) if int(index.videos.rotation[video]) % 180 else (height, width)
+
+
+def _check_areas(index: PacketIndex, content_area: ArrayLike) -> NDArray[np.int32]:
+    areas = np.ascontiguousarray(content_area, np.int32)
+    if areas.shape != (len(index), 4):
+        raise ValueError(f"content areas are {areas.shape}; the index asks for {(len(index), 4)}")
+    for video in np.flatnonzero(areas.any(axis=1)).tolist():
+        top, left, height, width = areas[video].tolist()
+        rows, columns = _upright_size(index, video)
+        if min(top, left) < 0 or min(height, width) < 1 or top + height > rows or left + width > columns:
+            raise ValueError(
+                f"{index.videos.path[video]}: content area of {height} x {width} at row {top}, column {left} "
+                f"is not within its picture of {rows} x {columns}"
+            )
+    return areas

@@ -1,38 +1,68 @@
 """The DALI graph: decoded clips of any size in, cropped, mirrored and resized clips of one size out.
 
-    frames u8 [T,H,W,3] --external_source--> (copy to the GPU) --> resize of the window --> u8 [B,T,S,S,3]
-    window: first and last corner --------------------------------------^
+Two ways give the same pictures, up to two or three levels:
 
-The resize is triangular with antialiasing, as PIL and torch's `interpolate(antialias=True)` do it; a window
-whose left and right edges are exchanged comes out mirrored. On a machine without a GPU the same graph runs on
-the CPU.
+    "dali"     frames u8 [T,H,W,3] --external_source--> resize of the window ----> u8 [B,T,S,S,3]
+               window: first and last corner ---------------^
+    "fused"    planes --kernels/nv12_crop--> u8 [B,T,S,S,3] --external_source--> flip --> u8 [B,T,S,S,3]
+               window, without the mirroring ---^               mirrored? -------^
+
+The resize is triangular with antialiasing, as PIL and torch's `interpolate(antialias=True)` do it; in DALI's
+resize, a window whose left and right edges are exchanged comes out mirrored. "dali" first has planes turned
+into RGB by `kernels/nv12_crop.to_rgb`. On a machine without a GPU the same graph runs on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
+from surgrec.kernels.nv12_crop import crop_clips, to_rgb
+from surgrec.kernels.planes import Colour, Planes
 from surgrec.loaders.crop import CropWindows
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+Pictures = NDArray[np.uint8] | Planes
+"""One decoded clip: RGB uint8 [T, H, W, 3], or planes."""
+Way = Literal["fused", "dali"]
+
+_RGB = Colour("rgb", full_range=True)
+
+
+def choose_way(crop: str, device: torch.device) -> Way:
+    """What DataConfig.crop means on a device: the CPU has DALI's resize alone.
+
+    Raises ValueError for a name that does not exist.
+    """
+    if crop not in ("auto", "fused", "dali"):
+        raise ValueError(f"crop is {crop!r}; choose from auto, fused, dali")
+    return "dali" if device.type == "cpu" or crop == "dali" else "fused"
+
 
 class CropGraph:
-    """Crops and resizes clips on one device. Not thread-safe: one thread calls it."""
+    """Crops and resizes clips on one device. Not thread-safe: one thread calls it.
 
-    def __init__(self, size: int, max_clips: int, device: torch.device, threads: int) -> None:
+    On a GPU all work is queued on torch's current stream, or waits for it.
+    """
+
+    def __init__(
+        self, size: int, max_clips: int, device: torch.device, threads: int, way: Way = "dali"
+    ) -> None:
         """size: height and width of the result. max_clips: most clips of one call. threads: of the CPU."""
         if size < 1 or max_clips < 1 or threads < 1:
             raise ValueError(
                 f"size={size}, max_clips={max_clips}, threads={threads}: each must be at least 1"
             )
+        self.size = size
         self.device = device
         self.max_clips = max_clips
+        self.way = way
         gpu = device.type == "cuda"
         self._pipeline = Pipeline(
             batch_size=max_clips,
@@ -42,62 +72,110 @@ class CropGraph:
             exec_dynamic=True,
         )
         with self._pipeline:
-            frames = fn.external_source(name="frames", layout="FHWC", no_copy=True)
-            first = fn.external_source(name="first", no_copy=True)
-            last = fn.external_source(name="last", no_copy=True)
-            self._pipeline.set_outputs(
-                fn.resize(
-                    frames.gpu() if gpu else frames,
-                    size=[size, size],
-                    roi_start=first,
-                    roi_end=last,
-                    interp_type=types.DALIInterpType.INTERP_LINEAR,
-                    antialias=True,
-                )
+            frames = fn.external_source(
+                name="frames", layout="FHWC", device="gpu" if gpu else "cpu", no_copy=True
             )
+            self._pipeline.set_outputs(_resize(frames, size) if way == "dali" else _flip(frames))
         self._pipeline.build()
 
-    def __call__(self, frames: Sequence[NDArray[np.uint8]], windows: CropWindows) -> Tensor:
-        """Crop, mirror and resize B clips; waits until the result is there.
+    def __call__(self, clips: Sequence[Pictures], windows: CropWindows) -> Tensor:
+        """Crop, mirror and resize B clips; waits until the result is there, so that the clips may be freed.
 
         Args:
-            frames: B arrays uint8 [T, H, W, 3], T alike, H and W each its own.
-            windows: B windows that lie within the pictures.
+            clips: B clips of T frames each, every one of its own size: arrays uint8 [T, H, W, 3], or planes
+                on the graph's device that are complete.
+            windows: B windows that lie within the upright pictures.
 
         Returns:
             uint8 [B, T, size, size, 3] on the device. It is DALI's own memory, not a copy, and DALI takes it
             back when the tensor is freed, without regard to kernels that still read it: on a GPU, wait for
             them first, or copy.
         """
-        if not len(frames) == len(windows) <= self.max_clips or not frames:
+        if not len(clips) == len(windows) <= self.max_clips or not clips:
             raise ValueError(
-                f"{len(frames)} clips and {len(windows)} windows; 1 to {self.max_clips} of both are needed"
+                f"{len(clips)} clips and {len(windows)} windows; 1 to {self.max_clips} of both are needed"
             )
-        for k, clip in enumerate(frames):
-            _check(k, clip, frames[0].shape[0], windows)
+        length = _length(clips[0])
+        for k, clip in enumerate(clips):
+            self._check(k, clip, length, windows)
+        inputs = self._for_resize(clips, windows) if self.way == "dali" else self._cropped(clips, windows)
+        # DALI reads the inputs in place; they outlive run, which waits for the result. It takes torch's
+        # current stream for that of the inputs.
+        (output,) = self._pipeline.run(**inputs)
+        return from_dlpack(output.as_tensor())
+
+    def _for_resize(self, clips: Sequence[Pictures], windows: CropWindows) -> dict[str, Any]:
+        """Inputs of _resize: RGB clips, and the corners of the windows, exchanged for mirrored clips."""
         top, bottom = windows.top, windows.top + windows.height
         left, right = windows.left, windows.left + windows.width
         first = np.stack([top, np.where(windows.flip, right, left)], axis=1).astype(np.float32)
         last = np.stack([bottom, np.where(windows.flip, left, right)], axis=1).astype(np.float32)
-        # DALI reads these in place; they outlive run, which waits for the result.
-        whole = [np.ascontiguousarray(clip) for clip in frames]
-        (output,) = self._pipeline.run(frames=whole, first=list(first), last=list(last))
-        return from_dlpack(output.as_tensor())
+        frames = [self._input(to_rgb(clip) if isinstance(clip, Planes) else clip) for clip in clips]
+        return {"frames": frames, "first": list(first), "last": list(last)}
+
+    def _cropped(self, clips: Sequence[Pictures], windows: CropWindows) -> dict[str, Any]:
+        """Inputs of _flip: clips that the kernel cropped and resized, and which of them to mirror."""
+        boxes = (windows.top, windows.left, windows.height, windows.width, np.zeros_like(windows.flip))
+        planes = [clip if isinstance(clip, Planes) else self._planes(clip) for clip in clips]
+        return {
+            "frames": self._input(crop_clips(planes, boxes, self.size)),
+            "flip": windows.flip.astype(np.int32),
+        }
+
+    def _planes(self, clip: NDArray[np.uint8]) -> Planes:
+        """An RGB array as planes, on the device."""
+        red, green, blue = self._tensor(clip).unbind(3)
+        return Planes((red, green, blue), tuple(range(len(clip))), _RGB)
+
+    def _input(self, frames: Tensor | NDArray[np.uint8]) -> Tensor | NDArray[np.uint8]:
+        """As external_source takes it: for a torch tensor on the CPU it would ask for a GPU's stream."""
+        if self.device.type == "cuda":
+            return (self._tensor(frames) if isinstance(frames, np.ndarray) else frames).contiguous()
+        return np.ascontiguousarray(frames if isinstance(frames, np.ndarray) else frames.numpy())
+
+    def _tensor(self, clip: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(clip)).to(self.device)
+
+    def _check(self, k: int, clip: Pictures, length: int, windows: CropWindows) -> None:
+        """DALI reads outside a picture without complaint, so that windows are checked here."""
+        if isinstance(clip, Planes):
+            device, height, width = clip.planes[0].device, clip.height, clip.width
+            if _length(clip) != length or device != self.device:
+                raise ValueError(
+                    f"clip {k} has {_length(clip)} frames on {device}; {length} on {self.device} are needed"
+                )
+        elif clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or clip.shape[0] != length:
+            raise ValueError(f"clip {k} is {clip.dtype} {clip.shape}; uint8 [{length}, H, W, 3] is needed")
+        else:
+            height, width = clip.shape[1:3]
+        bottom = windows.top[k] + windows.height[k]
+        right = windows.left[k] + windows.width[k]
+        if (
+            min(windows.top[k], windows.left[k]) < 0
+            or min(windows.height[k], windows.width[k]) < 1
+            or bottom > height
+            or right > width
+        ):
+            raise ValueError(
+                f"window of clip {k}, rows {windows.top[k]}..{bottom} and columns {windows.left[k]}..{right},"
+                f" is not within its picture of {height} x {width}"
+            )
 
 
-def _check(k: int, clip: NDArray[np.uint8], length: int, windows: CropWindows) -> None:
-    """DALI reads outside a picture without complaint, so that windows are checked here."""
-    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or clip.shape[0] != length:
-        raise ValueError(f"clip {k} is {clip.dtype} {clip.shape}; uint8 [{length}, H, W, 3] is needed")
-    bottom = windows.top[k] + windows.height[k]
-    right = windows.left[k] + windows.width[k]
-    if (
-        min(windows.top[k], windows.left[k]) < 0
-        or min(windows.height[k], windows.width[k]) < 1
-        or bottom > clip.shape[1]
-        or right > clip.shape[2]
-    ):
-        raise ValueError(
-            f"window of clip {k}, rows {windows.top[k]}..{bottom} and columns {windows.left[k]}..{right}, "
-            f"is not within its picture of {clip.shape[1]} x {clip.shape[2]}"
-        )
+def _length(clip: Pictures) -> int:
+    return len(clip.rows) if isinstance(clip, Planes) else clip.shape[0]
+
+
+def _resize(frames: Any, size: int) -> Any:
+    return fn.resize(
+        frames,
+        size=[size, size],
+        roi_start=fn.external_source(name="first", no_copy=True),
+        roi_end=fn.external_source(name="last", no_copy=True),
+        interp_type=types.DALIInterpType.INTERP_LINEAR,
+        antialias=True,
+    )
+
+
+def _flip(frames: Any) -> Any:
+    return fn.flip(frames, horizontal=fn.external_source(name="flip", no_copy=True), vertical=0)

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from surgrec.configs.data import DataConfig
-from surgrec.loaders.clip_loader import ENGINES, Batch, ClipLoader, ClipLoaderError
+from surgrec.loaders.clip_loader import Batch, ClipLoader, ClipLoaderError
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK, MAX_ATTEMPTS
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
@@ -423,7 +423,11 @@ def test_a_forgotten_loader_is_closed(index: PacketIndex) -> None:
         ({"data": replace(DATA, crop_scale=(0.0, 1.0))}, "crop scale"),
         ({"data": replace(DATA, segment_seconds=0.0)}, "segment length is 0.0 s"),
         ({"data": replace(DATA, frames=1000)}, "none of its 4 videos gives a clip"),
-        ({"data": replace(DATA, engine="none")}, "no engine 'none'; choose from cpu"),
+        ({"data": replace(DATA, picture_mib=0)}, "picture_mib is 0"),
+        ({"data": replace(DATA, crop="none")}, "crop is 'none'; choose from auto, fused, dali"),
+        ({"data": replace(DATA, clips_per_decode=0)}, "clips_per_decode is 0"),
+        ({"data": replace(DATA, repeats=0)}, "repeats is 0"),
+        ({"data": replace(DATA, shuffle_mib=-1)}, "shuffle_mib is -1"),
         ({"device": "meta"}, "knows cpu and cuda"),
     ],
 )
@@ -432,15 +436,20 @@ def test_refused_arguments(make: Make, arguments: dict[str, Any], message: str) 
         make(**arguments)
 
 
+def test_an_engine_that_does_not_exist_is_refused(index: PacketIndex) -> None:
+    with pytest.raises(ValueError, match="no engine 'none'; choose from auto, cpu"):
+        ClipLoader(index, replace(DATA, engine="none"), 5, 12)
+
+
 def test_threads_of_a_rank(monkeypatch: pytest.MonkeyPatch, index: PacketIndex) -> None:
     """threads = 0 divides the cores among the ranks of this machine."""
     asked: list[int] = []
 
-    def engine(index: PacketIndex, data: DataConfig, threads: int) -> ColourEngine:
+    def engine(index: PacketIndex, data: DataConfig, threads: int, device: torch.device) -> ColourEngine:
         asked.append(threads)
         return ColourEngine(index)
 
-    monkeypatch.setitem(ENGINES, "cpu", engine)
+    monkeypatch.setattr("surgrec.loaders.clip_loader.make_engine", engine)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     for ranks in ("1", "4", "100"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
