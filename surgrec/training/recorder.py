@@ -37,6 +37,8 @@ class _Window:
     decoded_frames: int = 0
     output_frames: int = 0
     substitutes: int = 0
+    video_repetition: float = 0.0
+    decode_repetition: float = 0.0
 
 
 class Recorder:
@@ -93,6 +95,8 @@ class Recorder:
         window.decoded_frames += result.decoded_frames
         window.output_frames += result.output_frames
         window.substitutes += result.substitutes
+        window.video_repetition += result.video_repetition
+        window.decode_repetition += result.decode_repetition
 
     def point(self, result: StepResult, bad_steps: int) -> None:
         """Write the point of the step just taken in, and begin anew. All ranks call it together."""
@@ -105,6 +109,10 @@ class Recorder:
             "wait": window.wait_seconds / seconds,
             "decoded": window.decoded_frames,
             "output": window.output_frames,
+            "repetition": {
+                "data/video_repetition": window.video_repetition / window.steps,
+                "data/decode_repetition": window.decode_repetition / window.steps,
+            },
         }
         self._totals = self.totals()
         ranks = self._world.gather(local)
@@ -123,6 +131,7 @@ class Recorder:
                 "speed/data_wait": wait,
                 "data/decoded_per_output_frame": sum(r["decoded"] for r in ranks)
                 / max(sum(r["output"] for r in ranks), 1),
+                **_mean_over_ranks(ranks, "repetition"),
                 "data/ledger": float(failures),
                 "data/substitutes": float(self._totals.substitutes),
             }

@@ -34,6 +34,10 @@ class Batch(Protocol):
     def substitutes(self) -> int: ...
     @property
     def decoded_frames(self) -> int: ...
+    @property
+    def video_repetition(self) -> float: ...
+    @property
+    def decode_repetition(self) -> float: ...
 
 
 class Batches(Protocol):
@@ -84,7 +88,10 @@ class Parts:
 
 @dataclass
 class StepResult:
-    """What one update gave. loss, gradient_norm, bad and monitors are scalars that stay on the device."""
+    """What one update gave. loss, gradient_norm, bad and monitors are scalars that stay on the device.
+
+    video_repetition, decode_repetition: means over the micro-batches.
+    """
 
     step: int
     loss: Tensor
@@ -98,6 +105,8 @@ class StepResult:
     decoded_frames: int = 0
     output_frames: int = 0
     substitutes: int = 0
+    video_repetition: float = 0.0
+    decode_repetition: float = 0.0
 
 
 def train_step(parts: Parts, step: int, monitor: bool = False) -> StepResult:
@@ -157,6 +166,8 @@ def _accumulate(parts: Parts, step: int, hyper: Hyperparameters, monitor: bool) 
         result.decoded_frames += batch.decoded_frames
         result.output_frames += batch.frames.shape[0] * batch.frames.shape[1]
         result.substitutes += batch.substitutes
+        result.video_repetition += batch.video_repetition / count
+        result.decode_repetition += batch.decode_repetition / count
     assert result is not None
     return result
 

@@ -35,6 +35,8 @@ SCALARS = {
     "speed/clips_per_second",
     "speed/data_wait",
     "data/decoded_per_output_frame",
+    "data/video_repetition",
+    "data/decode_repetition",
     "data/ledger",
     "data/substitutes",
     "memory/host_gib",
@@ -122,6 +124,8 @@ def test_tensorboard_holds_what_the_run_measured(finished):
         assert math.isfinite(values["loss"])
         assert 0 <= values["speed/data_wait"] <= 1
         assert values["data/decoded_per_output_frame"] >= 1
+        assert 0 < values["data/video_repetition"] <= 1  # 3 videos, larger batches
+        assert values["data/decode_repetition"] == 0
         drawn = [v for k, v in values.items() if k.startswith("mix_domain") and k.endswith("drawn")]
         assert sum(drawn) == pytest.approx(1)
     tensorboard = [event.value for event in found.Scalars("train/loss")]
