@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from numpy.typing import NDArray
+from surgrec.kernels.planes import Colour, Planes
 from surgrec.loaders.crop import CropWindows, RandomCrop
-from surgrec.loaders.dali_graph import CropGraph
+from surgrec.loaders.dali_graph import CropGraph, Way, choose_way
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -98,6 +99,64 @@ def test_a_view_that_is_not_contiguous_is_read_rightly(graph: CropGraph) -> None
     frames = clip(320, 240)
     box = windows((10, 20, 200, 220, False))
     assert torch.equal(graph([frames[:, ::-1]], box), graph([frames[:, ::-1].copy()], box))
+
+
+@pytest.fixture(scope="module")
+def fused() -> CropGraph:
+    return CropGraph(SIZE, 4, CPU, threads=2, way="fused")
+
+
+def as_planes(frames: NDArray[np.uint8], rotation: int = 0) -> Planes:
+    """Turned back from upright, so that the rotation makes it so."""
+    stored = torch.from_numpy(np.ascontiguousarray(np.rot90(frames, rotation // 90, axes=(1, 2))))
+    red, green, blue = stored.unbind(3)
+    return Planes((red, green, blue), tuple(range(len(frames))), Colour("rgb", full_range=True), rotation)
+
+
+def test_both_ways_give_the_same_pictures(graph: CropGraph, fused: CropGraph) -> None:
+    frames = [clip(640, 480, seed=k) for k in range(4)]
+    expected = graph(frames, windows(*BOXES))
+    result = fused(frames, windows(*BOXES))
+    assert result.shape == expected.shape
+    assert result.is_contiguous()
+    difference = (result.int() - expected.int()).abs()
+    assert difference.max() <= 3
+    assert difference.float().mean() < 0.6
+    mirrored = windows(*((*box[:4], not box[4]) for box in BOXES))
+    assert torch.equal(fused(frames, mirrored), result.flip(3))
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("way", ["fused", "dali"])
+def test_planes_and_arrays_mix(graph: CropGraph, fused: CropGraph, way: Way, rotation: int) -> None:
+    used = fused if way == "fused" else graph
+    frames = [clip(64, 48), clip(320, 240, seed=1)]
+    boxes = windows((2, 4, 40, 50, False), (30, 50, 160, 170, True))
+    assert torch.equal(used([as_planes(frames[0], rotation), frames[1]], boxes), used(frames, boxes))
+
+
+def test_rows_of_planes_are_frames(fused: CropGraph) -> None:
+    frames = clip(64, 48, frames=5)
+    planes = Planes(as_planes(frames).planes, (4, 1, 1), Colour("rgb", full_range=True))
+    box = windows((0, 0, 48, 64, False))
+    assert torch.equal(fused([planes], box), fused([frames[[4, 1, 1]]], box))
+
+
+def test_planes_are_checked(graph: CropGraph, fused: CropGraph) -> None:
+    whole = windows((0, 0, 48, 64, False), (0, 0, 48, 64, False))
+    for used in (graph, fused):
+        with pytest.raises(ValueError, match="clip 1 has 2 frames on cpu; 3 on cpu are needed"):
+            used([as_planes(clip(64, 48)), as_planes(clip(64, 48, frames=2))], whole)
+        with pytest.raises(ValueError, match="not within its picture of 64 x 48"):
+            used([as_planes(clip(48, 64))], windows((0, 0, 48, 64, False)))
+
+
+def test_the_way_follows_the_device() -> None:
+    gpu = torch.device("cuda", 0)
+    assert [choose_way(crop, gpu) for crop in ("auto", "fused", "dali")] == ["fused", "fused", "dali"]
+    assert [choose_way(crop, CPU) for crop in ("auto", "fused", "dali")] == ["dali"] * 3
+    with pytest.raises(ValueError, match="crop is 'nearest'; choose from auto, fused, dali"):
+        choose_way("nearest", gpu)
 
 
 def test_refusals(graph: CropGraph) -> None:
