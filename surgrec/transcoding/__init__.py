@@ -1,0 +1,1 @@
+"""Training proxies: small copies of videos whose every frame is traced back to its source."""
