@@ -9,7 +9,8 @@ Two ways give the same pictures, up to two or three levels:
 
 The resize is triangular with antialiasing, as PIL and torch's `interpolate(antialias=True)` do it; in DALI's
 resize, a window whose left and right edges are exchanged comes out mirrored. "dali" first has planes turned
-into RGB by `kernels/nv12_crop.to_rgb`. On a machine without a GPU the same graph runs on the CPU.
+into RGB by `kernels/nv12_crop.to_rgb`; since clips differ in size, DALI gets a list of them, which it copies
+once more on a GPU. On a machine without a GPU the same graph runs on the CPU.
 """
 
 from __future__ import annotations
