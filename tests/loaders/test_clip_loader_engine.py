@@ -45,16 +45,21 @@ def corpus(streams: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_rows_are_the_cropped_frames_of_a_full_decode(corpus: Path, streams: ModuleType) -> None:
+@pytest.mark.parametrize(
+    "data", [DATA, replace(DATA, clips_per_decode=3, repeats=2, shuffle_mib=1)], ids=["alone", "shared"]
+)
+def test_rows_are_the_cropped_frames_of_a_full_decode(
+    corpus: Path, streams: ModuleType, data: DataConfig
+) -> None:
     index = PacketIndex.open(corpus / "corpus.h5")
     decoded = {
         video: streams.decode_all(Path(path), index.video(video).rotation)[0]
         for video, path in enumerate(index.videos.path)
     }
-    source = ClipSource(index, DATA, seed=4)
+    source = ClipSource(index, data, seed=4)
     graph = CropGraph(DATA.size, 1, torch.device("cpu"), threads=1)
     seen = set()
-    with ClipLoader(index, DATA, seed=4, global_batch=10) as loader:
+    with ClipLoader(index, data, seed=4, global_batch=10) as loader:
         for _ in range(4):
             batch = next(loader)
             for row, request in enumerate(batch.requests):
