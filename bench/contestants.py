@@ -142,14 +142,12 @@ def _spdl(index: PacketIndex, threads: int) -> Stream:
 
 
 CONTESTANTS: dict[str, Contestant] = {
-    "nvdec": Contestant(
-        "PyNvVideoCodec", _surgrec("nvdec"), True, True, ("torch",), "this project's nvdec engine"
-    ),
+    "nvdec": Contestant("torch", _surgrec("nvdec"), True, True, ("torch",), "this project's nvdec engine"),
     "dali": Contestant(
         "nvidia-dali-cuda130", _surgrec("dali"), True, True, ("torch",), "this project's dali engine"
     ),
     "hybrid": Contestant(
-        "PyNvVideoCodec",
+        "torch",
         _surgrec("hybrid"),
         True,
         True,

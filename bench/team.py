@@ -213,8 +213,10 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
             elif what == "run":
                 answer = measure(stream, *rest)
             elif what == "ceiling":
-                nvdec: Any = importlib.import_module("surgrec.loaders.engines.nvdec")
-                answer = float(nvdec.sequential_rate(index, *rest))
+                import torch
+                from surgrec.loaders.engines.nvdec_ceiling import sequential_rate
+
+                answer = float(sequential_rate(index, torch.device("cuda", 0), *rest))
             else:
                 stream = index = None
         except BaseException as error:

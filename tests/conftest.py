@@ -47,6 +47,8 @@ def bench_module() -> Callable[[str], ModuleType]:
             "contestants",
             "same_frames",
             "team",
+            "loader_throughput",
+            "mutations",
         )
         modules = {neighbour: _load(neighbour, ROOT / "bench" / f"{neighbour}.py") for neighbour in shared}
         return modules[name] if name in modules else _load(f"bench_{name}", ROOT / "bench" / f"{name}.py")

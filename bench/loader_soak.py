@@ -1,0 +1,262 @@
+"""Does the loader run for ever? Memory and speed over many clips in one process, and how soon it starts.
+
+    python bench/loader_soak.py --clips 200000 --seconds 240
+
+A fresh process, with no more than 1,024 files open, starts a ClipLoader on an index of 10,000 files (names of
+a few hundred real ones) and takes batch after batch. Rows: seconds from the start of the process to the first
+batch, clips per second over time, the host's memory (anonymous pages: what a leak would show in; pages of the
+mapped index come and go), and the device's, beyond the CUDA context. Growth compares the median of the last
+tenth of the run with that of the tenth after the warm-up, which is the first quarter.
+
+Exit status 1 where memory grows by more than --max-growth percent, or the loader takes more than --max-gib of
+the device's memory, or fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import RESULTS, Row, print_machine, print_table, row, write_results
+from loader_throughput import has_gpu, index_of
+
+Sample = tuple[float, int, float, float]
+"""Seconds since the first batch, clips, GiB of the host's memory, GiB of the device's."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """What is run, and what is too much."""
+
+    clips: int = 200_000
+    """Clips to take."""
+    seconds: float = 0.0
+    """Stop after this long, counted from the first batch; 0 takes all clips."""
+    engine: Literal["auto", "cpu", "nvdec", "dali", "hybrid"] = "auto"
+    """Engine of the loader."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the batches are wanted; auto is the GPU where there is one."""
+    files: int = 10_000
+    """Names in the index."""
+    copies: int = 200
+    """Real files behind them."""
+    batch: int = 64
+    """Clips in a batch."""
+    frames: int = 16
+    """Frames in a clip."""
+    stride: int = 4
+    """Distance between frames."""
+    size: int = 224
+    """Height and width of a clip."""
+    open_files: int = 1024
+    """Limit of open files in the process (ulimit -n)."""
+    interval: float = 1.0
+    """Seconds between two looks at memory."""
+    max_growth: float = 1.0
+    """Percent of growth after warm-up that is too much."""
+    max_gib: float = 4.0
+    """GiB of the device's memory that are too much."""
+    seed: int = 0
+    """Seed of the loader."""
+    cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
+    """Where generated videos are kept."""
+    out: Path = RESULTS
+    """Folder of the JSON file."""
+    save: bool = True
+    """Write the JSON file."""
+
+
+def main() -> int:
+    import tyro
+
+    args = tyro.cli(Args, prog="bench/loader_soak.py", description=__doc__)
+    print_machine()
+    device = ("cuda" if has_gpu() else "cpu") if args.device == "auto" else args.device
+    index_path = make_index(args)
+    found = soak(args, index_path, device)
+    if isinstance(found, str):
+        print(f"FAILED {found}", file=sys.stderr)
+        return 1
+    first, samples = found
+    rows, problems = judge(args, device, first, samples)
+    print_table(rows)
+    for problem in problems:
+        print(f"TOO MUCH {problem}")
+    if args.save:
+        print(f"written: {write_results(__file__, args, rows, args.out)}")
+    return 1 if problems else 0
+
+
+def make_index(args: Args) -> Path:
+    """An index of `files` names, which are hard links to `copies` real files of a few kinds."""
+    from corpora import VideoSpec, write_video
+
+    folder = args.cache / f"soak-{args.files}-{args.copies}"
+    done = folder / "made"
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "videos").mkdir(parents=True)
+        quiet = (("preset", "superfast"), ("x265-params", "log-level=none:open-gop=0"))
+        kinds = [VideoSpec(340, 256, 16, 96, 1, seed=seed) for seed in range(3)]
+        kinds += [VideoSpec(448, 256, 32, 96, 1, "libx265", options=quiet)]
+        kinds = kinds[: args.copies]
+        for number, spec in enumerate(kinds):
+            write_video(spec, folder / f"kind{number}.mp4")
+        for number in range(args.files):
+            path = folder / "videos" / f"{number:05d}.mp4"
+            if number < args.copies:
+                shutil.copyfile(folder / f"kind{number % len(kinds)}.mp4", path)
+            else:
+                os.link(folder / "videos" / f"{number % args.copies:05d}.mp4", path)
+        done.touch()
+    path = args.cache / f"soak-{args.files}-{args.copies}.h5"
+    return path if path.exists() else index_of(path.stem, [folder / "videos"], args.cache)
+
+
+def soak(args: Args, index_path: Path, device: str) -> tuple[float, list[Sample]] | str:
+    """Runs the loader in a fresh process: (seconds to the first batch, samples), or why it failed."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_soak, args=(there, args, index_path, device, time.time()), daemon=True)
+    process.start()
+    there.close()
+    first = -1.0
+    samples: list[Sample] = []
+    while True:
+        if not here.poll(300):
+            process.kill()
+            return f"no batch for 300 s after {samples[-1][1] if samples else 0} clips"
+        try:
+            message = here.recv()
+        except EOFError:
+            process.join()
+            return f"the process died, exit code {process.exitcode}"
+        if isinstance(message, str):
+            process.join(10)
+            return message
+        if message is None:
+            process.join(60)
+            if process.is_alive():
+                process.kill()
+                return "the process does not end after the loader was closed"
+            return first, samples
+        if isinstance(message, float):
+            first = message
+            print(f"first batch after {first:.1f} s", flush=True)
+        else:
+            samples.append(message)
+            if len(samples) % 20 == 1:
+                seconds, clips, host, gpu = message
+                print(
+                    f"{seconds:6.0f} s {clips:8d} clips, host {host:.3f} GiB, device {gpu:.3f} GiB",
+                    flush=True,
+                )
+
+
+def _soak(pipe: Connection, args: Args, index_path: Path, device: str, start: float) -> None:
+    """The process: sends the seconds to the first batch, a Sample every interval, None at the end."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(args.open_files, hard), hard))
+    import torch
+    from surgrec.configs.data import DataConfig
+    from surgrec.loaders.clip_loader import ClipLoader
+    from surgrec.loaders.packet_index import PacketIndex
+
+    def device_used() -> float:
+        if device == "cpu":
+            return 0.0
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**30
+
+    try:
+        base = device_used()  # the context
+        data = DataConfig(
+            index=index_path, frames=args.frames, stride=args.stride, size=args.size, engine=args.engine
+        )
+        with ClipLoader(
+            PacketIndex.open(index_path), data, args.seed, global_batch=args.batch, device=device
+        ) as loader:
+            clips, begin, last = 0, 0.0, 0.0
+            while clips < args.clips:
+                batch = next(loader)
+                if device != "cpu":
+                    torch.cuda.current_stream().synchronize()
+                now = time.time()
+                clips += len(batch.samples)
+                del batch
+                if not begin:
+                    begin = now
+                    pipe.send(float(now - start))
+                elif now - last < args.interval:
+                    continue
+                last = now
+                pipe.send((now - begin, clips, host_gib(), device_used() - base))
+                if args.seconds and now - begin >= args.seconds:
+                    break
+            pipe.send((time.time() - begin, clips, host_gib(), device_used() - base))
+        pipe.send(None)
+    except BaseException as error:
+        pipe.send(f"{type(error).__name__}: {error}"[:2000])
+
+
+def host_gib() -> float:
+    """Memory of this process that is not a file's: anonymous and shared pages."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 2**20
+
+
+def judge(args: Args, device: str, first: float, samples: list[Sample]) -> tuple[list[Row], list[str]]:
+    """The rows of a run, and what was too much."""
+    seconds = [sample[0] for sample in samples]
+    speeds = [
+        (later[1] - earlier[1]) / (later[0] - earlier[0])
+        for earlier, later in itertools.pairwise(samples)
+        if later[0] > earlier[0]
+    ] or [0.0]
+    corpus = f"{args.files} files"
+    extra: dict[str, Any] = {"clips": samples[-1][1], "seconds": round(seconds[-1], 1), "device": device}
+    every = max(1, len(samples) // 200)
+    over_time = [[round(value, 4) for value in sample] for sample in samples[::every]]
+    rows = [
+        row(args.engine, corpus, "first_batch_s", [first]),
+        row(args.engine, corpus, "clips_per_s", speeds, **extra, samples=over_time),
+    ]
+    problems = []
+    for column, name in ((2, "host"), (3, "device")):
+        if name == "device" and device == "cpu":
+            continue
+        values = [sample[column] for sample in samples]
+        grown = growth(seconds, values)
+        rows.append(row(args.engine, corpus, f"{name}_gib", values))
+        rows.append(row(args.engine, corpus, f"{name}_growth_percent", [grown]))
+        if grown > args.max_growth:
+            problems.append(f"{name} memory grew by {grown:.2f} % after warm-up, {args.max_growth} % allowed")
+        if name == "device" and max(values) > args.max_gib:
+            problems.append(f"the loader took {max(values):.2f} GiB of the device, {args.max_gib} allowed")
+    return rows, problems
+
+
+def growth(seconds: list[float], values: list[float]) -> float:
+    """Percent by which the last tenth's median lies above that of the tenth after the first quarter."""
+    end = seconds[-1]
+    early = [value for at, value in zip(seconds, values, strict=True) if 0.25 * end <= at <= 0.35 * end]
+    late = [value for at, value in zip(seconds, values, strict=True) if at >= 0.9 * end]
+    if not early or not late:
+        return 0.0
+    before = statistics.median(early)
+    return 100 * (statistics.median(late) - before) / before if before else 0.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""bench/loader_soak.py: what it takes for growth, and a short run of the real loader."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_growth_compares_the_end_with_the_time_after_the_warm_up(bench_module):
+    script = bench_module("loader_soak")
+    seconds = [float(second) for second in range(101)]
+    warming = [1.0 if second < 25 else 2.0 for second in seconds]
+    assert script.growth(seconds, warming) == 0
+    leaking = [2.0 + 0.01 * second for second in seconds]
+    assert script.growth(seconds, leaking) == pytest.approx(100 * (2.95 - 2.30) / 2.30)
+
+
+def test_a_leak_and_a_loader_that_is_too_large_are_told(bench_module):
+    script = bench_module("loader_soak")
+    flat = [(float(second), 100 * second + 100, 2.0, 3.0) for second in range(101)]
+    rows, problems = script.judge(script.Args(), "cuda", 4.5, flat)
+    values = {row.metric: row.value for row in rows}
+    assert not problems
+    assert (values["first_batch_s"], values["clips_per_s"]) == (4.5, 100)
+    assert (values["host_growth_percent"], values["device_gib"]) == (0, 3.0)
+    leaking = [(at, clips, host + 0.001 * at, 5.0) for at, clips, host, _ in flat]
+    _, problems = script.judge(script.Args(), "cuda", 4.5, leaking)
+    assert len(problems) == 2
+    assert "host memory grew" in problems[0]
+    assert "5.00 GiB of the device" in problems[1]
+    assert script.judge(script.Args(), "cpu", 4.5, leaking)[1] == problems[:1]
+
+
+def test_the_script_runs_the_loader_over_linked_files(tmp_path):
+    command = [sys.executable, str(ROOT / "bench" / "loader_soak.py"), "--clips", "24", "--batch", "4"]
+    command += ["--engine", "cpu", "--device", "cpu", "--files", "12", "--copies", "3", "--size", "32"]
+    command += ["--frames", "4", "--interval", "0", "--max-growth", "1000"]
+    command += ["--cache", str(tmp_path), "--out", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    videos = sorted((tmp_path / "soak-12-3" / "videos").iterdir())
+    assert len(videos) == 12
+    assert len({video.stat().st_ino for video in videos}) == 3
+    (path,) = (tmp_path / "results").glob("loader_soak-*.json")
+    rows = {entry["metric"]: entry for entry in json.loads(path.read_text())["rows"]}
+    assert rows["clips_per_s"]["clips"] == 24
+    assert rows["first_batch_s"]["value"] > 0
+    assert 0.05 < rows["host_gib"]["value"] < 20
