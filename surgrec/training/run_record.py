@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from surgrec.loaders.packet_index import PacketIndex
 from surgrec.training.distributed import World
 from surgrec.training.errors import UserError
 from surgrec.training.run_folder import RunFolder, write_atomically
+from surgrec.transcoding.proxies import proxy_summary
 
 PACKAGES = (
     "surgrec",
@@ -110,6 +112,7 @@ def start_record(
             "cpus": len(os.sched_getaffinity(0)),
             "ranks": world.size,
             "index": {"path": index.path, "digest": index.digest, "videos": index.videos},
+            "proxies": proxy_summary(PacketIndex.open(index.path)).to_dict(),
             "resumed_from_step": resumed_from,
             "changed": {key: list(values) for key, values in changed.items()},
         }

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from surgrec.training.run_folder import RunFolder
+from surgrec.training.run_record import read_record
+from surgrec.transcoding.proxies import describe_proxies
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ def summarise(run: RunFolder) -> Summary | None:
     )
 
 
+def proxies_text(run: RunFolder) -> str:
+    """Which of the videos of the newest start are training proxies, in a line; empty where none is."""
+    starts = read_record(run)["starts"]
+    found = starts[-1].get("proxies") if starts else None
+    return describe_proxies(found) if found else ""
+
+
 def summary_text(run: RunFolder, checkpoint: Path | None) -> str:
     """Loss at start and end, rates, ledger, last checkpoint, and how to look at it all."""
     lines = []
@@ -60,6 +69,9 @@ def summary_text(run: RunFolder, checkpoint: Path | None) -> str:
             f"clips that could not be decoded: {found.ledger}"
             + (f" (reasons in {run.ledger})" if found.ledger else ""),
         ]
+    proxies = proxies_text(run)
+    if proxies:
+        lines.append(proxies)
     if checkpoint is not None:
         lines.append(f"checkpoint: {checkpoint}")
     if run.reconstruction.exists():

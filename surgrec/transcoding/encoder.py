@@ -74,7 +74,7 @@ def encoder_options(name: str, options: ProxyOptions, b_frames: int = B_FRAMES) 
 
 
 def probe_encoder(name: str, options: ProxyOptions) -> str:
-    """Why encoder `name` cannot be used here with these options, empty where it can: it encodes some frames."""
+    """Why encoder `name` cannot be used here with these options, empty where it encodes some frames."""
     facts = StreamFacts(PROBE_SIZE, PROBE_SIZE, Fraction(1, 25), Fraction(25), 1, 1, 1)
     packets: list[Any] = []
     try:

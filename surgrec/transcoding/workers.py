@@ -97,7 +97,8 @@ def _probe(connection: Connection, name: str, options: ProxyOptions) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import av.logging
 
-    av.logging.set_level(av.logging.PANIC)
+    # Any other level would have FFmpeg's threads wait for Python, which waits for them: they would lock up.
+    av.logging.set_level(None)
     connection.send(probe_encoder(name, options))
 
 
@@ -179,7 +180,8 @@ def work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     import av.logging
 
-    av.logging.set_level(av.logging.PANIC)
+    # Any other level would have FFmpeg's threads wait for Python, which waits for them: they would lock up.
+    av.logging.set_level(None)
     last = 0.0
 
     def beat(share: float) -> None:
