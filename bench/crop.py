@@ -4,8 +4,9 @@
 
 `crop_clips` converts, crops and resizes in one kernel; `to_rgb` converts only, clip by clip; `to_rgb+dali` is
 `to_rgb` and then the DALI graph, which waits for its result. Each batch has a random window per clip. What
-the contestants return is compared first. The metric `host_us` is what a call of `crop_clips` costs the calling thread, with nothing to
-wait for. Without a GPU the plain PyTorch twins are measured on the CPU, which says nothing about the kernels.
+the contestants return is compared first. The metric `host_us` is what a call of `crop_clips` costs the
+calling thread, with nothing to wait for. Without a GPU the plain PyTorch twins are measured on the CPU, which
+says nothing about the kernels.
 """
 
 from __future__ import annotations

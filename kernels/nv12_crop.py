@@ -67,10 +67,10 @@ _SHIFT = tl.constexpr(19)
 _TOP = tl.constexpr(20)  # and left
 _ROWS = tl.constexpr(22)  # and columns, of the window
 _FLIP = tl.constexpr(24)
-_NUMBERS = tl.constexpr(25)
+_NUMBERS = tl.constexpr(26)  # a multiple of 16 bytes: Triton compiles anew for other alignments
 # And float32 [_REALS]: what makes a sample of the depth one of 8 bits, then matrix and bias for three such
 # samples less _CENTRE. Half floats keep most of values around zero, and grey stays grey.
-_REALS = tl.constexpr(13)
+_REALS = tl.constexpr(16)  # 3 unused, for the same reason
 _CENTRE = tl.constexpr(128.0)
 
 
@@ -299,8 +299,8 @@ def _upload(clips: Sequence[Planes], boxes: NDArray[np.int64]) -> tuple[Tensor, 
     numbers = view[: sizes[0]].view(np.int64).reshape(count, _NUMBERS.value)
     reals = view[sizes[0] : sizes[0] + sizes[1]].view(np.float32).reshape(count, _REALS.value)
     numbers[:, : _TOP.value] = [_numbers(clip) for clip in clips]
-    numbers[:, _TOP.value :] = boxes
-    reals[:] = [_reals(clip.colour) for clip in clips]
+    numbers[:, _TOP.value : _FLIP.value + 1] = boxes
+    reals[:, :13] = [_reals(clip.colour) for clip in clips]
     view[sizes[0] + sizes[1] :].view(np.int32)[:] = [row for clip in clips for row in clip.rows]
     there = buffer.to(device, non_blocking=True).split(sizes)
     return there[0].view(torch.int64), there[1].view(torch.float32), there[2].view(torch.int32)
