@@ -24,7 +24,7 @@ from surgrec.transcoding.manifest import MANIFEST_NAME, ManifestError, open_mani
 from surgrec.transcoding.proxy_file import StorageError
 from surgrec.transcoding.run import TranscodeError, transcode
 from surgrec.transcoding.sources import Wanted, plain_name
-from surgrec.transcoding.workers import Done, Task, run_tasks, why_no_encoder
+from surgrec.transcoding.workers import Done, Task, TranscodeAborted, run_tasks, why_no_encoder
 
 ConfigOf = Callable[..., TranscodeConfig]
 
@@ -342,6 +342,9 @@ def test_videos_that_kill_or_hang_a_worker(tmp_path: Path, config_of: ConfigOf) 
     assert answers["fine2"].kind == "made"
     assert (answers["dies"].kind, "SIGSEGV" in answers["dies"].reason) == ("failed", True)
     assert (answers["hangs"].kind, answers["hangs"].reason) == ("failed", "no sign of life for 4 s")
+    full = Task(Wanted("/none/full.mp4", 0, "d", "", "", ""), str(tmp_path), options, "cpu")
+    with pytest.raises(TranscodeAborted, match=r"full-.*mp4: No space left on device"):
+        list(run_tasks([full], 1, 4.0, target=hang_or_die))
 
 
 def test_nvenc_really_encodes(films: Path, tmp_path: Path, config_of: ConfigOf) -> None:
