@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Clips = Iterator[list[tuple["ClipRequest", Any]]]
 Stream = Callable[[Sequence["ClipRequest"], bool], Clips]
 T = TypeVar("T")
+CLOSE: Final = "close"
 
 
 @dataclass(frozen=True)
@@ -63,27 +64,34 @@ def one_by_one(read: Callable[[ClipRequest], Any]) -> Stream:
 def in_threads(read: Callable[[ClipRequest], Any], threads: int) -> Stream:
     """A stream that calls `read` in threads and keeps them busy; clips come as they are done."""
 
-    def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
-        pool = ThreadPoolExecutor(threads)
-        try:
-            yield from as_they_come(
-                lambda request: pool.submit(read, request), rounds(requests, forever), 2 * threads
-            )
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pool = ThreadPoolExecutor(threads)
 
+    def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
+        return as_they_come(
+            lambda request: pool.submit(read, request), rounds(requests, forever), 2 * threads
+        )
+
+    return closing(stream, pool.shutdown)
+
+
+def closing(stream: Stream, close: Callable[[], Any]) -> Stream:
+    """The stream, with what is to be called when the contestant lets go of its corpus."""
+    setattr(stream, CLOSE, close)
     return stream
 
 
 def as_they_come(submit: Callable[[Any], Future[Any]], requests: Iterator[Any], in_flight: int) -> Clips:
     """Keeps `in_flight` requests submitted and yields what is done."""
     waiting = {submit(request): request for request in itertools.islice(requests, in_flight)}
-    while waiting:
-        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-        clips = [(waiting.pop(future), future.result()) for future in done]
-        for request in itertools.islice(requests, len(done)):
-            waiting[submit(request)] = request
-        yield clips
+    try:
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            clips = [(waiting.pop(future), future.result()) for future in done]
+            for request in itertools.islice(requests, len(done)):
+                waiting[submit(request)] = request
+            yield clips
+    finally:
+        wait(waiting)
 
 
 class KeptPerThread(Generic[T]):

@@ -6,6 +6,7 @@ Each is used as its documentation says it is fastest; `about` tells how.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from contestant import (
     KeptPerThread,
     Stream,
     as_they_come,
+    closing,
     in_threads,
     one_by_one,
     rounds,
@@ -46,20 +48,20 @@ def _surgrec(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         data = DataConfig(engine=name, threads=threads, drop_disposable=drop_disposable)
 
+        engine = make_engine(index, data, threads, device)
+        # On a GPU more clips are under way than the engine has threads: sessions hold some back.
+        in_flight = max(64, 4 * threads) if device.type == "cuda" else 2 * threads
+
         def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
-            engine = make_engine(index, data, threads, device)
-            try:
-                # On a GPU more clips are under way than the engine has threads: sessions hold some back.
-                in_flight = max(64, 4 * threads) if device.type == "cuda" else 2 * threads
-                for clips in as_they_come(engine.submit, rounds(requests, forever), in_flight):
-                    for _, clip in clips:
+            clips = as_they_come(engine.submit, rounds(requests, forever), in_flight)
+            with contextlib.closing(clips):  # type: ignore[type-var]
+                for done in clips:
+                    for _, clip in done:
                         if not isinstance(clip, DecodedClip):
                             raise RuntimeError(f"{clip.path}: {clip.reason}")
-                    yield clips
-            finally:
-                engine.close()
+                    yield done
 
-        return stream
+        return closing(stream, engine.close)
 
     return open_engine
 
@@ -67,8 +69,8 @@ def _surgrec(
 def _by_reader(
     index: PacketIndex, open_reader: Callable[[str], Any], read: Callable[[Any, list[int]], Any], keep: bool
 ) -> Stream:
-    """Opens a reader per clip, or keeps one per video open."""
-    kept = KeptPerThread(open_reader, 16)
+    """Opens a reader per clip, or keeps one per video open: two, for decord's take a GiB each at 1080p."""
+    kept = KeptPerThread(open_reader, 2)
 
     def read_clip(request: ClipRequest) -> NDArray[np.uint8]:
         path = index.videos.path[request.video]

@@ -21,6 +21,7 @@ from contestant import (
     KeptPerThread,
     Stream,
     as_they_come,
+    closing,
     in_threads,
     nv12_planes,
     rounds,
@@ -231,30 +232,27 @@ def _spdl(index: PacketIndex, threads: int) -> Stream:
             packets = io.apply_bsf(packets, f"{codec.name}_mp4toannexb")
         return (packets, codec), places
 
-    def decode(future: Any) -> Any:
+    def decode(request: ClipRequest, future: Any) -> Any:
         (packets, codec), places = future.result()
         surfaces = io.to_torch(io.nvdec_decoder(config, codec).decode_packets(packets))
         clip = surfaces[torch.tensor(places, device=surfaces.device)]
         torch.cuda.synchronize()
-        return clip
+        return lambda: nv12_planes(clip, index, request.video)
+
+    demuxers, pool = ThreadPoolExecutor(3), ThreadPoolExecutor(min(threads, DECODERS))
 
     def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
-        demuxers, pool = ThreadPoolExecutor(3), ThreadPoolExecutor(min(threads, DECODERS))
-        try:
-            for clips in as_they_come(
-                lambda request: pool.submit(decode, demuxers.submit(demux, request)),
-                rounds(requests, forever),
-                2 * DECODERS,
-            ):
-                yield [
-                    (request, functools.partial(nv12_planes, clip, index, request.video))
-                    for request, clip in clips
-                ]
-        finally:
-            demuxers.shutdown(wait=True, cancel_futures=True)
-            pool.shutdown(wait=True, cancel_futures=True)
+        return as_they_come(
+            lambda request: pool.submit(decode, request, demuxers.submit(demux, request)),
+            rounds(requests, forever),
+            2 * DECODERS,
+        )
 
-    return stream
+    def close() -> None:
+        pool.shutdown()
+        demuxers.shutdown()
+
+    return closing(stream, close)
 
 
 def _gpu(package: str, make: Callable[[PacketIndex, int], Stream], module: str, about: str) -> Contestant:

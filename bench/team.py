@@ -185,6 +185,9 @@ def _check(stream: Stream, requests: Sequence[ClipRequest], path: str) -> tuple[
 def _member(pipe: Connection, name: str, cores: list[int]) -> None:
     """A process of a contestant: answers until the pipe closes."""
     os.sched_setaffinity(0, cores)
+    # A contestant that takes all memory is to die, not the benchmark.
+    Path("/proc/self/oom_score_adj").write_text("500")
+    from contestant import CLOSE
     from contestants import CONTESTANTS
     from surgrec.loaders.packet_index import PacketIndex
 
@@ -218,6 +221,7 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
 
                 answer = float(sequential_rate(index, torch.device("cuda", 0), *rest))
             else:
+                getattr(stream, CLOSE, lambda: None)()
                 stream = index = None
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
