@@ -7,10 +7,26 @@ E'PB = (E'B - E'Y) / (2 (1 - KB)), E'PR = (E'R - E'Y) / (2 (1 - KR)), quantised 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from surgrec.kernels.planes import Colour
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """What the numbers in the planes mean.
+
+    matrix: "bt601", "bt709", "fcc", "smpte240m" or "bt2020" for luma and two colour differences, "rgb" for
+    red, green and blue. full_range: luma from 0 to the largest value, not 16..235 of 255. depth: bits of a
+    value. shift: bits by which the values lie too high in their uint16, 6 for 10 bits as NVDEC stores them.
+    """
+
+    matrix: str
+    full_range: bool
+    depth: int = 8
+    shift: int = 0
+
 
 LUMA_WEIGHTS = {
     "bt601": (0.299, 0.114),

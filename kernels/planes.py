@@ -5,22 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from surgrec.kernels.colour import Colour
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Colour:
-    """What the numbers in the planes mean.
-
-    matrix: "bt601", "bt709", "fcc", "smpte240m" or "bt2020" for luma and two colour differences, "rgb" for
-    red, green and blue. full_range: luma from 0 to the largest value, not 16..235 of 255. depth: bits of a
-    value. shift: bits by which the values lie too high in their uint16, 6 for 10 bits as NVDEC stores them.
-    """
-
-    matrix: str
-    full_range: bool
-    depth: int = 8
-    shift: int = 0
+__all__ = ["Colour", "Planes"]
 
 
 @dataclass(frozen=True, slots=True)

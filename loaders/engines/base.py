@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from surgrec.kernels.planes import Planes
 from surgrec.loaders.clip_plan import ClipRequest
+
+if TYPE_CHECKING:  # processes that decode need no torch
+    from surgrec.kernels.planes import Planes
+    from surgrec.loaders.engines.pixels import PlaneArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class DecodedClip:
     """
 
     request: ClipRequest
-    frames: NDArray[np.uint8] | Planes
+    frames: NDArray[np.uint8] | Planes | PlaneArrays
     decoded_frames: int
     fed_packets: int
     read_bytes: int
@@ -31,12 +34,12 @@ class DecodedClip:
     @property
     def height(self) -> int:
         """Of the upright picture."""
-        return self.frames.height if isinstance(self.frames, Planes) else self.frames.shape[1]
+        return self.frames.shape[1] if isinstance(self.frames, np.ndarray) else self.frames.height
 
     @property
     def width(self) -> int:
         """Of the upright picture."""
-        return self.frames.width if isinstance(self.frames, Planes) else self.frames.shape[2]
+        return self.frames.shape[2] if isinstance(self.frames, np.ndarray) else self.frames.width
 
 
 @dataclass(frozen=True, slots=True)

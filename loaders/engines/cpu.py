@@ -15,12 +15,10 @@ from typing import cast
 
 import av
 import numpy as np
-import torch
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
-from surgrec.kernels.planes import Planes
 from surgrec.loaders.clip_plan import (
     EMPTY_FIRST,
     LEADING,
@@ -31,7 +29,7 @@ from surgrec.loaders.clip_plan import (
 from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
 from surgrec.loaders.engines.decoders import DecoderCache, parameter_sets
-from surgrec.loaders.engines.pixels import ClipPictures, PictureWriter, PlaneWriter, RgbWriter
+from surgrec.loaders.engines.pixels import ClipPictures, PictureWriter, PlaneArrays, RgbWriter
 from surgrec.loaders.engines.sequential import SequentialReader
 from surgrec.loaders.engines.threads import WorkerThreads
 from surgrec.loaders.file_cache import FileCache
@@ -39,11 +37,11 @@ from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex, VideoInfo
 
 
 class CpuEngine:
-    """Decodes clips on the CPU.
+    """Decodes clips on the CPU, in threads of this process, to RGB in memory.
 
     threads: decoding threads; 0 takes one per core that this process may use. drop_disposable: leave out
     packets that no wanted frame depends on; the frames are the same either way. open_files: descriptors
-    that stay open between clips. device: None gives RGB in memory, a device gives Planes there.
+    that stay open between clips.
 
     `submit` queues without bound: the caller decides how many clips it keeps in flight. Close it, or use it
     as a context manager; at the exit of the interpreter queued clips are dropped.
@@ -57,18 +55,13 @@ class CpuEngine:
         threads: int = 0,
         drop_disposable: bool = True,
         open_files: int = 512,
-        device: torch.device | None = None,
     ) -> None:
         self.index = index
         self.threads = count_threads(threads)
         self._files = FileCache(open_files)
         reader = ClipReader(index, self._files, drop_disposable)
-
-        def worker() -> CpuWorker:
-            return CpuWorker(reader, RgbWriter() if device is None else PlaneWriter(device), self.name)
-
         self._pool: WorkerThreads[CpuWorker, ClipRequest, Outcome] = WorkerThreads(
-            self.threads, "surgrec-cpu", worker, CpuWorker.run
+            self.threads, "surgrec-cpu", lambda: CpuWorker(reader, RgbWriter(), self.name), CpuWorker.run
         )
 
     @property
@@ -207,7 +200,7 @@ class _Sink:
             if rows is not None:
                 self._pictures.add(frame, rows)
 
-    def result(self) -> NDArray[np.uint8] | Planes:
+    def result(self) -> NDArray[np.uint8] | PlaneArrays:
         """The clip. Raises BadClip where frames are missing."""
         clip = None if self.missing else self._pictures.finish()
         if clip is None:

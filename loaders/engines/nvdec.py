@@ -3,7 +3,7 @@
     requests --+--> NVDEC threads: plan, read, start codes, session --> planes on the GPU
                |        | what NVDEC refuses or finds damaged
                |        v
-               +--> CPU threads (hybrid: also from the requests): FFmpeg --> planes on the GPU
+               +--> CPU processes (hybrid: also from the requests): FFmpeg --> planes on the GPU
 
 The decode itself is bit-exact by the standards, so that a clip's planes are the same whichever side decoded
 it. What FFmpeg says of a clip that NVDEC refused is final. Sessions live as long as the engine; a clip
@@ -27,12 +27,14 @@ from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, ClipPlan, ClipReques
 from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
 from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
-from surgrec.loaders.engines.cpu import CpuWorker, count_threads
+from surgrec.loaders.engines.cpu import count_threads
+from surgrec.loaders.engines.cpu_processes import ProcessWorker
+from surgrec.loaders.engines.decode_process import Setup
 from surgrec.loaders.engines.nvcuvid import CODECS, Driver, NvdecUnavailable, decode_caps, load_driver
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
 from surgrec.loaders.engines.nvdec_pool import SessionPool
 from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
-from surgrec.loaders.engines.pixels import MATRIX_NAMES, PlaneWriter
+from surgrec.loaders.engines.pixels import MATRIX_NAMES
 from surgrec.loaders.engines.threads import PassedOn, WorkerThreads, WorkQueue
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex, VideoInfo
@@ -49,12 +51,12 @@ CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
 
 
 class NvdecEngine:
-    """Decodes clips on NVDEC; with `share` FFmpeg's threads take from the same queue (the hybrid engine).
+    """Decodes clips on NVDEC; with `share` FFmpeg's processes take from the same queue (the hybrid engine).
 
     index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes three for
-    each of the GPU's decoders. threads: of FFmpeg; 0 takes one per core. drop_disposable: leave out packets
-    that no wanted frame depends on; the frames are the same. timeout: seconds after which a session that does
-    not answer is given up: its clip is a ClipFailure, and another thread and session take its place.
+    each of the GPU's decoders. threads: processes of FFmpeg; 0 takes one per core. drop_disposable: leave out
+    packets that no wanted frame depends on; the frames are the same. timeout: seconds after which a session
+    that does not answer is given up: its clip is a ClipFailure, another thread and session take its place.
 
     `fallbacks` counts the clips that NVDEC passed on to FFmpeg, by reason. Raises NvdecUnavailable where the
     machine has no NVDEC. Frames are Planes on the device. Close it, or use it as a context manager.
@@ -101,11 +103,12 @@ class NvdecEngine:
             timeout,
             self._late,
         )
-        self._cpu: WorkerThreads[CpuWorker, ClipRequest, Outcome] = WorkerThreads(
+        setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
+        self._cpu: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
             self.threads,
             "surgrec-cpu",
-            lambda: CpuWorker(reader, PlaneWriter(device), self.name),
-            CpuWorker.run,
+            lambda: ProcessWorker(index, setup, device, timeout),
+            ProcessWorker.run,
             queue,
             (CPU_ONLY, EITHER) if share else (CPU_ONLY,),
         )

@@ -1,15 +1,16 @@
-"""From FFmpeg's frames to the pictures of a clip: RGB on the CPU, or planes on a GPU."""
+"""From FFmpeg's frames to the pictures of a clip: RGB, or planes that a GPU will convert."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
-import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
-from surgrec.kernels.planes import Colour, Planes
+from surgrec.kernels.colour import Colour
 from surgrec.loaders.engines.base import BadClip
 
 # Formats whose planes go to the GPU as they are, and their depth.
@@ -42,6 +43,9 @@ MATRIX_NAMES: Final = {
 }
 FULL_RANGE: Final = 2
 
+Layout = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and type of an array."""
+
 
 class ClipPictures(Protocol):
     """Takes the frames of one clip."""
@@ -49,7 +53,7 @@ class ClipPictures(Protocol):
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
         """The frame of these rows. Raises BadClip where its size is not the clip's."""
 
-    def finish(self) -> NDArray[np.uint8] | Planes | None:
+    def finish(self) -> NDArray[np.uint8] | PlaneArrays | None:
         """The clip once all rows are there; None where no frame came."""
 
 
@@ -100,13 +104,40 @@ class _RgbClip:
         return self._clip
 
 
-class PlaneWriter:
-    """Brings the planes of frames to a GPU as they are; formats that are no 4:2:x YUV go as RGB."""
+@dataclass(frozen=True, slots=True)
+class PlaneArrays:
+    """The pictures of a clip as FFmpeg left them, in memory.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    arrays: three of uint8 or uint16 [K, h, w] (Y, Cb, Cr), or one of uint8 [K, H, W, 3] (RGB). rows, colour,
+    rotation: as Planes has them.
+    """
+
+    arrays: tuple[NDArray[Any], ...]
+    rows: tuple[int, ...]
+    colour: Colour
+    rotation: int
+
+    @property
+    def height(self) -> int:
+        """Of the upright picture."""
+        return int(self.arrays[0].shape[2 if self.rotation % 180 else 1])
+
+    @property
+    def width(self) -> int:
+        """Of the upright picture."""
+        return int(self.arrays[0].shape[1 if self.rotation % 180 else 2])
+
+
+class PlaneWriter:
+    """Keeps the planes of frames as they are; formats that are no YUV of 8, 10 or 12 bit become RGB.
+
+    allocate: called once for a clip with the arrays' (shape, dtype) wanted; gives the arrays. Those of the
+    clip before are no longer needed then.
+    """
+
+    def __init__(self, allocate: Callable[[Sequence[Layout]], list[NDArray[Any]]]) -> None:
+        self.allocate = allocate
         self.rgb = RgbWriter()
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def start(self, length: int, rotation: int) -> ClipPictures:
         return _PlaneClip(self, length, rotation)
@@ -118,52 +149,41 @@ class _PlaneClip:
         self._rows = [-1] * length
         self._rotation = rotation
         self._colour: Colour | None = None
-        self._pictures: list[list[NDArray[Any]]] = []
+        self._arrays: list[NDArray[Any]] = []
+        self._count = 0
 
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
-        colour, planes = self._planes(frame)
+        colour, images = self._images(frame)
         if self._colour is None:
             self._colour = colour
+            layouts = [((len(self._rows), *image.shape), image.dtype) for image in images]
+            self._arrays = self._writer.allocate(layouts)
         else:
-            _same_size(self._pictures[0][0].shape, planes[0].shape)
-            if colour != self._colour or planes[1].shape != self._pictures[0][1].shape:
-                raise BadClip(
-                    f"the picture changes its format within the clip, from {self._colour} to {colour}"
-                )
+            _same_size(self._arrays[0].shape[1:3], images[0].shape[:2])
+            if colour != self._colour or images[-1].shape != self._arrays[-1].shape[1:]:
+                raise BadClip("the picture changes its colour format within the clip; cut the file there")
+        for array, image in zip(self._arrays, images, strict=True):
+            array[self._count] = image
         for row in rows:
-            self._rows[row] = len(self._pictures)
-        self._pictures.append(planes)
+            self._rows[row] = self._count
+        self._count += 1
 
-    def finish(self) -> Planes | None:
+    def finish(self) -> PlaneArrays | None:
         if self._colour is None:
             return None
-        if self._writer.stream is None:
-            planes = self._upload()
-        else:
-            with torch.cuda.stream(self._writer.stream):
-                planes = self._upload()
-            self._writer.stream.synchronize()
-        return Planes(planes, tuple(self._rows), self._colour, self._rotation)
+        arrays = tuple(array[: self._count] for array in self._arrays)
+        return PlaneArrays(arrays, tuple(self._rows), self._colour, self._rotation)
 
-    def _upload(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        first, second, third = (
-            torch.from_numpy(np.stack([picture[k] for picture in self._pictures])).to(self._writer.device)
-            for k in range(3)
-        )
-        return first, second, third
-
-    def _planes(self, frame: VideoFrame) -> tuple[Colour, list[NDArray[Any]]]:
-        """The frame's planes, in memory of their own: FFmpeg uses its buffers again."""
+    def _images(self, frame: VideoFrame) -> tuple[Colour, list[NDArray[Any]]]:
+        """The frame's planes, or its RGB, in FFmpeg's memory."""
         name = frame.format.name
         matrix = MATRICES.get(int(frame.colorspace))
         depth = PLANAR.get(name)
         if depth is None or matrix is None:
-            image = self._writer.rgb.convert(frame)
-            return Colour("rgb", full_range=True), [image[:, :, k].copy() for k in range(3)]
+            return Colour("rgb", full_range=True), [self._writer.rgb.convert(frame)]
         full = name.startswith("yuvj") or int(frame.color_range) == FULL_RANGE
         kind: Any = np.uint8 if depth == 8 else np.uint16
-        planes = [_lines(p, p.height, p.width, kind).copy() for p in frame.planes]
-        return Colour(matrix, full, depth), planes
+        return Colour(matrix, full, depth), [_lines(p, p.height, p.width, kind) for p in frame.planes]
 
 
 def _lines(plane: Any, height: int, width: int, kind: Any) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import torch
 from surgrec.configs.data import DataConfig
 from surgrec.loaders.engines.base import Engine
 from surgrec.loaders.engines.cpu import CpuEngine
+from surgrec.loaders.engines.cpu_processes import CpuProcesses
 from surgrec.loaders.engines.nvcuvid import NvdecUnavailable
 from surgrec.loaders.packet_index import PacketIndex
 
@@ -42,6 +43,10 @@ def make_engine(index: PacketIndex, data: DataConfig, threads: int, device: torc
         except NvdecUnavailable as error:
             if data.engine != "auto":
                 raise ValueError(f"engine {data.engine} cannot run here: {error}") from error
-    return CpuEngine(
-        index, threads=threads, drop_disposable=data.drop_disposable, device=device if gpu else None
-    )
+    if data.engine == "dali":
+        from surgrec.loaders.engines.dali import DaliEngine
+
+        return DaliEngine(index, device, threads=threads, drop_disposable=data.drop_disposable)
+    if gpu:
+        return CpuProcesses(index, device, threads, data.drop_disposable, data.decoder_timeout)
+    return CpuEngine(index, threads, data.drop_disposable)

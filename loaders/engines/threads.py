@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 Own = TypeVar("Own")
 Item = TypeVar("Item")
@@ -32,6 +32,14 @@ class _Crew:
     lanes: tuple[int, ...]
     wake: threading.Condition
     idle: int = 0
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What a thread keeps and must let go of when it ends."""
+
+    def close(self) -> None:
+        """Called once, in the thread."""
 
 
 class WorkQueue(Generic[Item, Result]):
@@ -100,7 +108,8 @@ class _Post(Generic[Item, Result]):
 
 
 class WorkerThreads(Generic[Own, Item, Result]):
-    """`count` threads that call work(own, item) for each item; `own` is made by each thread for itself.
+    """`count` threads that call work(own, item) for each item; `own` is made by each thread for itself,
+    and closed by it at the end if it is Closable.
 
     concurrent.futures' pool would finish all that is queued before the interpreter exits. Here queued items
     are cancelled when the main thread ends. With a `timeout`, a thread that is at one item for longer
@@ -159,7 +168,23 @@ class WorkerThreads(Generic[Own, Item, Result]):
         post.thread.start()
 
     def _loop(self, post: _Post[Item, Result]) -> None:
-        own = self._make_own()
+        try:
+            own = self._make_own()
+        except BaseException as error:  # those who wait for results must not wait for ever
+            self._refuse_all(error)
+            return
+        try:
+            self._work_off(post, own)
+        finally:
+            if isinstance(own, Closable):
+                own.close()
+
+    def _refuse_all(self, error: BaseException) -> None:
+        while (entry := self.queue.take(self._crew)) is not None:
+            if entry[0].running() or entry[0].set_running_or_notify_cancel():
+                entry[0].set_exception(error)
+
+    def _work_off(self, post: _Post[Item, Result], own: Own) -> None:
         main = threading.main_thread()
         while True:
             entry = self.queue.take(self._crew)

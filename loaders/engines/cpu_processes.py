@@ -1,0 +1,187 @@
+"""FFmpeg for clips that go to a GPU: decoding processes, and threads that bring their pictures to it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Final
+
+import torch
+from surgrec.kernels.planes import Planes
+from surgrec.loaders.clip_plan import ClipRequest
+from surgrec.loaders.engines.arena import Arena
+from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Outcome
+from surgrec.loaders.engines.cpu import count_threads
+from surgrec.loaders.engines.decode_process import Answer, Pictures, Setup, WrongRequest
+from surgrec.loaders.engines.threads import WorkerThreads
+from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex
+
+SEQUENTIAL_PATIENCE: Final = 60
+"""Times the timeout that a video without random access is given: it is decoded from its start."""
+START_SECONDS: Final = 60.0
+"""Longest that a process may take until its first answer, beyond the timeout."""
+
+
+class CpuProcesses:
+    """The cpu engine for a GPU: decodes clips in processes, to Planes on a device.
+
+    threads: processes; 0 takes one per core that this process may use. timeout: seconds after which a process
+    that does not answer is killed and replaced; its clip is a ClipFailure. Otherwise as CpuEngine.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        index: PacketIndex,
+        device: torch.device,
+        threads: int = 0,
+        drop_disposable: bool = True,
+        timeout: float = 30.0,
+        open_files: int = 512,
+    ) -> None:
+        if timeout <= 0:
+            raise ValueError(f"decoder_timeout is {timeout}; it is a number of seconds above 0")
+        self.index = index
+        self.threads = count_threads(threads)
+        setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
+        self._pool: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
+            self.threads,
+            "surgrec-cpu",
+            lambda: ProcessWorker(index, setup, device, timeout),
+            ProcessWorker.run,
+        )
+
+    @property
+    def parallel(self) -> int:
+        """Clips that it works on at a time."""
+        return self.threads
+
+    def submit(self, request: ClipRequest) -> Future[Outcome]:
+        """Queues one clip; as CpuEngine.submit."""
+        return self._pool.submit(request)
+
+    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
+        """Decodes clips and waits; results in the order of the requests."""
+        return [future.result() for future in [self.submit(request) for request in requests]]
+
+    def close(self) -> None:
+        """Cancels what is queued, waits for the clips that are being decoded, and ends the processes."""
+        self._pool.close()
+
+    def __enter__(self) -> CpuProcesses:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ProcessWorker:
+    """One decoding process, and the thread that talks to it. The process starts with the first clip."""
+
+    def __init__(self, index: PacketIndex, setup: Setup, device: torch.device, timeout: float) -> None:
+        self._index = index
+        self._setup = setup
+        self._device = device
+        self._timeout = timeout
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._arena: Arena | None = None
+
+    def run(self, request: ClipRequest) -> Outcome:
+        """Decodes one clip. ClipFailure for bad data or a dead process, ValueError for wrong requests."""
+        videos = self._index.videos
+        if not 0 <= request.video < len(self._index):
+            raise ValueError(
+                f"video {request.video} is outside the index, which holds {len(self._index)} videos"
+            )
+        patience = self._timeout * (SEQUENTIAL_PATIENCE if videos.status[request.video] == SEQUENTIAL else 1)
+        try:
+            answer = self._ask(request, patience)
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            reason = self._lost(error)
+            self.close()
+            return ClipFailure(request, videos.path[request.video], self._setup.engine, reason)
+        if isinstance(answer, WrongRequest):
+            raise ValueError(answer.text)
+        if isinstance(answer, ClipFailure):
+            return answer
+        planes = self._bring(answer)
+        return DecodedClip(request, planes, answer.decoded_frames, answer.fed_packets, answer.read_bytes)
+
+    def close(self) -> None:
+        """Ends the process. The next clip starts another."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._arena is not None:
+            self._arena.close()
+        self._process = self._connection = self._arena = None
+
+    def _ask(self, request: ClipRequest, patience: float) -> Answer:
+        """Raises TimeoutError, EOFError or ConnectionError where no answer comes."""
+        if self._connection is None:
+            self._start()
+            patience += START_SECONDS
+        assert self._connection is not None
+        self._connection.send(request)
+        if not self._connection.poll(patience):
+            raise TimeoutError
+        answer: Answer = self._connection.recv()
+        return answer
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        arena = Arena()
+        # Not -m: the classes of the messages must have the same module's name on both sides.
+        code = "import sys; from surgrec.loaders.engines.decode_process import main; main(sys.argv[1:])"
+        # One core each: the processes are the parallelism.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(theirs.fileno()), str(arena.descriptor)],
+            pass_fds=(theirs.fileno(), arena.descriptor),
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._arena = arena
+        self._connection.send(self._setup)
+
+    def _lost(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"FFmpeg did not answer within {self._timeout:g} s; its process was killed"
+        assert self._process is not None
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return "the process that decoded it closed its connection; it was killed"
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return f"the process that decoded it died ({how})"
+
+    def _bring(self, answer: Pictures) -> Planes:
+        """The pictures on the device."""
+        assert self._arena is not None
+        arrays = [array[: answer.count] for array in self._arena.arrays(answer.layouts)]
+        if self._stream is None:
+            tensors = [torch.from_numpy(array).clone() for array in arrays]
+        else:
+            with torch.cuda.stream(self._stream):
+                tensors = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]
+            self._stream.synchronize()
+        if len(tensors) == 1:
+            first, second, third = tensors[0].unbind(-1)
+        else:
+            first, second, third = tensors
+        return Planes((first, second, third), answer.rows, answer.colour, answer.rotation)
