@@ -13,7 +13,6 @@ from surgrec.loaders.clip_plan import ClipRequest
 
 if TYPE_CHECKING:  # processes that decode need no torch
     from surgrec.kernels.planes import Planes
-    from surgrec.loaders.engines.pixels import PlaneArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class DecodedClip:
     """
 
     request: ClipRequest
-    frames: NDArray[np.uint8] | Planes | PlaneArrays
+    frames: NDArray[np.uint8] | Planes
     decoded_frames: int
     fed_packets: int
     read_bytes: int

@@ -140,7 +140,9 @@ class CpuWorker:
             self._decoders.drop(info)
             raise
         decoder.flush_buffers()
-        return DecodedClip(request, sink.result(), fed, fed, plan.read_bytes)
+        # PlaneArrays stay within a decoding process: outside of it they are Planes.
+        frames = cast(NDArray[np.uint8], sink.result())
+        return DecodedClip(request, frames, fed, fed, plan.read_bytes)
 
 
 def _feed(decoder: VideoCodecContext, info: VideoInfo, plan: ClipPlan, data: memoryview, sink: _Sink) -> int:

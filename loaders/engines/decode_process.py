@@ -8,9 +8,12 @@ does. It imports no torch, so that it starts in a second and costs little memory
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
+from numpy.typing import NDArray
 from surgrec.kernels.colour import Colour
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.arena import Arena
@@ -62,7 +65,7 @@ def serve(connection: Connection, arena: Arena) -> None:
     index = PacketIndex.open(setup.index)
     layouts: list[Layout] = []
 
-    def allocate(wanted):  # type: ignore[no-untyped-def] # as PlaneWriter says
+    def allocate(wanted: Sequence[Layout]) -> list[NDArray[Any]]:
         layouts[:] = wanted
         return arena.allocate(wanted)
 
@@ -86,7 +89,7 @@ def _answer(worker: CpuWorker, request: ClipRequest, layouts: list[Layout]) -> A
         return WrongRequest(str(error))
     if not isinstance(found, DecodedClip):
         return found
-    clip = found.frames
+    clip: Any = found.frames
     assert isinstance(clip, PlaneArrays)
     return Pictures(
         list(layouts),

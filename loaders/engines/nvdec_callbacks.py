@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import llvmlite.ir as ir
+import numba
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -96,8 +97,10 @@ END_OF_PICTURE: Final = 8
 STATUS_ERROR: Final = 8  # and 9: error concealed
 
 
-@intrinsic
-def _words(typingctx: Any, address: Any) -> Any:
+carray: Any = numba.carray  # type: ignore[attr-defined] # it is documented
+
+
+def _words_of(typingctx: Any, address: Any) -> Any:
     """A pointer to int64 from an address."""
     signature = types.CPointer(types.int64)(types.int64)
 
@@ -107,8 +110,7 @@ def _words(typingctx: Any, address: Any) -> Any:
     return signature, generate
 
 
-@intrinsic
-def _halves(typingctx: Any, address: Any) -> Any:
+def _halves_of(typingctx: Any, address: Any) -> Any:
     """A pointer to int32 from an address."""
     signature = types.CPointer(types.int32)(types.int64)
 
@@ -118,8 +120,7 @@ def _halves(typingctx: Any, address: Any) -> Any:
     return signature, generate
 
 
-@intrinsic
-def _call(typingctx: Any, address: Any, arguments: Any) -> Any:
+def _call_of(typingctx: Any, address: Any, arguments: Any) -> Any:
     """Calls the C function at an address with a tuple of int64; its int. An address, not a symbol: so the
     compiled code can be kept on disk, and tests can put functions of their own in the driver's place."""
     signature = types.int32(types.int64, arguments)
@@ -130,6 +131,11 @@ def _call(typingctx: Any, address: Any, arguments: Any) -> Any:
         return builder.call(builder.inttoptr(args[0], function.as_pointer()), values)
 
     return signature, generate
+
+
+_words: Any = intrinsic(_words_of)
+_halves: Any = intrinsic(_halves_of)
+_call: Any = intrinsic(_call_of)
 
 
 @njit(cache=True)
@@ -188,7 +194,7 @@ def _copy(s, source, pitch, left, top, target, width, rows):
     return _call(s[COPY], (s[COPY_INFO], s[STREAM]))
 
 
-@cfunc(types.int32(types.int64, types.int64), nopython=True, cache=True)
+@cfunc(types.int32(types.int64, types.int64), cache=True)
 def on_sequence(user, what):
     """CUVIDEOFORMAT: makes the decoder, or keeps the one that fits. Number of surfaces, 0 for failure."""
     s = carray(_words(user), WORDS)
@@ -245,7 +251,7 @@ def on_sequence(user, what):
     return np.int32(surfaces)
 
 
-@cfunc(types.int32(types.int64, types.int64), nopython=True, cache=True)
+@cfunc(types.int32(types.int64, types.int64), cache=True)
 def on_decode(user, what):
     """CUVIDPICPARAMS: decodes a picture, or the second field of one. 1, or 0 for failure."""
     s = carray(_words(user), WORDS)
@@ -266,7 +272,7 @@ def on_decode(user, what):
     return np.int32(1)
 
 
-@cfunc(types.int32(types.int64, types.int64), nopython=True, cache=True)
+@cfunc(types.int32(types.int64, types.int64), cache=True)
 def on_display(user, what):
     """CUVIDPARSERDISPINFO: copies the frame out, if it is wanted. 1, or 0 for failure."""
     if what == 0:

@@ -53,11 +53,11 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
         counted = False
         try:
             while not stop.is_set():
-                for data, places, sizes in stretches:
+                for stretch, places, sizes in stretches:
                     slots = np.full(len(places), UNWANTED, np.int64)
                     restarts = np.zeros(len(places), np.int64)
                     found = session.decode(
-                        data.ctypes.data, places, sizes, restarts, slots, size, depth, 0, 0
+                        stretch.ctypes.data, places, sizes, restarts, slots, size, depth, 0, 0
                     )
                     if counted and not stop.is_set():
                         counts[number] += found

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Generator
 from pathlib import Path
+from typing import cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from numpy.typing import NDArray
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.demux import open_video, packets_of
 from surgrec.loaders.engines.base import BadClip, DecodedClip
@@ -58,7 +61,8 @@ class SequentialReader:
         while len(self._open) > MAX_OPEN:
             self._open.popitem(last=False)[1].close()
         decoded = cursor.position - before
-        return DecodedClip(request, clip, decoded, cursor.take_packets(), cursor.take_bytes())
+        frames = cast(NDArray[np.uint8], clip)  # as CpuWorker does it
+        return DecodedClip(request, frames, decoded, cursor.take_packets(), cursor.take_bytes())
 
 
 def _version(info: VideoInfo) -> tuple[int, int]:
