@@ -45,26 +45,28 @@ class DataConfig:
     """Length of the segments that the sampler draws from."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     engine: Literal["auto", "cpu", "nvdec", "dali", "hybrid"] = "auto"
-    """What decodes: `cpu` is FFmpeg in threads, `nvdec` the GPU's video decoders, `hybrid` both from one
-    queue, `dali` DALI's video decoder. `auto` is hybrid where the frames go to a GPU with NVDEC, and
-    cpu elsewhere."""
+    """What decodes: `cpu` is FFmpeg, `nvdec` the GPU's video decoders, `hybrid` both from one queue, `dali`
+    DALI's video decoder. `auto` is hybrid where the frames go to a GPU with NVDEC, and cpu elsewhere."""
     threads: int = 0
-    """Decoding threads of a rank; 0 takes the cores of this machine divided among its ranks."""
+    """Decoding threads of a rank, on a GPU host processes; 0 takes the cores of this machine divided among
+    its ranks."""
     sessions: int = 0
-    """NVDEC sessions that decode at a time; 0 takes two for each decoder that the GPU has."""
+    """NVDEC sessions that decode at a time; 0 takes three for each decoder that the GPU has."""
     decoder_timeout: float = 30.0
-    """Seconds after which a decoder that does not answer is given up and replaced."""
+    """Seconds after which an NVDEC session or a decoding process that does not answer is replaced."""
     crop: Literal["auto", "fused", "dali"] = "auto"
     """What crops and resizes on a GPU: one kernel from the decoder's planes to the clip, or conversion to RGB
-    and DALI's resize. `auto` takes the one that measured faster (bench/results)."""
+    and DALI's resize. `auto` takes the kernel."""
     picture_mib: int = 1024
-    """Device memory for decoded pictures that wait for their crop, in MiB."""
+    """Memory of a rank for pictures that are being decoded or wait for their crop, in MiB; of the GPU where
+    there is one."""
     clips_per_decode: int = 1
     """Clips that are cut from one decoded stretch of video."""
     repeats: int = 1
     """Crops of each clip."""
     shuffle_mib: int = 0
-    """Device memory of the pool that mixes the clips of one decode among others, in MiB; 0 mixes none."""
+    """Device memory, of all ranks together, of the pool that mixes the clips of one decode among others, in
+    MiB; 0 mixes none. Too little gives an error that names the MiB needed."""
     prefetch: int = 2
     """Batches that are decoded ahead of the training step."""
     sequential: bool = False
