@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -39,6 +40,9 @@ PACKAGES = (
     "transformers",
     "xformers",
 )
+
+MODULES = {"nvidia-dali-cuda130": "nvidia.dali"}
+"""Modules of packages that are called otherwise."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,17 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "absent"
+            found[package] = _module_version(package)
     return found
+
+
+def _module_version(package: str) -> str:
+    """Version that a package states which was unpacked without an installer; `absent` where there is none."""
+    try:
+        module = importlib.import_module(MODULES.get(package, package))
+    except Exception:  # whatever keeps it from loading, it is of no use here
+        return "absent"
+    return str(getattr(module, "__version__", "unknown"))
 
 
 def commit() -> str:

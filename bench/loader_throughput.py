@@ -18,6 +18,7 @@ requests.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -36,6 +37,7 @@ from team import Failed, Team, Times, Window
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from contestant import Contestant
     from surgrec.loaders.clip_plan import ClipRequest
     from surgrec.loaders.packet_index import PacketIndex
 
@@ -248,11 +250,27 @@ def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[l
 def absent(name: str, gpu: bool) -> str:
     """Why a contestant cannot be measured here at all; empty where it can."""
     contestant = CONTESTANTS[name]
+    if not installed(contestant):
+        return f"absent, {contestant.package} is not installed"
+    return "absent, it needs an NVIDIA GPU" if contestant.gpu and not gpu else ""
+
+
+def installed(contestant: Contestant) -> bool:
+    """Whether its distribution is known to the installer, or its modules are found without one."""
     try:
         metadata.version(contestant.package)
     except metadata.PackageNotFoundError:
-        return f"absent, {contestant.package} is not installed"
-    return "absent, it needs an NVIDIA GPU" if contestant.gpu and not gpu else ""
+        names = [part for part in contestant.modules if part != "torch"]
+        return bool(names) and all(found(name) for name in names)
+    return True
+
+
+def found(module: str) -> bool:
+    """Whether a module could be imported. Imports the packages above it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def measure_ceiling(args: Args, case: Case, team: Team, cores: int) -> Row:

@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
@@ -166,11 +167,7 @@ class NvdecEngine:
 
     def _make_session(self, key: Hashable) -> _StreamSession:
         assert isinstance(key, tuple)
-        try:
-            return _StreamSession(self._driver, key[0], self.device)
-        except DeviceMemoryError:
-            self._pool.close_idle()
-            return _StreamSession(self._driver, key[0], self.device)
+        return _StreamSession(self._driver, key[0], self.device)
 
     def _late(self, request: ClipRequest) -> Outcome:
         reason = "NVDEC did not answer in time; its session was given up"
@@ -251,19 +248,32 @@ class _NvdecWorker:
     ) -> DecodedClip:
         data, places, sizes = elementary(info, plan, data, room)
         slots, rows = slots_of(plan)
-        pictures = int(slots.max()) + 1
+        fed = _Fed(data, places, sizes, ((plan.roles & EMPTY_FIRST) != 0).astype(np.int64), slots)
+        try:
+            decoded, luma, chroma = self._on_session(info, fed)
+        except DeviceMemoryError:
+            # Sessions of other formats may lie idle.
+            self._pool.close_idle()
+            torch.cuda.empty_cache()
+            decoded, luma, chroma = self._on_session(info, fed)
+        clip = Planes((luma, chroma[..., 0], chroma[..., 1]), rows, colour_of(info), info.rotation)
+        return DecodedClip(request, clip, decoded, len(plan.packets), plan.read_bytes)
+
+    def _on_session(self, info: VideoInfo, fed: _Fed) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """(pictures decoded, luma, chroma) once they are complete."""
         depth = FORMATS[info.pix_fmt]
         key = (info.codec, info.coded_width, info.coded_height, depth)
         held = self._pool.take(key)
         try:
             with torch.cuda.stream(held.stream):
+                pictures = int(fed.slots.max()) + 1
                 luma, chroma = _new_pictures(pictures, info.height, info.width, depth, self._engine.device)
             decoded = held.session.decode(
-                data.ctypes.data,
-                places,
-                sizes,
-                ((plan.roles & EMPTY_FIRST) != 0).astype(np.int64),
-                slots,
+                fed.data.ctypes.data,
+                fed.places,
+                fed.sizes,
+                fed.restarts,
+                fed.slots,
                 (info.width, info.height),
                 depth,
                 luma.data_ptr(),
@@ -274,9 +284,18 @@ class _NvdecWorker:
             held.close()  # what its hardware's state is now, nobody knows
             raise
         self._pool.give_back(key, held)
-        planes = (luma, chroma[..., 0], chroma[..., 1])
-        clip = Planes(planes, rows, colour_of(info), info.rotation)
-        return DecodedClip(request, clip, decoded, len(plan.packets), plan.read_bytes)
+        return decoded, luma, chroma
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """What a session is fed with for one clip, as NvdecSession.decode takes it."""
+
+    data: NDArray[np.uint8]
+    places: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    restarts: NDArray[np.int64]
+    slots: NDArray[np.int64]
 
 
 def elementary(
@@ -325,7 +344,4 @@ def _new_pictures(
             torch.empty(shape, dtype=kind, device=device),
         )
     except torch.cuda.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            "the GPU has no memory left for decoded pictures; lower data.picture_mib, data.sessions or the"
-            " batch"
-        ) from error
+        raise DeviceMemoryError("decoded pictures") from error

@@ -222,6 +222,8 @@ def on_sequence(user, what):
             and s[SURFACES] >= surfaces
         ):
             return np.int32(s[SURFACES])
+        if s[DECODED] > 0:  # pictures that were not looked at yet would be lost
+            return _fail(s, STAGE_FORMAT, 0)
         _drop_decoder(s)
     info = carray(_words(s[CREATE_INFO]), 22)
     info_halves = carray(_halves(s[CREATE_INFO]), 44)

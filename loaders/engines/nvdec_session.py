@@ -28,7 +28,12 @@ _STAGES: Final = {
 
 
 class DeviceMemoryError(RuntimeError):
-    """The GPU has no memory left for a decoder."""
+    """The GPU has no memory left for a decoder, or for pictures."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the GPU has no memory left for {what}; lower data.sessions, data.picture_mib or the batch"
+        )
 
 
 class NvdecSession:
@@ -130,7 +135,7 @@ class NvdecSession:
         if stage:
             error = int(s[c.ERROR])
             if stage == c.STAGE_CREATE and error == OUT_OF_MEMORY:
-                raise DeviceMemoryError("the GPU has no memory left for an NVDEC decoder")
+                raise DeviceMemoryError("an NVDEC decoder")
             cause = f" (CUDA error {error})" if error else ""
             raise BadClip(f"NVDEC: {_STAGES[stage]}{cause}, packet {int(s[c.PACKET])} of the clip")
         if s[c.DAMAGED]:

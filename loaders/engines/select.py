@@ -24,6 +24,8 @@ def make_engine(index: PacketIndex, data: DataConfig, threads: int, device: torc
     if data.engine not in ENGINE_NAMES:
         raise ValueError(f"there is no engine {data.engine!r}; choose from {', '.join(ENGINE_NAMES)}")
     gpu = device.type == "cuda"
+    if gpu and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     if data.engine in ("nvdec", "dali", "hybrid") and not gpu:
         raise ValueError(f"engine {data.engine} needs a GPU; on {device} use engine cpu, or auto")
     if data.engine in ("nvdec", "hybrid") or (data.engine == "auto" and gpu):

@@ -14,7 +14,7 @@ OLDEST_PYTHON = (3, 11)
 NEEDED = ("torch", "av", "numba", "numpy", "h5py", "tyro", "tensorboard", "safetensors", "pillow", "pyarrow")
 OPTIONAL = {
     "xformers": "attention falls back to PyTorch's own; pip install xformers",
-    "PyNvVideoCodec": "NVDEC decoding needs it; pip install PyNvVideoCodec",
+    "PyNvVideoCodec": "benchmarks compare with it; pip install PyNvVideoCodec",
 }
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 

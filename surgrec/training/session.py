@@ -45,7 +45,7 @@ from surgrec.training.run_folder import RunFolder, choose_folder, find_checkpoin
 from surgrec.training.run_record import IndexRecord, describe_device, end_record, start_record
 from surgrec.training.signals import StopRequest
 from surgrec.training.step import Batch, Parts
-from surgrec.training.summary import summarise, summary_text
+from surgrec.training.summary import proxies_text, summarise, summary_text
 
 SHOWN_UNUSABLE = 5
 
@@ -121,6 +121,8 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         monitor = None
         if world.first:
             _write_records(config, run, world, index, start)
+            if text := proxies_text(run):
+                console.say(text)
             monitor = stack.enter_context(Monitor(run, to_document(config), start))
         precision = choose_precision(config, world.device)
         parts = Parts(config, world, objective, _wrap(objective, world), optimizer, loader, shape, precision)
