@@ -37,7 +37,7 @@ def to_start_codes(
         bad = _rewrite(data, places, sizes, length_size, room, new_places, new_sizes)
         found = room, new_places, new_sizes
     if bad >= 0:
-        raise BadClip(f"the lengths of the NAL units in packet {bad} of the clip are damaged")
+        raise BadClip(f"the lengths of NAL units are damaged, packet {bad} of the clip")
     return found
 
 
@@ -64,7 +64,7 @@ def _overwrite(data, places, sizes):
 
 @njit(nogil=True, cache=True)
 def _rewrite(data, places, sizes, length_size, room, new_places, new_sizes):
-    out = 0
+    out = np.int64(0)
     for k in range(places.size):
         at, end = places[k], places[k] + sizes[k]
         new_places[k] = out

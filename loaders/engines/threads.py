@@ -30,8 +30,8 @@ class _Crew:
     """Threads that take from the same lanes, in this order."""
 
     lanes: tuple[int, ...]
-    wake: threading.Condition
-    idle: int = 0
+    idle: deque[threading.Condition] = field(default_factory=deque)
+    """One for each thread that waits and has not been woken yet."""
 
 
 @runtime_checkable
@@ -53,7 +53,7 @@ class WorkQueue(Generic[Item, Result]):
 
     def crew(self, lanes: tuple[int, ...]) -> _Crew:
         """Registers threads that will `take` from these lanes; those registered first are woken first."""
-        crew = _Crew(lanes, threading.Condition(self._lock))
+        crew = _Crew(lanes)
         self._crews.append(crew)
         return crew
 
@@ -71,7 +71,7 @@ class WorkQueue(Generic[Item, Result]):
             self._lanes[lane].append((future, item))
             for crew in self._crews:
                 if crew.idle and lane in crew.lanes:
-                    crew.wake.notify()
+                    crew.idle.popleft().notify()
                     break
 
     def take(self, crew: _Crew) -> tuple[Future[Result], Item] | None:
@@ -84,16 +84,25 @@ class WorkQueue(Generic[Item, Result]):
                         return self._lanes[lane].popleft()
                 if self.closed or not main.is_alive():
                     return None
-                crew.idle += 1
-                crew.wake.wait(LOOK_UP_SECONDS)
-                crew.idle -= 1
+                # One for each wait: whoever is woken is off the list, and the next item wakes another.
+                wake = threading.Condition(self._lock)
+                crew.idle.append(wake)
+                wake.wait(LOOK_UP_SECONDS)
+                if wake in crew.idle:
+                    crew.idle.remove(wake)
 
     def close(self) -> None:
-        """No more items are taken up; the threads end when the lanes are empty."""
+        """Cancels what is queued; no more items are taken up, and the threads end."""
         with self._lock:
             self.closed = True
+            queued = [future for lane in self._lanes for future, _ in lane]
+            for lane in self._lanes:
+                lane.clear()
             for crew in self._crews:
-                crew.wake.notify_all()
+                while crew.idle:
+                    crew.idle.popleft().notify()
+        for future in queued:
+            _cancel(future)
 
 
 @dataclass(eq=False)
@@ -113,7 +122,8 @@ class WorkerThreads(Generic[Own, Item, Result]):
 
     concurrent.futures' pool would finish all that is queued before the interpreter exits. Here queued items
     are cancelled when the main thread ends. With a `timeout`, a thread that is at one item for longer
-    (seconds) is given up: its item gets late(item) for a result and another thread takes its place.
+    (seconds) is given up: its item gets late(item) for a result and another thread takes its place. Raises
+    ValueError where one of timeout and late is given without the other.
     """
 
     def __init__(
@@ -127,21 +137,22 @@ class WorkerThreads(Generic[Own, Item, Result]):
         timeout: float | None = None,
         late: Callable[[Item], Result] | None = None,
     ) -> None:
+        if (timeout is None) != (late is None):
+            raise ValueError("timeout and late belong together: give both or neither")
         self.queue: WorkQueue[Item, Result] = WorkQueue() if queue is None else queue
         self._crew = self.queue.crew(lanes)
         self._name = name
         self._make_own = make_own
         self._work = work
         self._timeout = timeout
-        self._late = late
         self._posts: list[_Post[Item, Result]] = []
+        self._posts_lock = threading.Lock()
         self._made = 0
         for _ in range(count):
             self._start()
-        self._watcher: threading.Thread | None = None
-        if timeout is not None:
-            self._watcher = threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True)
-            self._watcher.start()
+        if timeout is not None and late is not None:
+            watch = (timeout, late)
+            threading.Thread(target=self._watch, args=watch, name=f"{name}-watch", daemon=True).start()
 
     def submit(self, item: Item) -> Future[Result]:
         """Queues an item. The future raises what `work` raises. RuntimeError after `close`."""
@@ -150,7 +161,9 @@ class WorkerThreads(Generic[Own, Item, Result]):
     def close(self) -> None:
         """Cancels what is queued, and waits for what is being worked on, but for threads given up."""
         self.queue.close()
-        for post in list(self._posts):
+        with self._posts_lock:  # from here on the watcher starts no more threads
+            posts = list(self._posts)
+        for post in posts:
             while not post.given_up and post.thread is not None and post.thread.is_alive():
                 post.thread.join(0.1)
 
@@ -223,21 +236,32 @@ class WorkerThreads(Generic[Own, Item, Result]):
         except RuntimeError:  # closed meanwhile
             _cancel(future)
 
-    def _watch(self) -> None:
-        assert self._timeout is not None
-        assert self._late is not None
+    def _watch(self, timeout: float, late: Callable[[Item], Result]) -> None:
         main = threading.main_thread()
-        while main.is_alive() and not self.queue.closed:
-            time.sleep(min(LOOK_UP_SECONDS, self._timeout / 4))
+        while main.is_alive() and not (self.queue.closed and self._all_ended()):
+            time.sleep(min(LOOK_UP_SECONDS, timeout / 4))
             for post in list(self._posts):
-                with post.lock:
-                    work = post.work
-                    if work is None or time.monotonic() - post.since < self._timeout:
-                        continue
-                    post.given_up = True
-                self._posts.remove(post)
+                self._look_at(post, timeout, late)
+
+    def _all_ended(self) -> bool:
+        return not any(post.thread is not None and post.thread.is_alive() for post in self._posts)
+
+    def _look_at(self, post: _Post[Item, Result], timeout: float, late: Callable[[Item], Result]) -> None:
+        """Gives a thread up that is at its item for too long."""
+        with post.lock:
+            work = post.work
+            if work is None or time.monotonic() - post.since < timeout:
+                return
+            post.given_up = True
+        with self._posts_lock:
+            self._posts.remove(post)
+            if not self.queue.closed:
                 self._start()
-                work[0].set_result(self._late(work[1]))
+        future, item = work
+        try:
+            future.set_result(late(item))
+        except BaseException as error:  # the caller gets it from the future
+            future.set_exception(error)
 
 
 def _cancel(future: Future[Result]) -> None:

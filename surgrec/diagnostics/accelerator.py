@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import subprocess
 
 from surgrec.diagnostics.check import Check, one_line
+from surgrec.loaders.engines import nvcuvid
 
 GROUP = "GPU"
 DRIVER_REMEDY = "install NVIDIA's driver 580 or newer (CUDA 13); pretraining runs on the CPU without one"
 VIDEO_REMEDY = (
     "NVDEC's library comes with the driver; in a container ask for it with NVIDIA_DRIVER_CAPABILITIES=all"
 )
-# cudaVideoCodec of NVIDIA's Video Codec SDK (cuviddec.h).
-CODECS = {"MPEG-2": 1, "MPEG-4": 2, "H.264": 4, "JPEG": 5, "HEVC": 8, "VP8": 9, "VP9": 10, "AV1": 11}
+CODECS = {
+    "MPEG-2": "mpeg2video",
+    "MPEG-4": "mpeg4",
+    "H.264": "h264",
+    "JPEG": "mjpeg",
+    "HEVC": "hevc",
+    "VP8": "vp8",
+    "VP9": "vp9",
+    "AV1": "av1",
+}
+"""Names in the report, and FFmpeg's."""
 TEN_BIT = ("HEVC", "VP9", "AV1")
-CHROMA_420 = 1
-
-
-class DecodeCaps(ctypes.Structure):
-    """CUVIDDECODECAPS of cuviddec.h."""
-
-    _fields_ = (
-        ("codec", ctypes.c_int),
-        ("chroma", ctypes.c_int),
-        ("bit_depth_minus_8", ctypes.c_uint),
-        ("reserved1", ctypes.c_uint * 3),
-        ("supported", ctypes.c_ubyte),
-        ("engines", ctypes.c_ubyte),
-        ("output_formats", ctypes.c_ushort),
-        ("max_width", ctypes.c_uint),
-        ("max_height", ctypes.c_uint),
-        ("max_blocks", ctypes.c_uint),
-        ("min_width", ctypes.c_ushort),
-        ("min_height", ctypes.c_ushort),
-        ("histogram", ctypes.c_ubyte),
-        ("counter_bit_depth", ctypes.c_ubyte),
-        ("max_bins", ctypes.c_ushort),
-        ("reserved3", ctypes.c_uint * 10),
-    )
 
 
 def has_gpu() -> bool:
@@ -85,34 +70,34 @@ def check_nvdec(gpu: bool) -> Check:
     if not gpu:
         return Check(GROUP, "NVDEC", "warn", "no GPU: the cpu engine decodes", DRIVER_REMEDY)
     try:
-        caps = {name: decode_caps(code, 8) for name, code in CODECS.items()}
-        tens = [name for name in TEN_BIT if decode_caps(CODECS[name], 10).supported]
-    except (OSError, RuntimeError) as error:
-        return Check(GROUP, "NVDEC", "warn", one_line(error), VIDEO_REMEDY)
+        make_context_current()
+        driver = nvcuvid.load_driver()
+        caps = {
+            (name, bits): nvcuvid.decode_caps(driver, nvcuvid.CODECS[codec], bits)
+            for name, codec in CODECS.items()
+            for bits in ((8, 10) if name in TEN_BIT else (8,))
+        }
+    except RuntimeError as error:  # CUDA's, and NvdecUnavailable, whose message ends with a remedy of its own
+        cause = str(error).removesuffix(f". {nvcuvid.REMEDY}")
+        return Check(GROUP, "NVDEC", "warn", one_line(RuntimeError(cause)), VIDEO_REMEDY)
+    tens = [name for name in TEN_BIT if caps[name, 10].supported]
     taken = [
         f"{name}{' (10 bit)' if name in tens else ''} to {cap.max_width}x{cap.max_height}"
-        for name, cap in caps.items()
-        if cap.supported
+        for (name, bits), cap in caps.items()
+        if bits == 8 and cap.supported
     ]
-    engines = max((cap.engines for cap in caps.values()), default=0)
+    engines = max(cap.engines for (_, bits), cap in caps.items() if bits == 8)
     if not taken:
         remedy = "this GPU decodes no video; the cpu engine does"
         return Check(GROUP, "NVDEC", "warn", "no codec is supported", remedy)
     return Check(GROUP, "NVDEC", "ok", f"{engines} engines: {', '.join(taken)}")
 
 
-def decode_caps(codec: int, bits: int) -> DecodeCaps:
-    """What NVDEC of GPU 0 does with 4:2:0 video of a codec. Raises OSError without NVDEC's library."""
+def make_context_current() -> None:
+    """Gives NVDEC's library the CUDA context that it wants, GPU 0's. Raises RuntimeError without CUDA."""
     import torch
 
-    torch.cuda.init()
-    torch.zeros(1, device="cuda")  # cuvid wants a current context
-    library = ctypes.CDLL("libnvcuvid.so.1")
-    caps = DecodeCaps(codec=codec, chroma=CHROMA_420, bit_depth_minus_8=bits - 8)
-    status = library.cuvidGetDecoderCaps(ctypes.byref(caps))
-    if status != 0:
-        raise RuntimeError(f"cuvidGetDecoderCaps returned CUDA error {status}")
-    return caps
+    torch.zeros(1, device="cuda:0")
 
 
 def check_nv_video_codec(gpu: bool) -> Check:

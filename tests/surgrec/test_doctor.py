@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from surgrec.loaders.engines import nvcuvid
 
 from surgrec import doctor
 from surgrec.diagnostics import accelerator, machine, media, software
@@ -132,26 +134,72 @@ def test_driver_answers_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "exit status 9" in check.value
 
 
-def test_nvdec(monkeypatch: pytest.MonkeyPatch) -> None:
+class FakeNvdec:
+    """Stands for the driver: it answers what the decoder can do, in the driver's own structure."""
+
+    def __init__(self, codecs: tuple[str, ...], ten_bit: tuple[str, ...] = (), error: int = 0) -> None:
+        self.codecs = [(nvcuvid.CODECS[codec], 8) for codec in codecs]
+        self.codecs += [(nvcuvid.CODECS[codec], 10) for codec in ten_bit]
+        self.error = error
+        self.kept = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64)(self.answer)
+
+    def answer(self, address: int) -> int:
+        caps = nvcuvid.DecodeCaps.from_address(address)
+        assert caps.chroma == nvcuvid.CHROMA_420
+        if (caps.codec, 8 + caps.bit_depth_minus_8) in self.codecs:
+            caps.supported, caps.engines, caps.max_width, caps.max_height = 1, 7, 8192, 4096
+        return self.error
+
+    def driver(self) -> nvcuvid.Driver:
+        addresses = dict.fromkeys(nvcuvid.Driver.__dataclass_fields__, 0)
+        address = ctypes.cast(self.kept, ctypes.c_void_p).value
+        assert address is not None
+        return nvcuvid.Driver(**addresses | {"decoder_caps": address})
+
+
+@pytest.fixture
+def nvdec(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeNvdec], Check]:
+    """What the doctor says of a machine with this NVDEC."""
+
+    def examine(fake: FakeNvdec) -> Check:
+        monkeypatch.setattr(accelerator, "make_context_current", lambda: None)
+        monkeypatch.setattr(nvcuvid, "load_driver", fake.driver)
+        return accelerator.check_nvdec(gpu=True)
+
+    return examine
+
+
+def test_nvdec(nvdec: Callable[[FakeNvdec], Check]) -> None:
+    check = nvdec(FakeNvdec(("h264", "hevc"), ("hevc",)))
+    assert check == Check("GPU", "NVDEC", "ok", "7 engines: H.264 to 8192x4096, HEVC (10 bit) to 8192x4096")
+    check = nvdec(FakeNvdec(tuple(nvcuvid.CODECS)))
+    assert [part.split()[0] for part in check.value.removeprefix("7 engines: ").split(", ")] == [
+        "MPEG-2", "MPEG-4", "H.264", "JPEG", "HEVC", "VP8", "VP9", "AV1"
+    ]  # fmt: skip
+
+
+def test_no_nvdec(nvdec: Callable[[FakeNvdec], Check], monkeypatch: pytest.MonkeyPatch) -> None:
     assert accelerator.check_nvdec(gpu=False).status == "warn"
-
-    def caps(codec: int, bits: int) -> accelerator.DecodeCaps:
-        supported = codec in (4, 8)
-        return accelerator.DecodeCaps(
-            supported=supported, engines=7 * supported, max_width=8192, max_height=8192
-        )
-
-    monkeypatch.setattr(accelerator, "decode_caps", caps)
-    check = accelerator.check_nvdec(gpu=True)
-    assert check.value == "7 engines: H.264 to 8192x8192, HEVC (10 bit) to 8192x8192"
-
-    def no_library(codec: int, bits: int) -> accelerator.DecodeCaps:
-        raise OSError("libnvcuvid.so.1: cannot open shared object file")
-
-    monkeypatch.setattr(accelerator, "decode_caps", no_library)
-    check = accelerator.check_nvdec(gpu=True)
-    assert check.status == "warn"
+    check = nvdec(FakeNvdec(()))
+    assert (check.status, check.value) == ("warn", "no codec is supported")
+    check = nvdec(FakeNvdec((), error=201))
+    assert (check.status, check.value) == ("warn", "cuvidGetDecoderCaps returned CUDA error 201")
     assert "NVIDIA_DRIVER_CAPABILITIES" in check.remedy
+
+    def no_library() -> nvcuvid.Driver:
+        raise nvcuvid.NvdecUnavailable(f"libnvcuvid.so.1 cannot be used: no such file. {nvcuvid.REMEDY}")
+
+    monkeypatch.setattr(nvcuvid, "load_driver", no_library)
+    check = accelerator.check_nvdec(gpu=True)
+    assert (check.status, check.value) == ("warn", "libnvcuvid.so.1 cannot be used: no such file")
+    assert "NVIDIA_DRIVER_CAPABILITIES" in check.remedy
+
+    def no_cuda() -> None:
+        raise RuntimeError("CUDA error: out of memory\nCompile with ...")
+
+    monkeypatch.setattr(accelerator, "make_context_current", no_cuda)
+    check = accelerator.check_nvdec(gpu=True)
+    assert (check.status, check.value) == ("warn", "CUDA error: out of memory Compile with ...")
 
 
 def test_pynvvideocodec_is_not_imported_without_a_gpu(hide: Callable[[str, Exception], None]) -> None:

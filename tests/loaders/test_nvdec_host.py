@@ -1,0 +1,292 @@
+"""What NVDEC is fed, without a GPU: FFmpeg decodes the same bytes, and gives the frames that are wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from surgrec.kernels.nv12_crop import to_rgb
+from surgrec.kernels.planes import Colour, Planes
+from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, WANTED, ClipPlan, ClipRequest
+from surgrec.loaders.engines.annexb import parameter_sets
+from surgrec.loaders.engines.base import BadClip
+from surgrec.loaders.engines.clip_reader import ClipReader
+from surgrec.loaders.engines.nvdec import FORMATS, colour_of, elementary, slots_of
+from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
+from surgrec.loaders.file_cache import FileCache
+from surgrec.loaders.packet_index import VideoInfo
+
+KINDS = (
+    "h264_10bit",
+    "h264_baseline",
+    "h264_default",
+    "h264_edit_list",
+    "h264_fragmented",
+    "h264_full_range",
+    "h264_interlaced",
+    "h264_intra",
+    "h264_intra_refresh",
+    "h264_late_start",
+    "h264_many_b",
+    "h264_mkv",
+    "h264_open_gop",
+    "h264_rotated",
+    "hevc_10bit",
+    "hevc_closed",
+    "hevc_open_gop",
+)
+CLIPS = ((0, 1, 2), (0, 3, 3, 7, -1), (30, 31, 31, 45), (2, 40, 79), (-1,))
+"""Display positions; those below zero count from the end."""
+
+
+@dataclasses.dataclass
+class Feed:
+    """A clip as NVDEC would get it."""
+
+    info: VideoInfo
+    plan: ClipPlan
+    data: NDArray[np.uint8]
+    places: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def packets(self) -> list[bytes]:
+        ends = (self.places + self.sizes).tolist()
+        return [self.data[a:b].tobytes() for a, b in zip(self.places.tolist(), ends, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def feed_of(stream_corpus) -> Callable[..., Feed]:
+    """feed_of(kind, frames, drop_disposable=True), with the engine's steps."""
+    files = FileCache(64)
+    readers = {drop: ClipReader(stream_corpus.index, files, drop) for drop in (False, True)}
+
+    def feed(kind: str, frames: tuple[int, ...], drop_disposable: bool = True) -> Feed:
+        reader = readers[drop_disposable]
+        request = ClipRequest(0, stream_corpus.video[kind], frames)
+        info = reader.info(request)
+        sets = parameter_sets(info)
+        plan, read = reader.read(request, info, room=len(sets))
+        read[: len(sets)] = sets
+        return Feed(info, plan, *elementary(info, plan, np.frombuffer(read, np.uint8), len(sets)))
+
+    return feed
+
+
+def raw_decoder(codec: str) -> VideoCodecContext:
+    """FFmpeg's decoder with nothing from a container: start codes and parameter sets come with the data."""
+    decoder = cast(VideoCodecContext, av.CodecContext.create(cast(Any, codec), "r"))
+    decoder.thread_count = 1
+    if codec == "h264":
+        decoder.options = {"strict": "1"}  # full reordering depth: else it would guess, and drop frames
+    return decoder
+
+
+def pictures_of(decoder: VideoCodecContext, fed: Feed, slots: NDArray[np.int64]) -> dict[int, VideoFrame]:
+    """Slot -> frame, as NvdecSession.decode fills them: a picture is known by its packet."""
+    found: dict[int, VideoFrame] = {}
+
+    def take(frames: list[VideoFrame]) -> None:
+        for frame in frames:
+            assert frame.pts is not None
+            if slots[frame.pts] >= 0:
+                assert not frame.is_corrupt
+                assert found.setdefault(int(slots[frame.pts]), frame) is frame
+
+    for number, content in enumerate(fed.packets()):
+        if fed.plan.roles[number] & EMPTY_FIRST and number:
+            take(decoder.decode(None))
+            decoder.flush_buffers()
+        packet = Packet(content)
+        packet.pts = number
+        try:
+            take(decoder.decode(packet))
+        except av.error.InvalidDataError:
+            assert slots[number] == IGNORED
+    take(decoder.decode(None))
+    decoder.flush_buffers()
+    return found
+
+
+def positions(frames: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return tuple(frame % count for frame in frames)
+
+
+def upright(frame: VideoFrame, rotation: int) -> NDArray[np.uint8]:
+    image = frame.to_ndarray(format="rgb24", threads=1)
+    return np.rot90(image, -rotation // 90) if rotation else image
+
+
+@pytest.mark.parametrize("drop_disposable", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_raw_decoder_gives_the_wanted_frames(stream_corpus, feed_of, kind, drop_disposable):
+    """One decoder for all clips, as a session is: each clip brings its parameter sets along."""
+    images = stream_corpus.reference(kind)[0]
+    decoder = raw_decoder(stream_corpus.index.video(stream_corpus.video[kind]).codec)
+    for clip in CLIPS:
+        frames = positions(clip, len(images))
+        fed = feed_of(kind, frames, drop_disposable)
+        slots, rows = slots_of(fed.plan)
+        found = pictures_of(decoder, fed, slots)
+        assert sorted(found) == list(range(len(set(frames))))
+        assert len(rows) == len(frames)
+        for row, frame in zip(rows, frames, strict=True):
+            np.testing.assert_array_equal(upright(found[row], fed.info.rotation), images[frame])
+
+
+def test_one_decoder_takes_videos_in_turn(stream_corpus, feed_of):
+    """Sessions are shared by videos whose parameter sets have the same numbers and say different things."""
+    decoder = raw_decoder("h264")
+    for kind in ("h264_many_b", "h264_intra", "h264_baseline", "h264_mkv", "h264_many_b"):
+        images = stream_corpus.reference(kind)[0]
+        fed = feed_of(kind, (20, 25))
+        slots, rows = slots_of(fed.plan)
+        found = pictures_of(decoder, fed, slots)
+        for row, frame in zip(rows, (20, 25), strict=True):
+            np.testing.assert_array_equal(upright(found[row], 0), images[frame])
+
+
+@pytest.mark.parametrize("kind", ["h264_default", "hevc_open_gop"])
+def test_only_the_first_packet_has_the_parameter_sets(feed_of, kind):
+    fed = feed_of(kind, (0, 60))
+    sets = parameter_sets(fed.info)
+    first, *others = fed.packets()
+    assert sets
+    assert first.startswith(sets + b"\0\0\0\1")
+    assert fed.sizes.tolist() == [len(sets) + fed.plan.sizes[0], *fed.plan.sizes[1:]]
+    assert all(packet.startswith(b"\0\0\0\1") and sets not in packet for packet in others)
+
+
+@pytest.mark.parametrize("kind", ["vp8", "vp9", "av1"])
+def test_codecs_without_units_are_fed_as_they_are(stream_corpus, feed_of, kind):
+    fed = feed_of(kind, (0, 5, 30))
+    with av.open(str(stream_corpus.paths[kind])) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    assert fed.packets() == [packets[number] for number in fed.plan.packets.tolist()]
+
+
+@pytest.mark.parametrize("length_size", [1, 2, 3, 4])
+def test_shorter_lengths_give_the_same_feed(stream_corpus, length_size):
+    """The same units behind lengths of any size, in two ranges with a gap between the packets."""
+    info = stream_corpus.index.video(stream_corpus.video["h264_default"])
+    info = dataclasses.replace(info, nal_length_size=length_size)
+    sets = parameter_sets(info)
+    units = [[b"\x67abc", b"\x65" + bytes(100)], [b"\x41xyz"]]
+    packets = [b"".join(len(unit).to_bytes(length_size, "big") + unit for unit in part) for part in units]
+    content = b"gap".join(packets)
+    places = np.array([0, len(packets[0]) + 3], np.int64)
+    plan = plan_of([4, 9], [WANTED, WANTED], [4, 9], places, [len(packet) for packet in packets])
+    data = np.frombuffer(bytearray(sets + content), np.uint8)
+    before = plan.places.copy(), plan.sizes.copy()
+    fed = Feed(info, plan, *elementary(info, plan, data, len(sets)))
+    with_codes = [b"".join(b"\0\0\0\1" + unit for unit in part) for part in units]
+    assert fed.packets() == [sets + with_codes[0], with_codes[1]]
+    np.testing.assert_array_equal(plan.places, before[0])
+    np.testing.assert_array_equal(plan.sizes, before[1])
+
+
+@pytest.mark.parametrize("length_size", [2, 4])
+def test_damaged_lengths_are_refused(stream_corpus, length_size):
+    info = stream_corpus.index.video(stream_corpus.video["h264_default"])
+    info = dataclasses.replace(info, nal_length_size=length_size)
+    plan = plan_of([0], [WANTED], [0], [0], [6])
+    with pytest.raises(BadClip, match="lengths of NAL units are damaged"):
+        elementary(info, plan, np.full(6, 200, np.uint8), 0)
+
+
+def plan_of(packets: Any, roles: Any, rows: Any, places: Any = (), sizes: Any = ()) -> ClipPlan:
+    whole = [np.array(column, np.int64) for column in (packets, places, sizes, rows)]
+    return ClipPlan(
+        whole[0], np.array(roles, np.uint8), whole[1], whole[2], whole[3], np.zeros((0, 2), np.int64)
+    )
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_slots_name_the_packets(data):
+    packets = sorted(data.draw(st.sets(st.integers(0, 60), min_size=1, max_size=20)))
+    rows = data.draw(st.lists(st.sampled_from(packets), min_size=1, max_size=12))  # in display order
+    leading = data.draw(st.sets(st.sampled_from(packets))) - set(rows)
+    roles = [(WANTED if packet in rows else 0) | (LEADING if packet in leading else 0) for packet in packets]
+    slots, found = slots_of(plan_of(packets, roles, rows))
+    assert slots.dtype == np.int64
+    assert slots.flags.c_contiguous
+    assert len(found) == len(rows)
+    by_slot = {}
+    for packet, slot in zip(packets, slots.tolist(), strict=True):
+        if packet in rows:
+            assert by_slot.setdefault(slot, packet) == packet
+        else:
+            assert slot == (IGNORED if packet in leading else UNWANTED)
+    assert sorted(by_slot) == list(range(len(set(rows))))
+    assert [by_slot[number] for number in found] == rows
+
+
+def test_leading_pictures_of_an_open_group_are_ignored(feed_of):
+    """A clip that starts at an open key frame: the pictures before it are fed, and nobody looks at them."""
+    fed = feed_of("hevc_open_gop", (40, 50), drop_disposable=False)
+    slots, _ = slots_of(fed.plan)
+    leading = (fed.plan.roles & LEADING) != 0
+    assert leading.any()
+    assert (slots[leading] == IGNORED).all()
+    assert (slots[~leading] != IGNORED).all()
+
+
+COLOURS = {
+    "h264_default": Colour("bt601", False, 8, 0),
+    "h264_full_range": Colour("bt601", True, 8, 0),
+    "h264_rotated": Colour("bt601", False, 8, 0),
+    "h264_10bit": Colour("bt601", False, 10, 6),
+    "hevc_10bit": Colour("bt601", False, 10, 6),
+}
+
+
+@pytest.mark.parametrize("kind", COLOURS)
+def test_colours_of_nvdecs_pictures(stream_corpus, feed_of, kind):
+    """With the colours said, the planes that NVDEC gives are the reference's RGB: FFmpeg packs them here."""
+    images = stream_corpus.reference(kind)[0]
+    fed = feed_of(kind, (33,))
+    colour = colour_of(fed.info)
+    assert colour == COLOURS[kind]
+    decoder = raw_decoder(fed.info.codec)
+    frame = pictures_of(decoder, fed, slots_of(fed.plan)[0])[0]
+    planes = nvdec_planes(frame, colour.depth)
+    image = to_rgb(Planes(planes, (0,), colour, fed.info.rotation)).numpy()[0]
+    difference = image.astype(int) - images[33]
+    if colour.depth == 8:
+        assert np.abs(difference).max() <= 3
+    else:  # FFmpeg interpolates the chroma of 10 bit: only averages agree
+        h, w, _ = difference.shape
+        assert np.abs(difference.reshape(h // 8, 8, w // 8, 8, 3).mean((1, 3))).mean() < 4
+
+
+def nvdec_planes(frame: VideoFrame, depth: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Y, Cb, Cr [1, h, w] as NVDEC writes them: chroma interleaved, 10 bit in the upper bits of 16."""
+    kind: Any = np.uint8 if depth == 8 else np.uint16
+    y, cb, cr = (
+        np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width]
+        << (0 if depth == 8 else 16 - depth)
+        for plane in frame.planes
+    )
+    chroma = torch.from_numpy(np.stack([cb, cr], -1)[None])
+    return torch.from_numpy(y[None].copy()), chroma[..., 0], chroma[..., 1]
+
+
+@pytest.mark.parametrize("pix_fmt", sorted(FORMATS))
+@pytest.mark.parametrize("color_range", ["", "tv", "pc"])
+def test_full_and_limited_range(stream_corpus, pix_fmt, color_range):
+    info = stream_corpus.index.video(stream_corpus.video["h264_default"])
+    info = dataclasses.replace(info, pix_fmt=pix_fmt, color_range=color_range, color_space="bt709")
+    full = pix_fmt == "yuvj420p" or color_range == "pc"
+    depth, shift = (10, 6) if pix_fmt == "yuv420p10le" else (8, 0)
+    assert colour_of(info) == Colour("bt709", full, depth, shift)
