@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from surgrec.loaders.packet_index import PacketIndex
 
 CEILING = "ceiling"
+AT_KEY = "-key"
 VARIANTS = ("cpu-keep", "torchcodec-exact", "torchcodec-ffmpeg")
 """Contestants that are slower than another of their kind: measured only where they are asked for."""
 
@@ -51,7 +52,8 @@ class Args:
     """What is measured."""
 
     corpora: tuple[str, ...] = ("480g250", "256g16")
-    """Generated corpora: 480g250, 480g250n, 256g16, proxy16, 1080g250, mixed."""
+    """Generated corpora: 480g250, 480g250n, 256g16, proxy16, 1080g250, mixed; with -key behind the name clips
+    start at key frames only."""
     videos: tuple[Path, ...] = ()
     """Videos or folders of your own, measured as one more corpus called `videos`."""
     engines: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in VARIANTS)
@@ -103,7 +105,8 @@ def main() -> int:
     from corpora import CORPORA, make_corpora
 
     args = tyro.cli(Args, prog="bench/loader_throughput.py", description=__doc__)
-    unknown = [name for name in args.corpora if name not in CORPORA]
+    bases = {name: name.removesuffix(AT_KEY) for name in args.corpora}
+    unknown = [name for name, base in bases.items() if base not in CORPORA]
     unknown += [name for name in args.engines if name not in CONTESTANTS]
     if unknown:
         print(
@@ -117,8 +120,10 @@ def main() -> int:
         print(f"{max(numbers)} cores asked, {there} there", file=sys.stderr)
         return 2
     print_machine()
-    made = make_corpora(args.corpora, args.cache)
-    cases = [make_case(args, name, made[name], args.stride or CORPORA[name].stride) for name in args.corpora]
+    made = make_corpora(sorted(set(bases.values())), args.cache)
+    cases = [
+        make_case(args, name, made[base], args.stride or CORPORA[base].stride) for name, base in bases.items()
+    ]
     if args.videos:
         cases.append(make_case(args, "videos", list(args.videos), args.stride or 4))
     rows: list[Row] = []
@@ -146,8 +151,9 @@ def make_case(args: Args, corpus: str, videos: list[Path], stride: int) -> Case:
     """Indexes a corpus, draws its requests, and decodes those that all contestants are compared on."""
     from surgrec.loaders.packet_index import PacketIndex
 
-    index = PacketIndex.open(index_of(corpus, videos, args.cache))
-    requests = clip_requests(index, args.clips, args.frames, stride, args.seed)
+    at_key = corpus.endswith(AT_KEY)
+    index = PacketIndex.open(index_of(corpus.removesuffix(AT_KEY), videos, args.cache))
+    requests = clip_requests(index, args.clips, args.frames, stride, args.seed, at_key)
     first_of = {request.video: request for request in reversed(requests)}
     checked = sorted(
         {request.sample: request for request in (*requests[:2], *first_of.values())}.values(),
@@ -170,8 +176,10 @@ def index_of(name: str, videos: list[Path], cache: Path) -> Path:
     return path
 
 
-def clip_requests(index: PacketIndex, count: int, frames: int, stride: int, seed: int) -> list[ClipRequest]:
-    """Random clips: a video in proportion to its length, and a start, each uniform."""
+def clip_requests(
+    index: PacketIndex, count: int, frames: int, stride: int, seed: int, at_key: bool = False
+) -> list[ClipRequest]:
+    """Random clips: a video in proportion to its length, and a start, each uniform; at_key: of key frames."""
     from surgrec.loaders.clip_plan import ClipRequest, ClipTooLong, clip_frames
     from surgrec.loaders.packet_index import OK
 
@@ -187,7 +195,9 @@ def clip_requests(index: PacketIndex, count: int, frames: int, stride: int, seed
         video = int(generator.choice(len(lengths), p=lengths / lengths.sum()))
         end = int(index.videos.frame_count[video])
         try:
-            chosen = clip_frames(index, video, 0, end, float(generator.random()), frames, stride)
+            chosen = clip_frames(
+                index, video, 0, end, float(generator.random()), frames, stride, at_key=at_key
+            )
         except ClipTooLong:
             continue
         requests.append(ClipRequest(len(requests), video, chosen))

@@ -33,6 +33,8 @@ class DataConfig:
     """Distance between the frames of a clip, in frames of the video. Ignored where fps is set."""
     fps: float | None = None
     """Frames per second of a clip, by time stamps; overrides stride."""
+    start: Literal["any", "key"] = "any"
+    """Where clips start: at any frame, or at key frames only, so that no frame before the clip is decoded."""
     size: int = 224
     """Height and width of a clip, in pixels."""
     crop_scale: tuple[float, float] = (0.5, 1.0)

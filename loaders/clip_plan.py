@@ -99,13 +99,15 @@ def clip_frames(
     frames: int,
     stride: int | None = None,
     fps: float | None = None,
+    at_key: bool = False,
 ) -> tuple[int, ...]:
     """Display positions of a clip of `frames` frames that starts inside [start_frame, end_frame).
 
     position in [0, 1) picks the start, evenly among the frames at which a whole clip still fits into the
     video; where no start in the segment leaves room, the last possible one is taken. With `stride`, frames
     are that many frames apart. With `fps`, frame k is the one on display k/fps seconds after the first:
-    the last whose pts is not later than that, half a tick allowed for rounding.
+    the last whose pts is not later than that, half a tick allowed for rounding. With `at_key` the clip starts
+    at the last key frame on display at or before the start picked, which may lie before the segment.
 
     Raises ClipTooLong where the video has no room for one clip, and ValueError for arguments that no video
     can meet.
@@ -131,11 +133,16 @@ def clip_frames(
                 f" frames, the video has {count}"
             )
         first = _pick(start_frame, end_frame, room, position)
+        if at_key:
+            first = _snap(
+                index.flags, index.display, table.packet_start[video], table.frame_start[video], first
+            )
         return tuple(range(first, first + (frames - 1) * stride + 1, stride))
     num, den = int(table.time_base_num[video]), int(table.time_base_den[video])
     ticks = den / (num * fps)
     found = _frames_by_time(
         index.pts,
+        index.flags,
         index.display,
         table.packet_start[video],
         table.frame_start[video],
@@ -145,6 +152,7 @@ def clip_frames(
         position,
         frames,
         ticks,
+        at_key,
     )
     if found.size == 0:
         raise ClipTooLong(
@@ -212,7 +220,17 @@ def _pick(start, end, room, position):
 
 
 @njit(cache=True)
-def _frames_by_time(pts, display, packet_start, frame_start, count, start, end, position, frames, ticks):
+def _snap(flags, display, packet_start, frame_start, first):
+    """The last key frame on display at or before `first`; 0 where there is none."""
+    while first > 0 and not flags[packet_start + display[frame_start + first]] & (KEY | OPEN_KEY):
+        first -= 1
+    return first
+
+
+@njit(cache=True)
+def _frames_by_time(
+    pts, flags, display, packet_start, frame_start, count, start, end, position, frames, ticks, at_key
+):
     """int64 [frames], or empty where no start leaves room for the clip."""
     span = (frames - 1) * ticks
     last = pts[packet_start + display[frame_start + count - 1]] + 0.5
@@ -227,6 +245,8 @@ def _frames_by_time(pts, display, packet_start, frame_start, count, start, end, 
     if low == 0:
         return np.empty(0, np.int64)
     first = _pick(start, end, low, position)
+    if at_key:
+        first = _snap(flags, display, packet_start, frame_start, first)
     found = np.empty(frames, np.int64)
     origin = pts[packet_start + display[frame_start + first]]
     found[0] = first

@@ -104,7 +104,8 @@ class ClipSource:
             segment, position = self.sampler.draw(unit)
         video = int(self.segments.video[segment])
         start, end = int(self.segments.start[segment]), int(self.segments.end[segment])
-        shown = [clip_frames(self.index, video, start, end, position, **self._shape)]
+        at_key = self.data.start == "key"
+        shown = [clip_frames(self.index, video, start, end, position, **self._shape, at_key=at_key)]
         further = self.sharing.clips - 1
         if further:
             count = int(self.index.videos.frame_count[video])
@@ -141,6 +142,8 @@ class ClipSource:
     def digest(self) -> str:
         """Changes whenever some sample number could stand for another clip or crop."""
         unused = _SHARING if self.sharing.members == 1 else ()
+        if self.data.start == "any":
+            unused = (*unused, "start")
         fields = {
             name: value
             for name, value in asdict(self.data).items()

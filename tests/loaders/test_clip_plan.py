@@ -222,6 +222,24 @@ def test_position_picks_the_start_within_the_segment(position, first):
     assert clip_frames(index, 0, 10, 20, position, 3, stride=4) == (first, first + 4, first + 8)
 
 
+@MANY
+@given(
+    letters=st.text("Krd", min_size=0, max_size=60).map(lambda text: "K" + text),
+    start=st.integers(0, 60),
+    position=st.floats(0, 1, exclude_max=True),
+    by_time=st.booleans(),
+)
+def test_clips_may_start_at_key_frames(letters, start, position, by_time):
+    """At the last one before the start that would have been taken, and nothing before it is decoded."""
+    index = make_index(letters, pts=[40 * n for n in range(len(letters))])
+    segment = min(start, len(letters) - 1), len(letters)
+    shape = {"fps": 25.0} if by_time else {"stride": 1}
+    free = clip_frames(index, 0, *segment, position, 1, **shape)
+    found = clip_frames(index, 0, *segment, position, 1, **shape, at_key=True)
+    assert found[0] == max(n for n in range(free[0] + 1) if letters[n] == "K")
+    assert plan(index, *found).packets.tolist() == list(found)
+
+
 def test_a_clip_may_leave_its_segment_but_not_the_video():
     index = make_index("K" + "r" * 19)
     assert clip_frames(index, 0, 10, 20, 0.999, 3, stride=4) == (11, 15, 19)
