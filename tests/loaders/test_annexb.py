@@ -128,7 +128,7 @@ def test_units_of_no_bytes_and_packets_of_no_bytes(length_size):
     assert cut(*to_start_codes(*content, length_size)) == [with_start_codes(units) for units in packets]
 
 
-@pytest.mark.parametrize(("length_size", "size"), [(2, 65535), (3, 70_000), (4, 70_000)])
+@pytest.mark.parametrize(("length_size", "size"), [(2, 65535), (3, 70_000), (4, 2**24 + 5)])
 def test_units_whose_length_needs_its_upper_bytes(length_size, size):
     units = [bytes(size), b"\x41" * 300]
     content = lay_out([with_lengths(units, length_size)], [b"", b""])
