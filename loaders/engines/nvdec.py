@@ -46,7 +46,7 @@ TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
 IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
 SESSIONS_PER_ENGINE: Final = 3
 GIVE_UP_AFTER: Final = 3
-"""Clips of a video that NVDEC refuses before it is asked no more for that video."""
+"""Sound clips of a video that NVDEC fails on before it is asked no more for that video."""
 EITHER: Final = 0  # lane of all requests
 CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
 
@@ -90,6 +90,7 @@ class NvdecEngine:
         self._files = FileCache(open_files)
         reader = ClipReader(index, self._files, drop_disposable)
         self._refused: Counter[int] = Counter()
+        self._failed: set[ClipRequest] = set()
         self._lock = threading.Lock()
         pool = SessionPool(self._make_session, 2 * self.sessions)
         self._pool = pool
@@ -109,7 +110,7 @@ class NvdecEngine:
             self.threads,
             "surgrec-cpu",
             lambda: ProcessWorker(index, setup, device, timeout),
-            ProcessWorker.run,
+            self._on_cpu,
             queue,
             (CPU_ONLY, EITHER) if share else (CPU_ONLY,),
         )
@@ -157,13 +158,23 @@ class NvdecEngine:
             return "refused before"
         return self._caps.refusal(info)
 
-    def pass_on(self, reason: str, video: int | None = None) -> PassedOn:
-        """Counts a clip that FFmpeg is to decode. video: remember that NVDEC refused a clip of it."""
+    def pass_on(self, reason: str, failed: ClipRequest | None = None) -> PassedOn:
+        """Counts a clip that FFmpeg is to decode. failed: the clip, if NVDEC tried it in vain."""
         with self._lock:
             self.fallbacks[reason] += 1
-            if video is not None:
-                self._refused[video] += 1
+            if failed is not None:
+                self._failed.add(failed)
         return PassedOn(CPU_ONLY)
+
+    def _on_cpu(self, worker: ProcessWorker, request: ClipRequest) -> Outcome:
+        outcome = worker.run(request)
+        with self._lock:
+            if request in self._failed:
+                self._failed.remove(request)
+                # Damage that FFmpeg finds, too, says nothing about the rest of the video.
+                if isinstance(outcome, DecodedClip):
+                    self._refused[request.video] += 1
+        return outcome
 
     def _make_session(self, key: Hashable) -> _StreamSession:
         assert isinstance(key, tuple)
@@ -241,7 +252,7 @@ class _NvdecWorker:
             return self._decode(request, info, plan, np.frombuffer(data, np.uint8), len(sets))
         except BadClip as error:
             # NVDEC cannot say what is wrong, and takes less than FFmpeg does: FFmpeg has the last word.
-            return self._engine.pass_on(str(error).split(",")[0], request.video)
+            return self._engine.pass_on(str(error).split(",")[0], request)
 
     def _decode(
         self, request: ClipRequest, info: VideoInfo, plan: ClipPlan, data: NDArray[np.uint8], room: int
