@@ -29,8 +29,6 @@ _SPS = {"h264": 7, "hevc": 33}
 _SKIPPED_LEADING = (8, 9)  # RASL_N, RASL_R
 # HEVC: spliced behind something else, a CRA picture becomes a BLA picture: it starts a new sequence.
 _CRA, _BLA_N_LP = 21, 18
-# HEVC: the end of a sequence. FFmpeg goes by it, not by the BLA picture, for which pictures are another's.
-_END = b"\0\0\0\2\x48\x01"
 # H.264: an access unit delimiter for any slice type. Without, like IDR pictures could run together.
 _DELIMITER = b"\0\0\0\2\x09\xf0"
 
@@ -87,11 +85,7 @@ def remux_clip(
     known = {unit.rstrip(b"\0") for unit in sets}
     for k in kept.tolist():
         splice = bool(samples) and bool(plan.roles[k] & START)
-        if splice and info.codec == "hevc":
-            samples[-1] += _END
         samples.append(_sample(data, info, plan, k, bool(bits[k] & PARAMETERS), known, splice))
-    if info.codec == "hevc":
-        samples[-1] += _END
     samples.append(_sample(data, info, plan, int(kept[0]), True, known, splice=True))
     order = _display_order(pts[kept], rank[kept])
     places = dict(zip(plan.packets[kept].tolist(), order.tolist(), strict=True))

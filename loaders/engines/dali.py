@@ -1,11 +1,15 @@
-"""The dali engine: `fn.decoders.video` on the packets that a clip needs, for hosts without PyNvVideoCodec.
+"""The dali engine: DALI's own decoder, `fn.decoders.video`, on the packets that a clip needs.
+
+A second way to the same frames, which shares no decoding code with the nvdec engine.
 
     requests --> plan, read, remux: one small file a clip --> DALI, a batch of files --> RGB planes
                         |                                          |
                         +-- what DALI would get wrong -------------+-- what it refuses --> cpu engine
 
-One thread does this. DALI reports neither damaged pictures nor missing ones, so a clip comes from it only
-where all that could go wrong is either excluded beforehand or seen afterwards (remux.py, dali_decode.py):
+One thread does this; DALI runs in another, which is given up where it hangs (dali_watch.py).
+
+DALI reports neither damaged pictures nor missing ones, so a clip comes from it only where all that could go
+wrong is either excluded beforehand or seen afterwards (remux.py, dali_decode.py):
 H.264 and HEVC, progressive, 4:2:0, 8 bits, a frame in each packet, and a first picture that comes out equal
 when it is fed again at the end. Damage inside a slice that its headers do not show stays unseen. VP9 and AV1
 go to the cpu engine: their packets may hold hidden pictures, which DALI counts.
@@ -20,7 +24,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,16 +40,15 @@ from surgrec.loaders.clip_plan import ClipRequest, PlanError
 from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Engine, Outcome
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
 from surgrec.loaders.engines.cpu import CpuEngine, count_threads
-from surgrec.loaders.engines.dali_decode import DaliDecoder
+from surgrec.loaders.engines.cpu_processes import START_SECONDS, CpuProcesses
+from surgrec.loaders.engines.dali_decode import DaliDecoder, with_index
+from surgrec.loaders.engines.dali_watch import DecodeBatch, WatchedDecoder
 from surgrec.loaders.engines.pixels import MATRIX_NAMES
 from surgrec.loaders.engines.threads import LOOK_UP_SECONDS
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex, VideoInfo
 from surgrec.loaders.remux import NotRemuxable, RemuxedClip, remux_clip
 from torch import Tensor
-
-DecodeBatch = Callable[[Sequence[NDArray[np.uint8]], Sequence[NDArray[np.int32]]], list[Tensor]]
-"""Files and the frames to take of each -> uint8 [K, H, W, 3] for each; RuntimeError if one is refused."""
 
 MAX_CLIPPED: Final = 0.001
 """Share of the values of a clip that may lie outside of what DALI's conversion keeps."""
@@ -72,10 +75,12 @@ class _Prepared:
 class DaliEngine:
     """Decodes clips with DALI, and with the cpu engine where DALI cannot be trusted.
 
-    device: where the planes go. threads: of DALI and of the cpu engine, each; 0 takes one per core.
-    drop_disposable: leave out packets that no wanted frame depends on. batch: clips of one DALI run.
-    fallback: the cpu engine, which this one closes; None makes the one that suits the device. decode_batch:
-    stands in for DALI in tests.
+    device: where the planes go; "cuda" is the current GPU. threads: of DALI and of the cpu engine, each;
+    0 takes one per core. drop_disposable: leave out packets that no wanted frame depends on. batch: clips of
+    one DALI run. fallback: the cpu engine, which this one closes; None makes the one that suits the device.
+    decode_batch: stands in for DALI in tests. timeout: seconds that DALI has for a batch, and a process of
+    the cpu engine for a clip; the clips of a batch that does not come back are ClipFailures, and DALI starts
+    anew.
 
     `fallbacks` counts the clips that went to the cpu engine, by reason; `last_error` is what DALI said last.
     The futures of `submit` behave as those of CpuEngine do.
@@ -92,21 +97,30 @@ class DaliEngine:
         batch: int = 8,
         fallback: Engine | None = None,
         decode_batch: DecodeBatch | None = None,
+        timeout: float = 30.0,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}; at least one clip is needed")
+        if not timeout > 0:
+            raise ValueError(f"decoder_timeout is {timeout}; it is a number of seconds above 0")
+        device = with_index(device)  # here: in another thread, another GPU may be the current one
         self.index = index
         self.device = device
         self.threads = count_threads(threads)
         self.batch = batch
         self.fallbacks: Counter[str] = Counter()
         self.last_error = ""
-        self._decode_batch = decode_batch or DaliDecoder(device, self.threads, batch)
+        self._timeout = timeout
+        self._decode_batch = WatchedDecoder(
+            lambda: decode_batch or DaliDecoder(device, self.threads, batch), timeout, START_SECONDS
+        )
         self._files = FileCache()
         self._reader = ClipReader(index, self._files, drop_disposable)
         self._sizes: dict[tuple[str, int, int], tuple[int, int]] = {}
         self._cpu = (
-            _cpu_engine(index, device, self.threads, drop_disposable) if fallback is None else fallback
+            _cpu_engine(index, device, self.threads, drop_disposable, timeout)
+            if fallback is None
+            else fallback
         )
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -163,6 +177,7 @@ class DaliEngine:
             jobs.clear()  # let go of the frames before waiting
             if not more or not main.is_alive():
                 break
+        self._decode_batch.close()
         self._cpu.close()
 
     def _next(self) -> tuple[list[_Job], bool]:
@@ -221,6 +236,9 @@ class DaliEngine:
     def _decode(self, prepared: list[_Prepared]) -> None:
         try:
             clips = self._decode_batch([p.clip.file for p in prepared], [p.clip.frames for p in prepared])
+        except TimeoutError:
+            self._give_up(prepared)
+            return
         except Exception as error:  # DALI's own, or CUDA's
             if len(prepared) == 1:
                 self.last_error = str(error)
@@ -238,6 +256,15 @@ class DaliEngine:
                 one.job.future.set_exception(error)
             else:
                 one.job.future.set_result(outcome)
+
+    def _give_up(self, prepared: list[_Prepared]) -> None:
+        self.last_error = (
+            f"DALI did not give its batch of {len(prepared)} clips within {self._timeout:g} s"
+            " (decoder_timeout); its pipeline was given up, the next batch gets a new one"
+        )
+        for one in prepared:
+            failure = ClipFailure(one.job.request, one.info.path, self.name, self.last_error)
+            one.job.future.set_result(failure)
 
     def _finish(self, one: _Prepared, pictures: Tensor) -> DecodedClip:
         clip, shown = one.clip, one.clip.picture
@@ -278,12 +305,12 @@ class DaliEngine:
         self._cpu.submit(job.request).add_done_callback(pass_on)
 
 
-def _cpu_engine(index: PacketIndex, device: torch.device, threads: int, drop_disposable: bool) -> Engine:
+def _cpu_engine(
+    index: PacketIndex, device: torch.device, threads: int, drop_disposable: bool, timeout: float
+) -> Engine:
     if device.type == "cpu":
         return CpuEngine(index, threads, drop_disposable)
-    from surgrec.loaders.engines.cpu_processes import CpuProcesses
-
-    return CpuProcesses(index, device, threads, drop_disposable)
+    return CpuProcesses(index, device, threads, drop_disposable, timeout)
 
 
 def _conversion(info: VideoInfo) -> tuple[Colour | None, bool]:

@@ -34,7 +34,7 @@ class DaliDecoder:
 
         Raises RuntimeError where DALI cannot use the device.
         """
-        self.device = device
+        self.device = with_index(device)
         self._threads = threads
         self._most = most
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -79,7 +79,7 @@ class DaliDecoder:
         pipeline = Pipeline(
             batch_size=self._most,
             num_threads=self._threads,
-            device_id=self.device.index or 0 if gpu else None,
+            device_id=self.device.index if gpu else None,
             prefetch_queue_depth=1,
             exec_dynamic=True,
         )
@@ -94,3 +94,10 @@ class DaliDecoder:
             )
         pipeline.build()
         return pipeline
+
+
+def with_index(device: torch.device) -> torch.device:
+    """The same device; for "cuda" without a number the one that is current in this thread."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

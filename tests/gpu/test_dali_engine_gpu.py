@@ -103,6 +103,22 @@ def test_sizes_and_colours(streams, build_index_of, tmp_path: Path, size, codec)
         assert not dali.fallbacks, (dali.fallbacks, dali.last_error)
 
 
+def test_every_single_frame_of_open_groups(build_index_of, tmp_path: Path):
+    """Clips that start at a CRA picture, some of which hold nothing else: it is fed twice."""
+    path = tmp_path / "open.mp4"
+    smooth_video(path, (640, 360), "libx265", 5, False)
+    index = build_index_of([path], tmp_path / "corpus.h5")
+    requests = [ClipRequest(n, 0, (n,)) for n in range(30)]
+    with CpuEngine(index, 4) as cpu:
+        images = cpu.decode([ClipRequest(0, 0, tuple(range(30)))])[0].frames.astype(int)
+    # Without a number: the current GPU.
+    with DaliEngine(index, torch.device("cuda"), threads=4) as engine:
+        for request, clip in zip(requests, engine.decode(requests), strict=True):
+            picture = pictures_of(clip)[0].astype(int)
+            assert np.abs(images - picture).mean((1, 2, 3)).argmin() == request.frames[0]
+        assert not engine.fallbacks, (engine.fallbacks, engine.last_error)
+
+
 def smooth_video(path: Path, size: tuple[int, int], codec: str, matrix: int, full: bool) -> None:
     """30 frames with B-frames; a gradient that moves, in colours that every matrix can show."""
     width, height = size
