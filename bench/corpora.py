@@ -28,6 +28,10 @@ import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 from numba import njit
 from numpy.typing import NDArray
+from surgrec.configs.transcode import TranscodeConfig
+
+from surgrec.transcoding.encoder import encoder_options
+from surgrec.transcoding.options import ProxyOptions
 
 RATE: Final = 25
 REACH: Final = 96  # pixels by which the textures are larger than the picture, on each side
@@ -70,6 +74,12 @@ def _x264(width: int, height: int, key_every: int, stretch: int, repeats: int, s
     return VideoSpec(width, height, key_every, stretch, repeats, seed=seed)
 
 
+def _proxy(width: int, height: int, seed: int) -> VideoSpec:
+    """Encoded as `python -m surgrec.transcode` encodes proxies."""
+    options = encoder_options("libx264", ProxyOptions.of(TranscodeConfig()))
+    return VideoSpec(width, height, int(options["g"]), 480, 18, options=tuple(options.items()), seed=seed)
+
+
 def _x265(
     width: int, height: int, key_every: int, repeats: int, seed: int, pix_fmt: str = "yuv420p"
 ) -> VideoSpec:
@@ -88,7 +98,7 @@ CORPORA: Final[dict[str, Corpus]] = {
     ),
     "256g16": Corpus(tuple(_x264(340, 256, 16, 480, 18, seed) for seed in (1, 2))),
     # A training proxy has the training rate already: every frame is wanted.
-    "proxy16": Corpus(tuple(_x264(448, 256, 16, 480, 18, seed) for seed in (1, 2)), stride=1),
+    "proxy16": Corpus(tuple(_proxy(448, 256, seed) for seed in (1, 2)), stride=1),
     "1080g250": Corpus((_x264(1920, 1080, 250, 250, 12, 1),)),
     # 1080p, 720p and 480p, H.264 and HEVC, 8 and 10 bit, sizes that leave 0 to 14 lines or columns of the
     # coded picture to be cropped, one of them at the top, too. Each lasts as long as another: 2,400 frames.
