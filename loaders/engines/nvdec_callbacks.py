@@ -5,9 +5,10 @@
                                        +--> on_display:  copies it out, if its frame is wanted
 
 A session's state is one array of int64 whose address the driver hands to the callbacks. A picture is known by
-the surface it was decoded to, and the surface by the packet that was being fed: nothing is counted. Frames
-that nobody wants are never mapped. Every picture's decode status is asked for before its surface is used
-anew.
+the surface it was decoded to, and the surface by its packet: pictures come in the order of the packets, one
+for each, while their own packet is fed or the next; a clip in which one is missing or too many is refused.
+Frames that nobody wants are never mapped. Every picture's decode status is asked for before its surface is
+used anew.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ DECODED: Final = 37
 TAKEN: Final = 38
 DAMAGED: Final = 39
 RING_NEXT: Final = 40
+OLDEST: Final = 43  # the first packet whose picture has not come to on_decode yet
+AT_ONCE: Final = 44  # 1 where a picture comes while its own packet is fed, 0 where the next one brings it
 MATRIX: Final = 41
 FULL_RANGE: Final = 42
 # Arrays within the state.
@@ -87,6 +90,7 @@ STAGE_COPY: Final = 4
 STAGE_FORMAT: Final = 5
 STAGE_PARSE: Final = 6
 STAGE_NO_PICTURE: Final = 7
+STAGE_TOO_MANY: Final = 8
 
 EXTRA_SURFACES: Final = 4  # beyond what the stream needs, so that decoding runs ahead of display
 PREFER_HARDWARE: Final = 4  # cudaVideoCreate_PreferCUVID
@@ -263,8 +267,16 @@ def on_decode(user, what):
         return _fail(s, STAGE_DECODE, 0)
     if picture[5] == 0:
         _check_surface(s, surface)
+    if s[IN_ORDER] != 0:
+        packet = s[PACKET]
+    elif picture[5] != 0:
+        packet = s[OLDEST] - 1
+    else:
+        packet = s[OLDEST]
+        s[OLDEST] += 1
+    if packet < 0 or packet > s[PACKET]:
+        return _fail(s, STAGE_TOO_MANY, 0)
     s[DECODED] += 1
-    packet = s[PACKET]
     ignored = carray(_words(s[SLOTS]), s[SLOT_COUNT])[packet] == IGNORED
     error = _call(s[DECODE_PICTURE], (s[DECODER], np.int64(what)))
     if error != 0:
@@ -325,6 +337,15 @@ def on_display(user, what):
     return np.int32(1)
 
 
+@njit(cache=True)
+def _parse(s, flags, data, size):
+    packet = carray(_words(s[PACKET_INFO]), 4)
+    packet[0], packet[1], packet[2], packet[3] = flags, size, data, 0
+    error = _call(s[PARSE], (s[PARSER], s[PACKET_INFO]))
+    if error != 0:
+        _fail(s, STAGE_PARSE, error)
+
+
 _COLUMN = types.int64[::1]
 
 
@@ -337,27 +358,30 @@ def feed(state, data, places, sizes, restarts):
     """
     s = carray(_words(state), WORDS)
     slots = carray(_words(s[SLOTS]), s[SLOT_COUNT])
-    packet = carray(_words(s[PACKET_INFO]), 4)
+    mapped = carray(_words(s[MAPPED]), 2 + MAX_SURFACES)
+    for surface in range(MAX_SURFACES):
+        mapped[2 + surface] = -1
     for k in range(places.size):
-        if sizes[k] == 0:
-            continue
         if restarts[k] != 0 and k > 0:
-            packet[0], packet[1], packet[2], packet[3] = END_OF_STREAM, 0, 0, 0
-            _call(s[PARSE], (s[PARSER], s[PACKET_INFO]))
+            _parse(s, END_OF_STREAM, 0, 0)
+            if s[IN_ORDER] == 0 and s[OLDEST] != k:
+                _fail(s, STAGE_NO_PICTURE, 0)
         s[PACKET] = k
-        before = s[DECODED]
-        packet[0], packet[1], packet[2], packet[3] = END_OF_PICTURE, sizes[k], data + places[k], 0
-        error = _call(s[PARSE], (s[PARSER], s[PACKET_INFO]))
-        if error != 0:
-            _fail(s, STAGE_PARSE, error)
-        elif s[DECODED] == before and s[IN_ORDER] == 0 and slots[k] != IGNORED:
-            _fail(s, STAGE_NO_PICTURE, 0)
+        if sizes[k] > 0:
+            _parse(s, END_OF_PICTURE, data + places[k], sizes[k])
+        if k == 0:
+            s[AT_ONCE] = 1 if s[OLDEST] == 1 else 0
+        if s[IN_ORDER] == 0 and s[OLDEST] <= k and (s[AT_ONCE] != 0 or sizes[k] == 0 or slots[k] == IGNORED):
+            # The parser may leave leading pictures out. Where pictures come late, nobody knows if it did.
+            if s[AT_ONCE] != 0 and (sizes[k] == 0 or slots[k] == IGNORED):
+                s[OLDEST] = k + 1
+            else:
+                _fail(s, STAGE_NO_PICTURE, 0)
         if s[STAGE] != 0:
             break
-    packet[0], packet[1], packet[2], packet[3] = END_OF_STREAM, 0, 0, 0
-    error = _call(s[PARSE], (s[PARSER], s[PACKET_INFO]))
-    if error != 0:
-        _fail(s, STAGE_PARSE, error)
+    _parse(s, END_OF_STREAM, 0, 0)
+    if s[IN_ORDER] == 0 and s[OLDEST] != places.size:
+        _fail(s, STAGE_NO_PICTURE, 0)
     for place in range(RING):
         _release(s, place)
     if s[STAGE] == 0:

@@ -23,7 +23,8 @@ _STAGES: Final = {
     c.STAGE_COPY: "a frame cannot be copied",
     c.STAGE_FORMAT: "the stream has another size, depth or chroma format than the index says",
     c.STAGE_PARSE: "the data cannot be parsed",
-    c.STAGE_NO_PICTURE: "a packet holds no picture",
+    c.STAGE_NO_PICTURE: "a packet gives no picture",
+    c.STAGE_TOO_MANY: "a packet gives more than one picture",
 }
 
 
@@ -130,6 +131,7 @@ class NvdecSession:
         s[c.EXPECTED_DEPTH_ABOVE_8] = depth - 8
         s[c.LUMA], s[c.CHROMA] = luma, chroma
         s[c.SLOTS], s[c.SLOT_COUNT] = slots.ctypes.data, slots.size
+        s[c.OLDEST] = s[c.AT_ONCE] = 0
         s[c.PACKET] = s[c.ERROR] = s[c.STAGE] = s[c.DECODED] = s[c.TAKEN] = s[c.DAMAGED] = 0
         stage = c.feed(self._address, data, places, sizes, restarts)
         if stage:

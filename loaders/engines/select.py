@@ -48,7 +48,13 @@ def make_engine(index: PacketIndex, data: DataConfig, threads: int, device: torc
     if data.engine == "dali":
         from surgrec.loaders.engines.dali import DaliEngine
 
-        return DaliEngine(index, device, threads=threads, drop_disposable=data.drop_disposable)
+        return DaliEngine(
+            index,
+            device,
+            threads=threads,
+            drop_disposable=data.drop_disposable,
+            timeout=data.decoder_timeout,
+        )
     if gpu:
         return CpuProcesses(index, device, threads, data.drop_disposable, data.decoder_timeout)
     return CpuEngine(index, threads, data.drop_disposable)

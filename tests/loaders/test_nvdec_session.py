@@ -32,6 +32,7 @@ class Packet:
     shown: Sequence[int] = ()
     damaged: bool = False
     parse_error: int = 0
+    pictures: int = 1
 
 
 @dataclass
@@ -41,6 +42,8 @@ class FakeDriver:
     packets: Sequence[Packet]
     at_end: Sequence[int] = ()
     depth: int = 8
+    late: bool = False
+    """Pictures come out while the next packet is fed, as from parsers that wait for the next start code."""
     create_error: int = 0
     map_error: int = 0
     area: tuple[int, int, int, int] = AREA
@@ -84,6 +87,8 @@ class FakeDriver:
     def _parse(self, parser: int, packet: int) -> int:
         flags, size, _, _ = (ctypes.c_uint64 * 4).from_address(packet)
         if flags == c.END_OF_STREAM:
+            if self.late and self.fed and self._run(self.fed - 1):
+                return 1
             for surface in self.at_end:
                 self._show(surface)
             return 0
@@ -96,9 +101,16 @@ class FakeDriver:
             form[10] = 1
             if self.on_sequence(self.user, form.ctypes.data) == 0:
                 return 1
-        step = self.packets[self.fed]
         self.fed += 1
-        if step.surface is not None:
+        if not self.late:
+            return self._run(self.fed - 1)
+        return self._run(self.fed - 2) if self.fed > 1 else 0
+
+    def _run(self, number: int) -> int:
+        """What comes of a packet."""
+        step = self.packets[number]
+        self.number = number
+        for _ in range(step.pictures if step.surface is not None else 0):
             picture = np.zeros(16, np.int32)
             picture[2] = step.surface
             if self.on_decode(self.user, picture.ctypes.data) == 0:
@@ -128,7 +140,7 @@ class FakeDriver:
         return 0
 
     def _decode_picture(self, decoder: int, picture: int) -> int:
-        surface, number = (ctypes.c_int * 3).from_address(picture)[2], self.fed - 1
+        surface, number = (ctypes.c_int * 3).from_address(picture)[2], self.number
         self.content[surface] = number
         (self.bad.add if self.packets[number].damaged else self.bad.discard)(surface)
         return 0
@@ -226,9 +238,10 @@ def decode(
 REORDERED = [Packet(0), Packet(1), Packet(2, [0, 2]), Packet(3, [3, 1])]
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("depth", [8, 10])
-def test_wanted_frames_come_from_their_packets(depth: int) -> None:
-    fake = FakeDriver(REORDERED, depth=depth)
+def test_wanted_frames_come_from_their_packets(depth: int, late: bool) -> None:
+    fake = FakeDriver(REORDERED, depth=depth, late=late)
     decoded, luma, chroma = decode(fake, [c.UNWANTED, 2, 0, 1])
     assert decoded == 4
     assert [np.unique(picture).tolist() for picture in luma] == [[2], [3], [1]]
@@ -236,8 +249,9 @@ def test_wanted_frames_come_from_their_packets(depth: int) -> None:
     assert [np.unique(picture[..., 1]).tolist() for picture in chroma] == [[102], [103], [101]]
 
 
-def test_frames_that_are_held_back_come_at_the_end() -> None:
-    fake = FakeDriver([Packet(0), Packet(1), Packet(2)], at_end=[0, 2, 1])
+@pytest.mark.parametrize("late", [False, True])
+def test_frames_that_are_held_back_come_at_the_end(late: bool) -> None:
+    fake = FakeDriver([Packet(0), Packet(1), Packet(2)], at_end=[0, 2, 1], late=late)
     _, luma, _ = decode(fake, [0, 1, 2])
     assert luma[:, 0, 0].tolist() == [0, 1, 2]
 
@@ -275,6 +289,22 @@ def test_damage_is_told_when_the_surface_is_used_again() -> None:
         decode(FakeDriver(packets), [0, c.UNWANTED, 1])
 
 
+@pytest.mark.parametrize("missing", range(4))
+@pytest.mark.parametrize("late", [False, True])
+def test_no_frame_is_taken_for_another_where_one_is_missing(missing: int, late: bool) -> None:
+    packets = [Packet(None if n == missing else n, [n]) for n in range(4)]
+    with pytest.raises(BadClip, match="gives no picture"):
+        decode(FakeDriver(packets, late=late), [0, 1, 2, 3])
+
+
+def test_leading_pictures_may_be_left_out() -> None:
+    packets = [Packet(0, [0]), Packet(None), Packet(2, [2])]
+    _, luma, _ = decode(FakeDriver(packets), [0, c.IGNORED, 1])
+    assert luma[:, 0, 0].tolist() == [0, 2]
+    with pytest.raises(BadClip, match="gives no picture"):
+        decode(FakeDriver(packets, late=True), [0, c.IGNORED, 1])
+
+
 def test_leading_pictures_may_be_damaged() -> None:
     packets = [Packet(0, [0]), Packet(1, [1], damaged=True), Packet(2, [2])]
     _, luma, _ = decode(FakeDriver(packets), [0, c.IGNORED, 1])
@@ -288,7 +318,10 @@ def test_leading_pictures_may_be_damaged() -> None:
         (FakeDriver([Packet(0, [0])], create_error=801), BadClip, "cannot be made .CUDA error 801"),
         (FakeDriver([Packet(0, [0])], map_error=1), BadClip, "cannot be mapped"),
         (FakeDriver([Packet(0, [0], parse_error=1)]), BadClip, "cannot be parsed"),
-        (FakeDriver([Packet(None)]), BadClip, "holds no picture"),
+        (FakeDriver([Packet(None)]), BadClip, "gives no picture"),
+        (FakeDriver([Packet(None)], late=True), BadClip, "gives no picture"),
+        (FakeDriver([Packet(0, [0], pictures=2)]), BadClip, "more than one picture"),
+        (FakeDriver([Packet(0, [0], pictures=2)], late=True), BadClip, "more than one picture"),
         (FakeDriver([Packet(0)]), BadClip, "gave 0 of the 1 frames"),
         (FakeDriver([Packet(0, [0])], area=(0, 0, 32, 16)), BadClip, "another size"),
     ],
@@ -327,8 +360,9 @@ def test_any_order_of_display(data: st.DataObject) -> None:
             free.append(shown[-1])
         packets.append(Packet(surface, shown))
         assert number == len(packets) - 1
+    late = data.draw(st.booleans())
     wanted = [n for n in range(count) if data.draw(st.booleans())] or [0]
     slots = [wanted.index(n) if n in wanted else c.UNWANTED for n in range(count)]
-    _, luma, chroma = decode(FakeDriver(packets, at_end=held), slots)
+    _, luma, chroma = decode(FakeDriver(packets, at_end=held, late=late), slots)
     assert luma[:, -1, -1].tolist() == wanted
     assert chroma[:, -1, -1, 1].tolist() == [n + 100 for n in wanted]
