@@ -104,7 +104,7 @@ def read_manifest(table: Path, dataset: str = "", domain: str = "") -> list[Entr
     missing, malformed or has no path in a row.
     """
     if not table.is_file():
-        raise InputError(f"{table}: no such manifest")
+        raise InputError(f"{table}: no such manifest; check the path")
     rows = _parquet_rows(table) if table.suffix.lower() in (".parquet", ".pq") else _csv_rows(table)
     folder = Path(os.path.abspath(table)).parent
     entries = []
@@ -180,7 +180,7 @@ def _expand(text: str) -> Iterator[tuple[str, str]]:
             for match in map(Path, matches):
                 yield from _folder(match)
     else:
-        raise InputError(f"{text}: no such file or folder")
+        raise InputError(f"{text}: no such file or folder; check the path, and that the disk is mounted")
 
 
 def _file(path: Path) -> tuple[str, str]:
