@@ -143,11 +143,6 @@ def make_corpora(names: Sequence[str], folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def make_corpus(name: str, folder: Path) -> list[Path]:
-    """The videos of one corpus."""
-    return make_corpora([name], folder)[name]
-
-
 def _make(spec: VideoSpec, path: Path) -> None:
     partial = path.with_stem(f"{path.stem}.{os.getpid()}.partial")
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,3 +72,33 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Drops what is queued and ends the threads."""
+
+
+class PooledEngine(ABC):
+    """What the engines have in common. Close one, or use it as a context manager."""
+
+    @abstractmethod
+    def submit(self, request: ClipRequest) -> Future[Outcome]:
+        """Queues one clip; as Engine has it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drops what is queued, and ends threads and processes. May be called again."""
+
+    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
+        """Decodes clips, several at a time, and waits; results in the order of the requests."""
+        return [future.result() for future in [self.submit(request) for request in requests]]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_timeout(timeout: float) -> None:
+    """Raises ValueError unless the seconds that a decoder may take are above 0."""
+    if not timeout > 0:
+        raise ValueError(f"decoder_timeout is {timeout}; it is a number of seconds above 0")

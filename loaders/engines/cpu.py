@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
-from types import TracebackType
 from typing import cast
 
 import av
@@ -26,7 +25,7 @@ from surgrec.loaders.clip_plan import (
     ClipRequest,
     PlanError,
 )
-from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome
+from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome, PooledEngine
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
 from surgrec.loaders.engines.decoders import DecoderCache, parameter_sets
 from surgrec.loaders.engines.pixels import ClipPictures, PictureWriter, PlaneArrays, RgbWriter
@@ -36,7 +35,7 @@ from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex, VideoInfo
 
 
-class CpuEngine:
+class CpuEngine(PooledEngine):
     """Decodes clips on the CPU, in threads of this process, to RGB in memory.
 
     threads: decoding threads; 0 takes one per core that this process may use. drop_disposable: leave out
@@ -77,22 +76,10 @@ class CpuEngine:
         """
         return self._pool.submit(request)
 
-    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
-        """Decodes clips on all threads and waits; results in the order of the requests."""
-        return [future.result() for future in [self.submit(request) for request in requests]]
-
     def close(self) -> None:
         """Cancels what is queued, waits for the clips that are being decoded, and closes all files."""
         self._pool.close()
         self._files.close()
-
-    def __enter__(self) -> CpuEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def count_threads(threads: int) -> int:

@@ -6,17 +6,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Final
 
 import torch
 from surgrec.kernels.planes import Planes
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.arena import Arena
-from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Outcome
+from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Outcome, PooledEngine, check_timeout
 from surgrec.loaders.engines.cpu import count_threads
 from surgrec.loaders.engines.decode_process import Answer, Pictures, Setup, WrongRequest
 from surgrec.loaders.engines.threads import WorkerThreads
@@ -28,7 +26,7 @@ START_SECONDS: Final = 60.0
 """Longest that a process may take until its first answer, beyond the timeout."""
 
 
-class CpuProcesses:
+class CpuProcesses(PooledEngine):
     """The cpu engine for a GPU: decodes clips in processes, to Planes on a device.
 
     threads: processes; 0 takes one per core that this process may use. timeout: seconds after which a process
@@ -46,8 +44,7 @@ class CpuProcesses:
         timeout: float = 30.0,
         open_files: int = 512,
     ) -> None:
-        if timeout <= 0:
-            raise ValueError(f"decoder_timeout is {timeout}; it is a number of seconds above 0")
+        check_timeout(timeout)
         self.index = index
         self.threads = count_threads(threads)
         setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
@@ -67,21 +64,9 @@ class CpuProcesses:
         """Queues one clip; as CpuEngine.submit."""
         return self._pool.submit(request)
 
-    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
-        """Decodes clips and waits; results in the order of the requests."""
-        return [future.result() for future in [self.submit(request) for request in requests]]
-
     def close(self) -> None:
         """Cancels what is queued, waits for the clips that are being decoded, and ends the processes."""
         self._pool.close()
-
-    def __enter__(self) -> CpuProcesses:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class ProcessWorker:

@@ -24,11 +24,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -37,7 +35,15 @@ from numpy.typing import NDArray
 from surgrec.kernels.colour import colour_matrix
 from surgrec.kernels.planes import Colour, Planes
 from surgrec.loaders.clip_plan import ClipRequest, PlanError
-from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Engine, Outcome
+from surgrec.loaders.engines.base import (
+    BadClip,
+    ClipFailure,
+    DecodedClip,
+    Engine,
+    Outcome,
+    PooledEngine,
+    check_timeout,
+)
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
 from surgrec.loaders.engines.cpu import CpuEngine, count_threads
 from surgrec.loaders.engines.cpu_processes import START_SECONDS, CpuProcesses
@@ -72,7 +78,7 @@ class _Prepared:
     read_bytes: int
 
 
-class DaliEngine:
+class DaliEngine(PooledEngine):
     """Decodes clips with DALI, and with the cpu engine where DALI cannot be trusted.
 
     device: where the planes go; "cuda" is the current GPU. threads: of DALI and of the cpu engine, each;
@@ -101,8 +107,7 @@ class DaliEngine:
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}; at least one clip is needed")
-        if not timeout > 0:
-            raise ValueError(f"decoder_timeout is {timeout}; it is a number of seconds above 0")
+        check_timeout(timeout)
         device = with_index(device)  # here: in another thread, another GPU may be the current one
         self.index = index
         self.device = device
@@ -142,10 +147,6 @@ class DaliEngine:
             self._queue.put(_Job(request, future))
         return future
 
-    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
-        """Decodes clips and waits; results in the order of the requests."""
-        return [future.result() for future in [self.submit(request) for request in requests]]
-
     def close(self) -> None:
         """Cancels what is queued, waits for the batch that is being decoded, and closes all files."""
         with self._lock:
@@ -154,14 +155,6 @@ class DaliEngine:
                 self._queue.put(None)
         self._thread.join()
         self._files.close()
-
-    def __enter__(self) -> DaliEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _loop(self) -> None:
         main = threading.main_thread()

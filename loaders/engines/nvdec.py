@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -26,7 +25,14 @@ from numpy.typing import NDArray
 from surgrec.kernels.planes import Colour, Planes
 from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, ClipPlan, ClipRequest, PlanError
 from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
-from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome
+from surgrec.loaders.engines.base import (
+    BadClip,
+    ClipFailure,
+    DecodedClip,
+    Outcome,
+    PooledEngine,
+    check_timeout,
+)
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
 from surgrec.loaders.engines.cpu import count_threads
 from surgrec.loaders.engines.cpu_processes import ProcessWorker
@@ -51,7 +57,7 @@ EITHER: Final = 0  # lane of all requests
 CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
 
 
-class NvdecEngine:
+class NvdecEngine(PooledEngine):
     """Decodes clips on NVDEC; with `share` FFmpeg's processes take from the same queue (the hybrid engine).
 
     index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes three for
@@ -75,8 +81,7 @@ class NvdecEngine:
         open_files: int = 512,
         driver: Driver | None = None,
     ) -> None:
-        if timeout <= 0:
-            raise ValueError(f"decoder_timeout is {timeout}; it is a number of seconds above 0")
+        check_timeout(timeout)
         self.name = "hybrid" if share else "nvdec"
         self.index = index
         self.device = device
@@ -125,24 +130,12 @@ class NvdecEngine:
         """Queues one clip; as CpuEngine.submit."""
         return self._gpu.submit(request)
 
-    def decode(self, requests: Sequence[ClipRequest]) -> list[Outcome]:
-        """Decodes clips and waits; results in the order of the requests."""
-        return [future.result() for future in [self.submit(request) for request in requests]]
-
     def close(self) -> None:
         """Cancels what is queued, waits for the clips that are being decoded, frees sessions and files."""
         self._gpu.close()
         self._cpu.close()
         self._pool.close()
         self._files.close()
-
-    def __enter__(self) -> NvdecEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def refusal(self, info: VideoInfo, video: int) -> str:
         """Why NVDEC does not take a video, or nothing."""

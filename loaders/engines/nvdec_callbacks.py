@@ -68,8 +68,6 @@ DAMAGED: Final = 39
 RING_NEXT: Final = 40
 OLDEST: Final = 43  # the first packet whose picture has not come to on_decode yet
 AT_ONCE: Final = 44  # 1 where a picture comes while its own packet is fed, 0 where the next one brings it
-MATRIX: Final = 41
-FULL_RANGE: Final = 42
 # Arrays within the state.
 RING: Final = 8
 RING_FRAMES: Final = 48  # [RING] mapped frames, 0 where the place is free
@@ -202,7 +200,7 @@ def _copy(s, source, pitch, left, top, target, width, rows):
 def on_sequence(user, what):
     """CUVIDEOFORMAT: makes the decoder, or keeps the one that fits. Number of surfaces, 0 for failure."""
     s = carray(_words(user), WORDS)
-    f = carray(_halves(what), 18)
+    f = carray(_halves(what), 11)
     depth, least = (f[3] >> 8) & 255, (f[3] >> 24) & 255
     coded_width, coded_height = np.int64(f[4]), np.int64(f[5])
     left, top, right, bottom = f[6], f[7], f[8], f[9]
@@ -214,9 +212,6 @@ def on_sequence(user, what):
     ):
         return _fail(s, STAGE_FORMAT, 0)
     s[LEFT], s[TOP] = left, top
-    signal = f[14]
-    s[FULL_RANGE] = (signal >> 3) & 1
-    s[MATRIX] = (signal >> 24) & 255
     surfaces = min(np.int64(least) + EXTRA_SURFACES, np.int64(MAX_SURFACES))
     if s[DECODER] != 0:
         if (
