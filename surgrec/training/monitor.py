@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +89,3 @@ def memory_use(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         used["memory/device_gib"] = torch.cuda.max_memory_allocated(device) / GIB
     return used
-
-
-def count_lines(path: Path) -> int:
-    """Lines of a text file; 0 where there is none."""
-    if not path.exists():
-        return 0
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
