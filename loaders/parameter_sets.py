@@ -1,4 +1,4 @@
-"""What indexing needs from H.264 and HEVC parameter sets and their boxes avcC and hvcC.
+"""What indexing and cutting clips need from H.264 and HEVC parameter sets and their boxes avcC and hvcC.
 
 Syntax: ITU-T H.264 (08/2021) 7.3.2.1, E.1; ITU-T H.265 (08/2021) 7.3.2.2, 7.3.2.3; ISO/IEC 14496-15.
 """
@@ -17,6 +17,11 @@ class BitReader:
         self._value = int.from_bytes(data, "big")
         self._bits = len(data) * 8
         self._at = 0
+
+    @property
+    def position(self) -> int:
+        """Bits read so far."""
+        return self._at
 
     def bits(self, count: int) -> int:
         """The next `count` bits as an unsigned number."""
@@ -41,28 +46,61 @@ class BitReader:
 
 
 @dataclass(frozen=True, slots=True)
+class CodedPicture:
+    """Pictures of one sequence parameter set, as coded.
+
+    width, height: luma samples, before cropping. chroma: chroma_format_idc, 1 for 4:2:0. depth: bits of a
+    luma sample. progressive: no fields, and no frames made of field macroblocks (H.264 only; always True for
+    HEVC). left, right, top, bottom: luma samples that the cropping window takes off. window_bits: [start,
+    stop) of the window with its flag, in bits of the RBSP behind the NAL unit's header.
+    """
+
+    width: int
+    height: int
+    chroma: int
+    depth: int
+    progressive: bool
+    left: int
+    right: int
+    top: int
+    bottom: int
+    window_bits: tuple[int, int]
+
+    @property
+    def shown_width(self) -> int:
+        return self.width - self.left - self.right
+
+    @property
+    def shown_height(self) -> int:
+        return self.height - self.top - self.bottom
+
+
+@dataclass(frozen=True, slots=True)
 class H264Parameters:
-    """Of one sequence parameter set. `reorder` is max_num_reorder_frames, None where unknown."""
+    """Of one sequence parameter set. `width` and `height` are shown; `reorder` is max_num_reorder_frames,
+    None where unknown."""
 
     slice_fields: H264SliceFields
     width: int
     height: int
     reorder: int | None
+    coded: CodedPicture
 
 
 @dataclass(frozen=True, slots=True)
 class HevcParameters:
-    """Of one sequence parameter set. `reorder` is sps_max_num_reorder_pics of the highest sub-layer,
-    `order_bits` log2_max_pic_order_cnt_lsb."""
+    """Of one sequence parameter set. `width` and `height` are shown; `reorder` is sps_max_num_reorder_pics of
+    the highest sub-layer, `order_bits` log2_max_pic_order_cnt_lsb."""
 
     order_bits: int
     colour_planes: bool
     width: int
     height: int
     reorder: int
+    coded: CodedPicture
 
 
-HIGH_PROFILES = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135))
+_HIGH_PROFILES = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135))
 
 
 def parse_h264_sps(unit: bytes) -> H264Parameters:
@@ -72,11 +110,11 @@ def parse_h264_sps(unit: bytes) -> H264Parameters:
     constraints = reader.bits(8)
     reader.bits(8)
     reader.golomb()
-    chroma, planes = 1, False
-    if profile in HIGH_PROFILES:
+    chroma, planes, depth = 1, False, 8
+    if profile in _HIGH_PROFILES:
         chroma = reader.golomb()
         planes = chroma == 3 and bool(reader.bits(1))
-        reader.golomb()
+        depth = reader.golomb() + 8
         reader.golomb()
         reader.bits(1)
         if reader.bits(1):
@@ -101,11 +139,22 @@ def parse_h264_sps(unit: bytes) -> H264Parameters:
     if not frame_mbs_only:
         reader.bits(1)
     reader.bits(1)
-    left = right = top = bottom = 0
-    if reader.bits(1):
-        left, right, top, bottom = (reader.golomb() for _ in range(4))
+    fields = 1 if frame_mbs_only else 2
     unit_x = 1 if chroma in (0, 3) else 2
-    unit_y = (2 if chroma == 1 else 1) * (1 if frame_mbs_only else 2)
+    unit_y = (2 if chroma == 1 else 1) * fields
+    left, right, top, bottom, window_bits = _window(reader, unit_x, unit_y)
+    coded = CodedPicture(
+        width=columns * 16,
+        height=rows * 16 * fields,
+        chroma=chroma,
+        depth=depth,
+        progressive=frame_mbs_only,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        window_bits=window_bits,
+    )
     reorder = 0 if order_type == 2 else None
     if reader.bits(1):
         found = _h264_vui_reorder(reader)
@@ -115,10 +164,20 @@ def parse_h264_sps(unit: bytes) -> H264Parameters:
         reorder = 0
     return H264Parameters(
         H264SliceFields(frame_num_bits, frame_mbs_only, planes, order_bits),
-        columns * 16 - (left + right) * unit_x,
-        rows * 16 * (1 if frame_mbs_only else 2) - (top + bottom) * unit_y,
+        coded.shown_width,
+        coded.shown_height,
         reorder,
+        coded,
     )
+
+
+def _window(reader: BitReader, unit_x: int, unit_y: int) -> tuple[int, int, int, int, tuple[int, int]]:
+    """left, right, top, bottom of the cropping window behind its flag, in luma samples, and its bit range."""
+    start = reader.position
+    left = right = top = bottom = 0
+    if reader.bits(1):
+        left, right, top, bottom = (reader.golomb() for _ in range(4))
+    return left * unit_x, right * unit_x, top * unit_y, bottom * unit_y, (start, reader.position)
 
 
 def _skip_scaling_list(reader: BitReader, length: int) -> None:
@@ -183,11 +242,10 @@ def parse_hevc_sps(unit: bytes) -> HevcParameters:
     chroma = reader.golomb()
     planes = chroma == 3 and bool(reader.bits(1))
     width, height = reader.golomb(), reader.golomb()
-    if reader.bits(1):
-        left, right, top, bottom = (reader.golomb() for _ in range(4))
-        width -= (left + right) * (2 if chroma in (1, 2) else 1)
-        height -= (top + bottom) * (2 if chroma == 1 else 1)
-    reader.golomb()
+    left, right, top, bottom, window_bits = _window(
+        reader, 2 if chroma in (1, 2) else 1, 2 if chroma == 1 else 1
+    )
+    depth = reader.golomb() + 8
     reader.golomb()
     order_bits = reader.golomb() + 4
     reorder = 0
@@ -195,7 +253,19 @@ def parse_hevc_sps(unit: bytes) -> HevcParameters:
         reader.golomb()
         reorder = reader.golomb()
         reader.golomb()
-    return HevcParameters(order_bits, planes, width, height, reorder)
+    coded = CodedPicture(
+        width=width,
+        height=height,
+        chroma=chroma,
+        depth=depth,
+        progressive=True,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        window_bits=window_bits,
+    )
+    return HevcParameters(order_bits, planes, coded.shown_width, coded.shown_height, reorder, coded)
 
 
 def parse_hevc_pps(unit: bytes) -> tuple[bool, int]:
