@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 from surgrec.configs.data import DataConfig
-from surgrec.loaders.engines.base import Engine
+from surgrec.loaders.engines.base import Engine, check_timeout
 from surgrec.loaders.engines.cpu import CpuEngine
 from surgrec.loaders.engines.cpu_processes import CpuProcesses
 from surgrec.loaders.engines.nvcuvid import NvdecUnavailable
@@ -23,6 +23,9 @@ def make_engine(index: PacketIndex, data: DataConfig, threads: int, device: torc
     """
     if data.engine not in ENGINE_NAMES:
         raise ValueError(f"there is no engine {data.engine!r}; choose from {', '.join(ENGINE_NAMES)}")
+    check_timeout(data.decoder_timeout)
+    if data.sessions < 0:
+        raise ValueError(f"sessions is {data.sessions}; 0 takes what suits the GPU")
     gpu = device.type == "cuda"
     if gpu and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
