@@ -24,6 +24,8 @@ STRETCH = 250
 def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, seconds: float) -> float:
     """Frames per second that NVDEC decodes of the index's videos, all packets in order, nothing copied out.
 
+    A picture of a stacked video counts as its frames, `stack` of them.
+
     sessions: how many decode at a time, the videos divided among them. seconds: how long it is measured. Only
     videos that NVDEC decodes may be in the index. Raises BadClip for damaged ones.
     """
@@ -49,7 +51,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
             stretches.append(elementary(info, plan, np.frombuffer(data, np.uint8), len(sets)))
             if len(stretches) == 8:
                 break
-        size, depth = (info.width, info.height), FORMATS[info.pix_fmt]
+        size, depth = (info.width, info.picture_height), FORMATS[info.pix_fmt]
         counted = False
         try:
             while not stop.is_set():
@@ -60,7 +62,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
                         stretch.ctypes.data, places, sizes, restarts, slots, size, depth, 0, 0
                     )
                     if counted and not stop.is_set():
-                        counts[number] += found
+                        counts[number] += found * info.stack
                     elif not counted:
                         start.wait()
                         counted = True
