@@ -36,9 +36,8 @@ class TranscodeConfig:
     """Frames between key frames, a multiple of --stack; 0 takes 16, and from 4 stacked frames on the stack
     itself: each picture is a key frame then."""
     stack: int = 1
-    """Frames in one coded picture, one above the other; 1 stacks none. For NVDEC, which spends most of its time
-    on small pictures on what each of them costs whatever its size. Only this project reads such files as frames.
-    """
+    """Frames in one coded picture, one above the other; 1 stacks none. For NVDEC, to which each picture is a
+    fixed cost that small ones do not repay. Only this project reads such files as frames."""
     codec: Literal["h264", "hevc"] = "h264"
     """Codec of the proxies."""
     quality: float = 20.0

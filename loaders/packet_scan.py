@@ -156,8 +156,12 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
     stacking = stacking_of(stream, pts[display])
     if stacking is not None and reason:
         raise UnusableVideoError(f"a stacked proxy without random access: {reason}")
-    times = pts[display] if stacking is None else stacking.times(pts[display])
-    rate, rate_note = _rate(times, stream, 1 if stacking is None else stacking.stack)
+    if stacking is None:
+        times = pts[display]
+        rate, rate_note = _rate(times, stream)
+    else:
+        times = stacking.times(pts[display])
+        rate, rate_note = stream.time_base[1] / (stream.time_base[0] * stacking.ticks), ""
     cut = int(((classified.flags & BROKEN) > 0).sum())
     notes += [rate_note] if rate_note else []
     notes += [f"{cut} damaged packets"] if cut else []
@@ -291,14 +295,11 @@ def _complete_times(
     return times
 
 
-def _rate(shown: NDArray[np.int64], stream: VideoStream, stack: int) -> tuple[float, str]:
-    """Frames per second from time stamps; the container's own number where it agrees or they are absurd.
-
-    shown: pts of the frames. stack: frames in a picture, of which the container counts one.
-    """
+def _rate(shown: NDArray[np.int64], stream: VideoStream) -> tuple[float, str]:
+    """Frames per second from time stamps; the container's own number where it agrees or they are absurd."""
     span = float(shown.max() - shown.min()) * stream.time_base[0] / stream.time_base[1]
     measured = (len(shown) - 1) / span if span > 0 else 0.0
-    declared = stream.declared_rate * stack
+    declared = stream.declared_rate
     if declared and measured and abs(measured / declared - 1) < 0.005:
         return declared, ""
     if SANE_RATES[0] <= measured <= SANE_RATES[1]:

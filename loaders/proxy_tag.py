@@ -1,8 +1,8 @@
 """The tag in a proxy's own metadata, by which any copy of the file is known for a proxy.
 
-It is the comment of the MP4 file: `surgrec-proxy {"source": digest, "options": digest, ...}`. `read_tag` reads it
-from the boxes of the file (ISO/IEC 14496-12, 4.2) with a few small reads, so that a corpus is searched in no time;
-`parse_tag` takes a comment that FFmpeg has read.
+It is the comment of the MP4 file: `surgrec-proxy {"source": digest, "options": digest, ...}`. `read_tag`
+reads it from the boxes of the file (ISO/IEC 14496-12, 4.2) with a few small reads, so that a corpus is
+searched in no time; `parse_tag` takes a comment that FFmpeg has read.
 """
 
 from __future__ import annotations

@@ -144,8 +144,8 @@ def _nothing_usable(index: PacketIndex, unusable: list[Unusable]) -> str:
 def _cut(pts, display, stack, frame_ticks, ticks):
     """Display positions, int64 [segments + 1], at which a video is cut; the first is 0, the last its end.
 
-    pts int64 [packets], display uint32 [frames >= 1]; stack, frame_ticks: as VideoInfo has them; ticks: length of
-    a segment in units of the time base.
+    pts int64 [packets], display uint32 [frames >= 1]; stack, frame_ticks: as in VideoInfo; ticks: length of a
+    segment in units of the time base.
     """
     n = len(display)
     cuts = [0]

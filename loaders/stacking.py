@@ -57,8 +57,8 @@ def tag_values(stack: int, frames: int, height: int, width: int, seconds: Fracti
 def stacking_of(stream: VideoStream, pts: NDArray[np.int64]) -> Stacking | None:
     """How the frames of a video stand in its pictures; None where each is a picture of its own.
 
-    pts: int64 [pictures], in display order, in units of the stream's time base. Raises UnusableVideoError where the
-    tag is damaged, or does not fit the stream: the file was changed after it was transcoded.
+    pts: int64 [pictures], in display order, in units of the stream's time base. Raises UnusableVideoError
+    where the tag is damaged, or does not fit the stream: the file was changed after it was transcoded.
     """
     tag = stream.tag
     if tag is None or tag.get("stack", 1) == 1:
@@ -74,10 +74,10 @@ def stacking_of(stream: VideoStream, pts: NDArray[np.int64]) -> Stacking | None:
     if not sound:
         raise UnusableVideoError(f"a stacked proxy whose tag is damaged; {REMEDY}")
     problem = _misfit(stream.values, stack, frames, height, width, len(pts))
-    if not problem and not np.array_equal(pts, pts[0] + np.arange(len(pts)) * int(step) * stack):
-        problem = f"its pictures are not {stack} x {tag['frame_seconds']} s apart"
     if not problem and step.denominator != 1:
         problem = f"its time base cannot count {tag['frame_seconds']} s"
+    if not problem and not np.array_equal(pts, pts[0] + np.arange(len(pts)) * int(step) * stack):
+        problem = f"its pictures are not {stack} x {tag['frame_seconds']} s apart"
     if problem:
         raise UnusableVideoError(f"a proxy of {stack} stacked frames, but {problem}; {REMEDY}")
     return Stacking(stack, frames, height, int(step))

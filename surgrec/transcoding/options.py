@@ -73,7 +73,7 @@ class ProxyOptions:
             ),
             (
                 gop % config.stack == 0 if config.stack else True,
-                f"--gop {gop}: a multiple of --stack {config.stack} is needed, for a group begins with a picture",
+                f"--gop {gop}: a multiple of --stack {config.stack} is needed: a group is whole pictures",
             ),
             (
                 0 < config.quality <= MAX_QUALITY,

@@ -26,8 +26,8 @@ def check_lines(geometry: Geometry, stack: int, codec: str) -> None:
     if stack > 1 and lines > most:
         other = "" if codec == "hevc" else ", or --codec hevc"
         raise StackError(
-            f"{stack} stacked frames of {geometry.out_width}x{geometry.out_height} have {lines} lines; {most} at "
-            f"most can be decoded of {codec}. Give a smaller --stack or --short-side{other}."
+            f"{stack} stacked frames of {geometry.out_width}x{geometry.out_height} have {lines} lines; of "
+            f"{codec}, {most} can be decoded. Give a smaller --stack or --short-side{other}."
         )
 
 
@@ -42,8 +42,8 @@ def frame_seconds(grid: FrameGrid, source_rate: float) -> Fraction:
         return max(1, round(1 / (grid.rate * grid.time_base))) * grid.time_base
     if (steps != steps[0]).any():
         raise StackError(
-            "stacked frames must be evenly spaced, and the source's own times, which are kept, are not: give a "
-            f"--rate that is not above its {source_rate:.4g} frames/s, or --stack 1"
+            "stacked frames must be evenly spaced, and the source's own times, which are kept, are not: give "
+            f"a --rate that is not above its {source_rate:.4g} frames/s, or --stack 1"
         )
     return int(steps[0]) * grid.time_base
 

@@ -41,8 +41,8 @@ def verify_proxy(
 ) -> Verified:
     """Decode the whole proxy and index it.
 
-    size: height, width of a frame. samples: number of a frame in the proxy -> the picture that it should show.
-    `beat` is called for each coded picture. Raises VerifyError, OSError, av.error.FFmpegError.
+    size: height, width of a frame. samples: number of a frame in the proxy -> the picture that it should
+    show. `beat` is called for each coded picture. Raises VerifyError, OSError, av.error.FFmpegError.
     """
     likeness: dict[int, float] = {}
     height, width = size[0] * options.stack, size[1]
