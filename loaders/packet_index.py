@@ -323,6 +323,8 @@ def _read(path: Path, file: h5py.File) -> PacketIndex:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of unequal length: {lengths}")
+    if (videos.stack < 1).any():
+        raise ValueError("a picture without frames in the column stack")
     file_bytes = path.stat().st_size
     maps = {
         name: _map(path, file["packets"][name], kind, file_bytes) for name, kind in PACKET_COLUMNS.items()

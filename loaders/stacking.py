@@ -21,6 +21,8 @@ from surgrec.loaders.video_stream import UnusableVideoError, VideoStream
 
 MAX_STACK: Final = 16
 PIX_FMT: Final = "yuv420p"
+BLOCK: Final = 16
+"""Heights of frames are multiples of it: no block of the codec holds lines of two frames, none is cropped."""
 REMEDY: Final = "transcode its source again"
 
 
@@ -68,7 +70,7 @@ def stacking_of(stream: VideoStream, pts: NDArray[np.int64]) -> Stacking | None:
             int(tag[name]) for name in ("stack", "frames", "frame_height", "frame_width")
         )
         step = Fraction(tag["frame_seconds"]) / Fraction(*stream.time_base)
-        sound = 2 <= stack <= MAX_STACK and frames > 0 and height > 0 and height % 2 == 0 and step > 0
+        sound = 2 <= stack <= MAX_STACK and frames > 0 and height > 0 and height % BLOCK == 0 and step > 0
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         sound = False
     if not sound:
