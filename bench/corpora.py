@@ -29,9 +29,12 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from numba import njit
 from numpy.typing import NDArray
 from surgrec.configs.transcode import TranscodeConfig
+from surgrec.loaders.proxy_tag import make_tag
+from surgrec.loaders.stacking import tag_values
 
 from surgrec.transcoding.encoder import encoder_options
 from surgrec.transcoding.options import ProxyOptions
+from surgrec.transcoding.stack import Stacker
 
 RATE: Final = 25
 REACH: Final = 96  # pixels by which the textures are larger than the picture, on each side
@@ -44,6 +47,7 @@ class VideoSpec:
     width: int
     height: int
     key_every: int
+    """Frames from one key frame to the next."""
     stretch: int
     """Frames that are encoded."""
     repeats: int
@@ -60,6 +64,8 @@ class VideoSpec:
     scene: Literal["tissue", "texture"] = "tissue"
     bt709: bool = False
     """Encode with the BT.709 matrix, and say so in the stream; else BT.601, unsaid."""
+    stack: int = 1
+    """Frames in a coded picture, as `surgrec.transcode --stack` has them; divides key_every and stretch."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,10 @@ def _x264(width: int, height: int, key_every: int, stretch: int, repeats: int, s
     return VideoSpec(width, height, key_every, stretch, repeats, seed=seed)
 
 
-def _proxy(width: int, height: int, seed: int) -> VideoSpec:
+def _proxy(width: int, height: int, seed: int, gop: int = 16, stack: int = 1) -> VideoSpec:
     """Encoded as `python -m surgrec.transcode` encodes proxies."""
-    options = encoder_options("libx264", ProxyOptions.of(TranscodeConfig()))
-    return VideoSpec(width, height, int(options["g"]), 480, 18, options=tuple(options.items()), seed=seed)
+    options = encoder_options("libx264", ProxyOptions.of(TranscodeConfig(gop=gop, stack=stack)))
+    return VideoSpec(width, height, gop, 480, 18, options=tuple(options.items()), seed=seed, stack=stack)
 
 
 def _x265(
@@ -99,6 +105,10 @@ CORPORA: Final[dict[str, Corpus]] = {
     "256g16": Corpus(tuple(_x264(340, 256, 16, 480, 18, seed) for seed in (1, 2))),
     # A training proxy has the training rate already: every frame is wanted.
     "proxy16": Corpus(tuple(_proxy(448, 256, seed) for seed in (1, 2)), stride=1),
+    # The same frames, stacked; first with the same key frames, then with those that the transcoder chooses.
+    "proxy16s4": Corpus(tuple(_proxy(448, 256, seed, stack=4) for seed in (1, 2)), stride=1),
+    "proxy4s4": Corpus(tuple(_proxy(448, 256, seed, gop=4, stack=4) for seed in (1, 2)), stride=1),
+    "proxy8s8": Corpus(tuple(_proxy(448, 256, seed, gop=8, stack=8) for seed in (1, 2)), stride=1),
     "1080g250": Corpus((_x264(1920, 1080, 250, 250, 12, 1),)),
     # 1080p, 720p and 480p, H.264 and HEVC, 8 and 10 bit, sizes that leave 0 to 14 lines or columns of the
     # coded picture to be cropped, one of them at the top, too. Each lasts as long as another: 2,400 frames.
@@ -155,23 +165,35 @@ def _make(spec: VideoSpec, path: Path) -> None:
 def write_video(spec: VideoSpec, path: Path) -> None:
     """Encodes one video."""
     with av.open(str(path), "w") as container:
+        if spec.stack > 1:
+            frames, seconds = spec.stretch * spec.repeats, Fraction(1, RATE)
+            container.metadata["comment"] = make_tag(
+                tag_values(spec.stack, frames, spec.height, spec.width, seconds)
+            )
         # No key frames at scene cuts: the interval is what the corpus is about.
-        options = {"g": str(spec.key_every), "sc_threshold": "0", **dict(spec.options)}
+        options = {"g": str(spec.key_every // spec.stack), "sc_threshold": "0", **dict(spec.options)}
         if spec.bt709:
             options |= {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
         stream = cast(Any, container.add_stream(cast(Any, spec.codec), rate=RATE, options=options))
-        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, spec.pix_fmt
+        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height * spec.stack, spec.pix_fmt
         stream.codec_context.thread_count = min(4, len(os.sched_getaffinity(0)))
         convert = VideoReformatter()
-        packets = []
+        stacker = Stacker(spec.stack)
+        packets: list[Any] = []
         for number, image in enumerate(pictures(spec)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             matrix = Colorspace.ITU709 if spec.bt709 else Colorspace.ITU601
             frame = convert.reformat(frame, format=spec.pix_fmt, dst_colorspace=matrix, threads=1)
-            frame.pts = number
-            frame.time_base = Fraction(1, RATE)
-            packets += stream.encode(frame)
+            whole = stacker.add(frame)
+            if whole is not None:
+                whole.pts = number // spec.stack
+                whole.time_base = Fraction(1, RATE)
+                packets += stream.encode(whole)
         packets += stream.encode(None)
+        for packet in packets:  # the encoder is not told of the stack: as ProxyWriter does it
+            packet.pts *= spec.stack
+            packet.dts *= spec.stack
+            packet.duration *= spec.stack
         ticks = int(spec.stretch / RATE / packets[0].time_base)
         for _ in range(spec.repeats):
             for packet in packets:

@@ -7,7 +7,7 @@ cores: threads where it has them, otherwise one process a core. Before it is mea
 with FFmpeg's (bench/same_frames.py). Then it goes round in the list; a run is a stretch of that time, between
 the ends of two batches, so that what a loader has under way counts at neither end. All processes start at
 once and wait for their turn. A contestant that is absent, fails, dies or hangs is reported and disturbs no
-other.
+other. Stacked proxies are given to this project's engines alone: others would return whole pictures.
 
 Rows: clips_per_s of each contestant and corpus; on a GPU also `ceiling`, the frames per second of NVDEC when
 it decodes the same files from end to end. `fed_per_s` of this project's engines is what they gave to
@@ -52,8 +52,8 @@ class Args:
     """What is measured."""
 
     corpora: tuple[str, ...] = ("480g250", "256g16")
-    """Generated corpora: 480g250, 480g250n, 256g16, proxy16, 1080g250, mixed; with -key behind the name clips
-    start at key frames only."""
+    """Generated corpora: 480g250, 480g250n, 256g16, proxy16, proxy16s4, proxy4s4, proxy8s8, 1080g250, mixed;
+    with -key behind the name clips start at key frames only."""
     videos: tuple[Path, ...] = ()
     """Videos or folders of your own, measured as one more corpus called `videos`."""
     engines: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in VARIANTS)
@@ -238,6 +238,12 @@ def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[l
         for case in cases:
             most = 0.0
             for name in sorted(teams, key=lambda name: name != CEILING):
+                if name not in (CEILING, *OURS) and (case.index.videos.stack > 1).any():
+                    problems.append(
+                        f"{name} on {case.corpus}: it gives pictures, not the frames stacked in them"
+                    )
+                    print(f"{case.corpus} {name}: left out, it gives pictures, not frames", flush=True)
+                    continue
                 if not teams[name].alive:  # it failed on another corpus
                     teams[name] = Team(name, CONTESTANTS[name if name != CEILING else "nvdec"], cores)
                 try:

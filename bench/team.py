@@ -33,7 +33,8 @@ class Failed(RuntimeError):  # noqa: N818 - named for what happened
 
 @dataclass(frozen=True)
 class Window:
-    """What one process did in one stretch of time. fed: frames given to the decoder, where it tells."""
+    """What one process did in one stretch of time. fed: frames given to the decoder, where it tells, with all
+    those in a stacked picture."""
 
     clips: int
     seconds: float
@@ -148,7 +149,7 @@ def measure(stream: Stream, requests: Sequence[ClipRequest], times: Times) -> li
             while True:
                 batch = next(clips)
                 count += len(batch)
-                fed += sum(getattr(clip, "fed_packets", 0) for _, clip in batch)
+                fed += sum(getattr(clip, "decoded_frames", 0) for _, clip in batch)
                 del batch  # its memory can be used again
                 seconds = time.perf_counter() - before
                 if seconds >= times.window:

@@ -32,8 +32,12 @@ class TranscodeConfig:
     """Shorter side of a proxy in pixels, a multiple of 16. A source that is smaller is not enlarged."""
     rate: float = 6.25
     """Frames per second; 0 keeps every frame at the source's own times."""
-    gop: int = 16
-    """Frames between key frames."""
+    gop: int = 0
+    """Frames between key frames, a multiple of --stack; 0 takes 16, and from 4 stacked frames on the stack
+    itself: each picture is a key frame then."""
+    stack: int = 1
+    """Frames in one coded picture, one above the other; 1 stacks none. For NVDEC, to which each picture is a
+    fixed cost that small ones do not repay. Only this project reads such files as frames."""
     codec: Literal["h264", "hevc"] = "h264"
     """Codec of the proxies."""
     quality: float = 20.0

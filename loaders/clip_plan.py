@@ -64,6 +64,10 @@ class ClipRequest:
     video: int
     frames: tuple[int, ...]
 
+    def places(self, stack: int) -> tuple[int, ...]:
+        """Which of the `stack` frames in its picture each row shows, from 0 at the top."""
+        return tuple(frame % stack for frame in self.frames)
+
 
 @dataclass(frozen=True, slots=True)
 class ClipPlan:
@@ -73,7 +77,8 @@ class ClipPlan:
     roles: uint8 [P], bits WANTED, START, LEADING, EMPTY_FIRST.
     places: int64 [P], first byte of each packet in the concatenation of the ranges.
     sizes: int64 [P], bytes of each packet.
-    rows: int64 [T], number within the video of the packet whose frame each row shows.
+    rows: int64 [T], number within the video of the packet whose frame each row shows; several rows may show
+    frames of one picture (ClipRequest.places).
     ranges: int64 [R, 2], offset in the file and length, in bytes.
     """
 
@@ -107,7 +112,8 @@ def clip_frames(
     video; where no start in the segment leaves room, the last possible one is taken. With `stride`, frames
     are that many frames apart. With `fps`, frame k is the one on display k/fps seconds after the first:
     the last whose pts is not later than that, half a tick allowed for rounding. With `at_key` the clip starts
-    at the last key frame on display at or before the start picked, which may lie before the segment.
+    at the last key frame on display at or before the start picked, which may lie before the segment; of
+    stacked frames, at the first one in the key picture.
 
     Raises ClipTooLong where the video has no room for one clip, and ValueError for arguments that no video
     can meet.
@@ -146,6 +152,8 @@ def clip_frames(
         index.display,
         table.packet_start[video],
         table.frame_start[video],
+        table.stack[video],
+        table.frame_ticks[video],
         count,
         start_frame,
         end_frame,
@@ -221,24 +229,47 @@ def _pick(start, end, room, position):
 
 @njit(cache=True)
 def _snap(flags, display, packet_start, frame_start, first):
-    """The last key frame on display at or before `first`; 0 where there is none."""
+    """The last key frame on display at or before `first`; 0 where there is none. Of the frames in one picture
+    the first."""
     while first > 0 and not flags[packet_start + display[frame_start + first]] & (KEY | OPEN_KEY):
+        first -= 1
+    while first > 0 and display[frame_start + first - 1] == display[frame_start + first]:
         first -= 1
     return first
 
 
 @njit(cache=True)
+def frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, frame):
+    """pts of a video's frame by its display position; the columns are those of PacketIndex."""
+    return pts[packet_start + display[frame_start + frame]] + frame % stack * frame_ticks
+
+
+@njit(cache=True)
 def _frames_by_time(
-    pts, flags, display, packet_start, frame_start, count, start, end, position, frames, ticks, at_key
+    pts,
+    flags,
+    display,
+    packet_start,
+    frame_start,
+    stack,
+    frame_ticks,
+    count,
+    start,
+    end,
+    position,
+    frames,
+    ticks,
+    at_key,
 ):
     """int64 [frames], or empty where no start leaves room for the clip."""
     span = (frames - 1) * ticks
-    last = pts[packet_start + display[frame_start + count - 1]] + 0.5
+    last = frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, count - 1) + 0.5
     # The latest start that leaves room: pts grow with the display position.
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
-        if pts[packet_start + display[frame_start + middle]] + span <= last:
+        time = frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, middle)
+        if time + span <= last:
             low = middle + 1
         else:
             high = middle
@@ -248,7 +279,7 @@ def _frames_by_time(
     if at_key:
         first = _snap(flags, display, packet_start, frame_start, first)
     found = np.empty(frames, np.int64)
-    origin = pts[packet_start + display[frame_start + first]]
+    origin = frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, first)
     found[0] = first
     here = first
     for k in range(1, frames):
@@ -256,7 +287,8 @@ def _frames_by_time(
         low, high = here, count
         while high - low > 1:
             middle = (low + high) // 2
-            if pts[packet_start + display[frame_start + middle]] <= target:
+            time = frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, middle)
+            if time <= target:
                 low = middle
             else:
                 high = middle

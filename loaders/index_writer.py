@@ -76,7 +76,7 @@ def default_values(path: str) -> dict[str, Any]:
     for name, kind in NUMBER_COLUMNS.items():
         if name not in LAYOUT_COLUMNS:
             values[name] = 0.0 if kind == "f8" else 0
-    values.update(path=path, sar_num=1, sar_den=1, time_base_num=1, time_base_den=1, status=ERROR)
+    values.update(path=path, sar_num=1, sar_den=1, time_base_num=1, time_base_den=1, stack=1, status=ERROR)
     return values
 
 

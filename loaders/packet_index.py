@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT_NAME: Final = "surgrec-packet-index"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 # Flags of a packet.
 KEY: Final = 1  # random access that needs nothing before it: IDR, VP8/VP9/AV1 key frame, intra-only codec
@@ -76,6 +76,8 @@ NUMBER_COLUMNS: Final[dict[str, str]] = {
     "rate": "f8",
     "duration": "f8",
     "start_pts": "i8",
+    "stack": "i4",
+    "frame_ticks": "i8",
     "file_size": "i8",
     "mtime_ns": "i8",
     "status": "u1",
@@ -114,6 +116,10 @@ class VideoInfo:
     `start_pts` is the pts of display position 0, in units of `time_base` seconds. `nal_length_size` is 0
     for Annex B start codes and for codecs without NAL units. `reorder_depth` is the number of frames that
     FFmpeg's probing says the decoder must hold back (has_b_frames).
+
+    `stack` frames stand in one coded picture, one above the other; 1 but for stacked proxies. `height` and
+    `width` are those of a frame. Frames within a picture are `frame_ticks` of the time base apart, 0 where
+    `stack` is 1.
     """
 
     path: str
@@ -145,6 +151,8 @@ class VideoInfo:
     rate: float
     duration: float
     start_pts: int
+    stack: int
+    frame_ticks: int
     packet_start: int
     packet_count: int
     frame_start: int
@@ -154,6 +162,11 @@ class VideoInfo:
     file_size: int
     mtime_ns: int
     xxh3: str
+
+    @property
+    def picture_height(self) -> int:
+        """Lines of a decoded picture: of all frames that are stacked in it."""
+        return self.height * self.stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +211,8 @@ class VideoTable:
     rate: NDArray[np.float64]
     duration: NDArray[np.float64]
     start_pts: NDArray[np.int64]
+    stack: NDArray[np.int32]
+    frame_ticks: NDArray[np.int64]
     file_size: NDArray[np.int64]
     mtime_ns: NDArray[np.int64]
     status: NDArray[np.uint8]
@@ -210,7 +225,8 @@ class PacketIndex:
     `offset` u64, `size` u32, `pts` i64, `rank` u32 and `flags` u8 hold one entry per packet of the whole
     corpus, in decode order within a video: those of video v are [packet_start[v], +packet_count[v]).
     `display` u32 holds, for video v, at [frame_start[v], +frame_count[v]), the packet number within the
-    video of the n-th frame that a full FFmpeg decode from the start gives.
+    video of the n-th frame that a full FFmpeg decode from the start gives. Of a stacked proxy, frames
+    stack * k to stack * k + stack - 1 are those in the k-th picture, from its top, and have its packet.
     """
 
     path: Path
@@ -254,7 +270,9 @@ class PacketIndex:
 
     def frame_pts(self, video: int) -> NDArray[np.int64]:
         """int64 [frame_count]: pts of each frame of `video` in display order, in units of its time base."""
-        return self.pts[self.packets(video)][self.frames(video)]
+        times = self.pts[self.packets(video)][self.frames(video)]
+        stack, ticks = int(self.videos.stack[video]), int(self.videos.frame_ticks[video])
+        return times if stack == 1 else times + np.arange(len(times)) % stack * ticks
 
     def video(self, number: int) -> VideoInfo:
         """All that the index knows of one video but its packets."""
@@ -305,6 +323,8 @@ def _read(path: Path, file: h5py.File) -> PacketIndex:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of unequal length: {lengths}")
+    if (videos.stack < 1).any():
+        raise ValueError("a picture without frames in the column stack")
     file_bytes = path.stat().st_size
     maps = {
         name: _map(path, file["packets"][name], kind, file_bytes) for name, kind in PACKET_COLUMNS.items()

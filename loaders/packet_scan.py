@@ -35,9 +35,10 @@ from surgrec.loaders.packet_flags import (
     frames_shown,
 )
 from surgrec.loaders.packet_index import BROKEN, DISCARD, HIDDEN, KEY, OK, OPEN_KEY, SEQUENTIAL
+from surgrec.loaders.stacking import stacking_of
 from surgrec.loaders.video_stream import UnusableVideoError, VideoStream, describe
 
-SCANNER_VERSION: Final = 1
+SCANNER_VERSION: Final = 2
 """Raised when a scan of the same file gives another row or other packets."""
 WHOLE_DIGEST_BYTES: Final = 64 << 20
 DIGEST_SAMPLE_BYTES: Final = 1 << 20
@@ -152,7 +153,15 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
         pace = stream.declared_rate or RATE_WITHOUT_TIMES
         notes.append(f"no time stamps: {pace:.4g} frames per second assumed")
     pts = _complete_times(pts, display, stream, has_pts)
-    rate, rate_note = _rate(pts[display], stream)
+    stacking = stacking_of(stream, pts[display])
+    if stacking is not None and reason:
+        raise UnusableVideoError(f"a stacked proxy without random access: {reason}")
+    if stacking is None:
+        times = pts[display]
+        rate, rate_note = _rate(times, stream)
+    else:
+        times = stacking.times(pts[display])
+        rate, rate_note = stream.time_base[1] / (stream.time_base[0] * stacking.ticks), ""
     cut = int(((classified.flags & BROKEN) > 0).sum())
     notes += [rate_note] if rate_note else []
     notes += [f"{cut} damaged packets"] if cut else []
@@ -160,7 +169,7 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
     if stream.declared_frames > len(found.pos):
         notes.append(f"the container promises {stream.declared_frames} packets, {len(found.pos)} can be read")
     tick = stream.time_base[0] / stream.time_base[1]
-    span = float(pts[display].max() - pts[display].min()) * tick
+    span = float(times.max() - times.min()) * tick
     values |= stream.values | {
         "status": SEQUENTIAL if reason else OK,
         "reason": reason,
@@ -174,17 +183,21 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
         "duration": span + 1 / rate,
         "start_pts": int(pts[display[0]]),
         "packet_count": len(found.pos),
-        "frame_count": len(display),
+        "frame_count": len(times),
+        "stack": 1 if stacking is None else stacking.stack,
+        "frame_ticks": 0 if stacking is None else stacking.ticks,
         "nal_length_size": classified.nal_length_size,
         "extradata_size": len(stream.extradata),
     }
+    if stacking is not None:
+        values["height"] = stacking.height
     packets = Packets(
         offset=np.where(found.start >= 0, found.start, np.maximum(found.pos, 0)).astype(np.uint64),
         size=found.size.astype(np.uint32),
         pts=pts,
         rank=rank_of(display, len(found.pos)),
         flags=classified.flags,
-        display=display,
+        display=display if stacking is None else stacking.display(display),
     )
     return Scanned(Row(values, stream.extradata), packets)
 

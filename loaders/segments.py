@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from surgrec.loaders.clip_plan import ClipTooLong, clip_frames
+from surgrec.loaders.clip_plan import ClipTooLong, clip_frames, frame_time
 from surgrec.loaders.packet_index import OK, SEQUENTIAL, STATUS_NAMES, PacketIndex
 
 
@@ -93,7 +93,8 @@ def cut_segments(
             continue
         ticks = seconds * int(table.time_base_den[video]) / int(table.time_base_num[video])
         used.append(video)
-        cuts.append(_cut(index.pts[index.packets(video)], index.frames(video), ticks))
+        stack, frame_ticks = int(table.stack[video]), int(table.frame_ticks[video])
+        cuts.append(_cut(index.pts[index.packets(video)], index.frames(video), stack, frame_ticks, ticks))
     if not used:
         raise ValueError(_nothing_usable(index, unusable))
     counts = [len(cut) - 1 for cut in cuts]
@@ -140,29 +141,31 @@ def _nothing_usable(index: PacketIndex, unusable: list[Unusable]) -> str:
 
 
 @numba.njit(cache=True)
-def _cut(pts, display, ticks):
+def _cut(pts, display, stack, frame_ticks, ticks):
     """Display positions, int64 [segments + 1], at which a video is cut; the first is 0, the last its end.
 
-    pts int64 [packets], display uint32 [frames >= 1], ticks: length of a segment in units of the time base.
+    pts int64 [packets], display uint32 [frames >= 1]; stack, frame_ticks: as in VideoInfo; ticks: length of a
+    segment in units of the time base.
     """
     n = len(display)
     cuts = [0]
     while True:
         # The first frame not before the end of this segment, half a tick allowed for rounding.
-        target = pts[display[cuts[-1]]] + ticks - 0.5
+        target = frame_time(pts, display, 0, 0, stack, frame_ticks, cuts[-1]) + ticks - 0.5
         low, high = cuts[-1] + 1, n
         while low < high:
             middle = (low + high) // 2
-            if pts[display[middle]] < target:
+            if frame_time(pts, display, 0, 0, stack, frame_ticks, middle) < target:
                 low = middle + 1
             else:
                 high = middle
         if low >= n:
             break
         cuts.append(low)
-    first, last = pts[display[0]], pts[display[n - 1]]
+    first, last = pts[display[0]], frame_time(pts, display, 0, 0, stack, frame_ticks, n - 1)
     step = (last - first) / (n - 1) if n > 1 else 0.0
-    if len(cuts) > 1 and last - pts[display[cuts[-1]]] + step < 0.5 * ticks:
+    rest = last - frame_time(pts, display, 0, 0, stack, frame_ticks, cuts[-1])
+    if len(cuts) > 1 and rest + step < 0.5 * ticks:
         cuts.pop()
     cuts.append(n)
     return np.array(cuts)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import av
 import numpy as np
 from surgrec.loaders.demux import open_video, packets_of
+from surgrec.loaders.proxy_tag import parse_tag
 
 FIRST_FRAME_PACKETS: Final = 512
 """The first frame must come out of this many packets."""
@@ -68,7 +69,7 @@ class VideoStream:
     """The stream that is indexed, and its first frame. `values` are columns of the index.
 
     `declared_frames` is what the container says, 0 for nothing; `declared_rate` frames per second, 0 for
-    nothing or nonsense.
+    nothing or nonsense. `tag` holds the values of a proxy's own tag, None where it is no proxy.
     """
 
     index: int
@@ -79,6 +80,7 @@ class VideoStream:
     time_base: tuple[int, int]
     declared_frames: int
     declared_rate: float
+    tag: dict[str, Any] | None
     values: dict[str, Any]
 
 
@@ -113,6 +115,7 @@ def describe(path: Path) -> VideoStream:
             time_base=(time_base.numerator, time_base.denominator),
             declared_frames=stream.frames,
             declared_rate=float(rate) if rate and 0 < rate <= 1000 else 0.0,
+            tag=_tag(container),
             values={
                 "width": frame.width,
                 "height": frame.height,
@@ -133,6 +136,12 @@ def describe(path: Path) -> VideoStream:
                 "reorder_depth": int(context.reorder_depth),
             },
         )
+
+
+def _tag(container: Any) -> dict[str, Any] | None:
+    """Of a proxy, or of a copy of one in another container."""
+    tags = (parse_tag(text) for text in container.metadata.values())
+    return next((tag for tag in tags if tag is not None), None)
 
 
 def _choose(container: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -114,3 +115,74 @@ def stream_corpus(
 ) -> StreamCorpus:
     """A StreamCorpus: `paths`, `index`, `video` (kind -> number in the index), `reference(kind)`."""
     return StreamCorpus(tmp_path_factory.mktemp("streams"), build_index_of)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A proxy of stacked frames, the same one unstacked, and what a full FFmpeg decode gives, cut by hand.
+
+    images: uint8 [N, H, W, 3] RGB. planes: Y, Cb, Cr, uint8 [N, h, w]. N frames; index: of both proxies, the
+    stacked one first.
+    """
+
+    path: Path
+    stack: int
+    index: PacketIndex
+    images: NDArray[np.uint8] = field(repr=False)
+    planes: tuple[NDArray[np.uint8], ...] = field(repr=False)
+
+
+@pytest.fixture(scope="session")
+def make_stacked(
+    streams: ModuleType, build_index_of: Callable[[list[Path], Path], PacketIndex]
+) -> Callable[..., Stacked]:
+    """make_stacked(folder, stack=4, gop=16, frames=45, codec="h264", size=(96, 64)): by the transcoder."""
+
+    def make(
+        folder: Path,
+        stack: int = 4,
+        gop: int = 16,
+        frames: int = 45,
+        codec: str = "h264",
+        size: tuple[int, int] = (96, 64),
+    ) -> Stacked:
+        import av
+        import numpy as np
+
+        from surgrec.transcoding.options import ProxyOptions
+        from surgrec.transcoding.proxy_file import Task, make_proxy
+        from surgrec.transcoding.sources import FOREIGN, Wanted
+
+        source = streams.make_stream("h264_default", folder / "source", frames=frames, size=size)
+        paths = []
+        for many in (stack, 1):
+            options = ProxyOptions(
+                min(size), "0", gop, codec, 20.0, "ultrafast", "cpu", "first", 4, 0.8, stack=many
+            )
+            wanted = Wanted(str(source), FOREIGN, "films", "", "", "")
+            task = Task(wanted, str(folder / f"stack{many}"), options, "cpu")
+            assert make_proxy(task, lambda share: None) is not None
+            paths.append(task.target)
+        rgb, planes = [], []
+        with av.open(str(paths[0])) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for picture in container.decode(video=0):
+                rgb.append(picture.to_ndarray(format="rgb24", threads=1))
+                planes.append([np.asarray(plane_lines(plane)) for plane in picture.planes])
+        cut = [np.concatenate(parts) for parts in (rgb, *zip(*planes, strict=True))]
+        tall = (size[1], size[1], size[1] // 2, size[1] // 2)
+        cut = [
+            part.reshape(-1, height, *part.shape[1:])[:frames] for part, height in zip(cut, tall, strict=True)
+        ]
+        index = build_index_of(paths, folder / "corpus.h5")
+        return Stacked(paths[0], stack, index, cut[0], (cut[1], cut[2], cut[3]))
+
+    return make
+
+
+def plane_lines(plane: Any) -> NDArray[np.uint8]:
+    """uint8 [h, w]: a copy of a plane of 8 bits."""
+    import numpy as np
+
+    lines = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size]
+    return lines.reshape(plane.height, plane.line_size)[:, : plane.width].copy()

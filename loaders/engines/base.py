@@ -23,7 +23,8 @@ class DecodedClip:
 
     frames: uint8 [T, H, W, 3], RGB, upright, at the size of the video; row k is request.frames[k]. Or,
     from an engine that serves a GPU, the planes there, complete and safe to read from any stream.
-    decoded_frames: frames that the decoder worked on. fed_packets, read_bytes: what it was given.
+    decoded_frames: frames that the decoder worked on, with all those in a stacked picture. fed_packets,
+    read_bytes: what it was given; a packet holds one picture, whatever is stacked in it.
     """
 
     request: ClipRequest

@@ -117,7 +117,7 @@ class CpuWorker:
     def _decode(self, request: ClipRequest, info: VideoInfo, plan: ClipPlan, data: memoryview) -> DecodedClip:
         """Feeds the plan's packets to a decoder. Raises BadClip where FFmpeg reports an error."""
         decoder = self._decoders.get(info)
-        sink = _Sink(plan, self._writer.start(len(request.frames), info.rotation))
+        sink = _Sink(plan, self._writer.start(request.places(info.stack), info.stack, info.rotation))
         try:
             fed = _feed(decoder, info, plan, data, sink)
         except av.FFmpegError as error:
@@ -129,7 +129,7 @@ class CpuWorker:
         decoder.flush_buffers()
         # PlaneArrays stay within a decoding process: outside of it they are Planes.
         frames = cast(NDArray[np.uint8], sink.result())
-        return DecodedClip(request, frames, fed, fed, plan.read_bytes)
+        return DecodedClip(request, frames, fed * info.stack, fed, plan.read_bytes)
 
 
 def _feed(decoder: VideoCodecContext, info: VideoInfo, plan: ClipPlan, data: memoryview, sink: _Sink) -> int:

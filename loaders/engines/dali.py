@@ -278,9 +278,13 @@ class DaliEngine(PooledEngine):
             used = _recolour(used, one.colour)
             if used.is_cuda:
                 torch.cuda.current_stream(used.device).synchronize()
-        red, green, blue = used.unbind(3)
-        planes = Planes((red, green, blue), clip.rows, Colour("rgb", full_range=True), one.info.rotation)
-        return DecodedClip(one.job.request, planes, clip.packets, clip.packets, one.read_bytes)
+        info, request = one.info, one.job.request
+        # Frames of a stacked picture are views of its lines.
+        red, green, blue = used.unflatten(1, (info.stack, -1)).flatten(0, 1).unbind(3)
+        places = request.places(info.stack)
+        rows = tuple(k * info.stack + place for k, place in zip(clip.rows, places, strict=True))
+        planes = Planes((red, green, blue), rows, Colour("rgb", full_range=True), info.rotation)
+        return DecodedClip(request, planes, clip.packets * info.stack, clip.packets, one.read_bytes)
 
     def _fall_back(self, job: _Job, reason: str) -> None:
         self.fallbacks[reason] += 1

@@ -197,7 +197,7 @@ class _Capabilities:
     def refusal(self, info: VideoInfo) -> str:
         depth = FORMATS[info.pix_fmt]
         caps = self._caps[info.codec, depth]
-        width, height = max(info.width, info.coded_width), max(info.height, info.coded_height)
+        width, height = max(info.width, info.coded_width), max(info.picture_height, info.coded_height)
         if not caps.supported:
             return f"{info.codec} of {depth} bit"
         blocks = (width + 15) // 16 * ((height + 15) // 16)
@@ -271,8 +271,8 @@ class _NvdecWorker:
             self._pool.close_idle()
             torch.cuda.empty_cache()
             decoded, luma, chroma = self._on_session(info, fed)
-        clip = Planes((luma, chroma[..., 0], chroma[..., 1]), rows, colour_of(info), info.rotation)
-        return DecodedClip(request, clip, decoded, len(plan.packets), plan.read_bytes)
+        clip = planes_of(request, info, luma, chroma, rows)
+        return DecodedClip(request, clip, decoded * info.stack, len(plan.packets), plan.read_bytes)
 
     def _on_session(self, info: VideoInfo, fed: _Fed) -> tuple[int, torch.Tensor, torch.Tensor]:
         """(pictures decoded, luma, chroma) once they are complete."""
@@ -282,14 +282,16 @@ class _NvdecWorker:
         try:
             with torch.cuda.stream(held.stream):
                 pictures = int(fed.slots.max()) + 1
-                luma, chroma = _new_pictures(pictures, info.height, info.width, depth, self._engine.device)
+                luma, chroma = _new_pictures(
+                    pictures, info.picture_height, info.width, depth, self._engine.device
+                )
             decoded = held.session.decode(
                 fed.data.ctypes.data,
                 fed.places,
                 fed.sizes,
                 fed.restarts,
                 fed.slots,
-                (info.width, info.height),
+                (info.width, info.picture_height),
                 depth,
                 luma.data_ptr(),
                 chroma.data_ptr(),
@@ -353,6 +355,27 @@ def slots_of(plan: ClipPlan) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     slots = np.where(plan.roles & LEADING, IGNORED, UNWANTED).astype(np.int64)
     slots[np.searchsorted(plan.packets, wanted)] = np.arange(len(wanted))
     return slots, tuple(rows.tolist())
+
+
+def planes_of(
+    request: ClipRequest,
+    info: VideoInfo,
+    luma: torch.Tensor,
+    chroma: torch.Tensor,
+    pictures: tuple[int, ...],
+) -> Planes:
+    """The clip in NVDEC's pictures, as it lies in memory: frames of a stacked picture are views of its lines.
+
+    luma: [K, S * H, W]; chroma: [K, (S * H + 1) // 2, (W + 1) // 2, 2], S frames in a picture. pictures: that
+    of each row. The planes are [K * S, H, W] and [K * S, (H + 1) // 2, (W + 1) // 2].
+    """
+    rows = pictures
+    if info.stack > 1:
+        luma = luma.unflatten(1, (info.stack, info.height)).flatten(0, 1)
+        chroma = chroma.unflatten(1, (info.stack, info.height // 2)).flatten(0, 1)
+        places = request.places(info.stack)
+        rows = tuple(k * info.stack + place for k, place in zip(pictures, places, strict=True))
+    return Planes((luma, chroma[..., 0], chroma[..., 1]), rows, colour_of(info), info.rotation)
 
 
 def colour_of(info: VideoInfo) -> Colour:

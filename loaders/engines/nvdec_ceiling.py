@@ -27,6 +27,8 @@ STRETCH = 250
 def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, seconds: float) -> float:
     """Frames per second that NVDEC decodes of the index's videos, all packets in order, nothing copied out.
 
+    A picture of a stacked video counts as its frames, `stack` of them.
+
     sessions: how many decode at a time, the videos divided among them. seconds: how long it is measured. Only
     videos that NVDEC decodes may be in the index. Raises BadClip for damaged ones.
     """
@@ -52,7 +54,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
             stretches.append(elementary(info, plan, np.frombuffer(data, np.uint8), len(sets)))
             if len(stretches) == 8:
                 break
-        size, depth = (info.width, info.height), FORMATS[info.pix_fmt]
+        size, depth = (info.width, info.picture_height), FORMATS[info.pix_fmt]
 
         def feed(stretch: NDArray[np.uint8], places: NDArray[np.int64], sizes: NDArray[np.int64]) -> int:
             slots, restarts = np.full(len(places), UNWANTED, np.int64), np.zeros(len(places), np.int64)
@@ -63,7 +65,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
             start.wait()
             begun, count = time.perf_counter(), 0
             for stretch in itertools.cycle(stretches):
-                count += feed(*stretch)
+                count += feed(*stretch) * info.stack
                 if stop.is_set():
                     break  # the others may have ended: this stretch had more of the hardware than its share
                 rates[number] = count / (time.perf_counter() - begun)

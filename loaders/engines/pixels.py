@@ -51,7 +51,10 @@ class ClipPictures(Protocol):
     """Takes the frames of one clip."""
 
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
-        """The frame of these rows. Raises BadClip where its size is not the clip's."""
+        """The decoded picture that these rows show, each at its place.
+
+        Raises BadClip where its size is not the clip's.
+        """
 
     def finish(self) -> NDArray[np.uint8] | PlaneArrays | None:
         """The clip once all rows are there; None where no frame came."""
@@ -60,8 +63,11 @@ class ClipPictures(Protocol):
 class PictureWriter(Protocol):
     """Makes pictures of frames. One per thread: it may hold FFmpeg's scaler."""
 
-    def start(self, length: int, rotation: int) -> ClipPictures:
-        """A clip of `length` rows that is turned by `rotation` degrees clockwise (0, 90, 180 or 270)."""
+    def start(self, places: Sequence[int], stack: int, rotation: int) -> ClipPictures:
+        """A clip that is turned by `rotation` degrees clockwise (0, 90, 180 or 270).
+
+        places: for each row which of the `stack` frames in its picture it shows, from 0 at the top.
+        """
 
 
 class RgbWriter:
@@ -73,8 +79,8 @@ class RgbWriter:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
-    def start(self, length: int, rotation: int) -> ClipPictures:
-        return _RgbClip(self, length, rotation)
+    def start(self, places: Sequence[int], stack: int, rotation: int) -> ClipPictures:
+        return _RgbClip(self, places, stack, rotation)
 
     def convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """uint8 [H, W, 3] in FFmpeg's memory, not turned; valid while `frame` or the result is held."""
@@ -84,21 +90,24 @@ class RgbWriter:
 
 
 class _RgbClip:
-    def __init__(self, writer: RgbWriter, length: int, rotation: int) -> None:
+    def __init__(self, writer: RgbWriter, places: Sequence[int], stack: int, rotation: int) -> None:
         self._writer = writer
-        self._length = length
+        self._places = places
+        self._stack = stack
         self._rotation = rotation
         self._clip: NDArray[np.uint8] | None = None
 
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
-        image = self._writer.convert(frame)
-        if self._rotation:
-            image = np.rot90(image, -self._rotation // 90)
-        if self._clip is None:
-            self._clip = np.empty((self._length, *image.shape), np.uint8)
-        _same_size(self._clip.shape[1:3], image.shape[:2])
-        for row in rows:
-            self._clip[row] = image
+        for place, shown in _by_place(rows, self._places):
+            part = frame if self._stack == 1 else _part(frame, place, self._stack)
+            image = self._writer.convert(part)
+            if self._rotation:
+                image = np.rot90(image, -self._rotation // 90)
+            if self._clip is None:
+                self._clip = np.empty((len(self._places), *image.shape), np.uint8)
+            _same_size(self._clip.shape[1:3], image.shape[:2])
+            for row in shown:
+                self._clip[row] = image
 
     def finish(self) -> NDArray[np.uint8] | None:
         return self._clip
@@ -139,21 +148,27 @@ class PlaneWriter:
         self.allocate = allocate
         self.rgb = RgbWriter()
 
-    def start(self, length: int, rotation: int) -> ClipPictures:
-        return _PlaneClip(self, length, rotation)
+    def start(self, places: Sequence[int], stack: int, rotation: int) -> ClipPictures:
+        return _PlaneClip(self, places, stack, rotation)
 
 
 class _PlaneClip:
-    def __init__(self, writer: PlaneWriter, length: int, rotation: int) -> None:
+    def __init__(self, writer: PlaneWriter, places: Sequence[int], stack: int, rotation: int) -> None:
         self._writer = writer
-        self._rows = [-1] * length
+        self._rows = [-1] * len(places)
+        self._places = places
+        self._stack = stack
         self._rotation = rotation
         self._colour: Colour | None = None
         self._arrays: list[NDArray[Any]] = []
         self._count = 0
 
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
-        colour, images = self._images(frame)
+        colour, whole = self._images(frame)
+        for place, shown in _by_place(rows, self._places):
+            self._add(colour, [_band(image, place, self._stack) for image in whole], shown)
+
+    def _add(self, colour: Colour, images: list[NDArray[Any]], rows: list[int]) -> None:
         if self._colour is None:
             self._colour = colour
             layouts = [((len(self._rows), *image.shape), image.dtype) for image in images]
@@ -194,6 +209,37 @@ def _lines(plane: Any, height: int, width: int, kind: Any) -> NDArray[Any]:
     if plane.line_size < 0:  # stored bottom-up
         lines = lines[::-1]
     return lines[:, :width]
+
+
+def _by_place(rows: list[int], places: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """The rows that a picture gives by their place in it, from the top."""
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(places[row], []).append(row)
+    return sorted(found.items())
+
+
+def _band(image: NDArray[Any], place: int, stack: int) -> NDArray[Any]:
+    """The frame at a place in a stacked picture, [H, ...], or in one of its planes. A view."""
+    height = len(image) // stack
+    if height * stack != len(image):
+        raise BadClip(f"a picture of {len(image)} lines does not hold {stack} frames; transcode it again")
+    return image[place * height : (place + 1) * height]
+
+
+def _part(frame: VideoFrame, place: int, stack: int) -> VideoFrame:
+    """The frame at a place in a stacked picture of yuv420p, as a picture of its own."""
+    if frame.format.name != "yuv420p" or frame.height % (2 * stack):
+        raise BadClip(
+            f"a picture of {frame.format.name} and {frame.height} lines does not hold {stack} frames; "
+            "transcode it again"
+        )
+    part = VideoFrame(frame.width, frame.height // stack, frame.format.name)
+    part.colorspace, part.color_range = frame.colorspace, frame.color_range
+    for source, target in zip(frame.planes, part.planes, strict=True):
+        band = _band(_lines(source, source.height, source.width, np.uint8), place, stack)
+        _lines(target, target.height, target.width, np.uint8)[:] = band
+    return part
 
 
 def _same_size(clip: tuple[int, ...], image: tuple[int, ...]) -> None:

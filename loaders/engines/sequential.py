@@ -33,12 +33,14 @@ class SequentialReader:
         self._open: OrderedDict[str, _Cursor] = OrderedDict()
 
     def decode(self, request: ClipRequest, info: VideoInfo) -> DecodedClip:
-        """The clip. Raises BadClip where the file gives fewer frames, or damaged ones."""
+        """The clip. Raises BadClip where the file gives fewer frames, or damaged or stacked ones."""
+        if info.stack > 1:
+            raise BadClip("stacked frames cannot be decoded from the start; transcode the source again")
         cursor = self._open.pop(info.path, None)
         if cursor is not None and (cursor.position > request.frames[0] or cursor.version != _version(info)):
             cursor.close()
             cursor = None
-        pictures: ClipPictures = self._writer.start(len(request.frames), info.rotation)
+        pictures: ClipPictures = self._writer.start((0,) * len(request.frames), 1, info.rotation)
         before = 0 if cursor is None else cursor.position
         try:
             if cursor is None:

@@ -6,7 +6,8 @@ The structure of a group of 16 pictures, in display order:
 
 K is a key frame that needs nothing before it (closed groups, no key frames at scene cuts). No other frame
 refers to a b (there is no b-pyramid), so the loader leaves out those that a clip does not show: a clip that
-starts inside a group costs the K and the Ps before it, not all frames before it.
+starts inside a group costs the K and the Ps before it, not all frames before it. Groups of stacked pictures
+are shorter, and have as many b between two P as at most half of the group leaves room for.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class EncoderError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What the encoder must be told of the video. Colours are FFmpeg's numbers (libavutil/pixfmt.h)."""
+    """What the encoder must be told of the video. Colours are FFmpeg's numbers (libavutil/pixfmt.h).
+
+    height: of a coded picture. rate: frames per second.
+    """
 
     height: int
     width: int
@@ -49,8 +53,10 @@ class StreamFacts:
 
 def encoder_options(name: str, options: ProxyOptions, b_frames: int = B_FRAMES) -> dict[str, str]:
     """FFmpeg's options of encoder `name` for these proxies."""
-    b_frames = min(b_frames, options.gop - 1)
-    fixed = {"g": str(options.gop), "bf": str(b_frames)}
+    gop = options.gop_pictures
+    # Of a group of 4 stacked pictures, K b P P takes fewer bytes than K b b P, and clips need as many of it.
+    b_frames = min(b_frames, gop - 1 if options.stack == 1 else (gop - 1) // 2)
+    fixed = {"g": str(gop), "bf": str(b_frames)}
     if name in NVENC_ENCODERS.values():
         return fixed | {
             "preset": options.preset or "p5",
@@ -63,9 +69,7 @@ def encoder_options(name: str, options: ProxyOptions, b_frames: int = B_FRAMES) 
             "strict_gop": "1",
             "forced-idr": "1",
         }
-    shape = (
-        f"keyint={options.gop}:min-keyint={options.gop}:scenecut=0:open-gop=0:bframes={b_frames}:b-adapt=0"
-    )
+    shape = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:bframes={b_frames}:b-adapt=0"
     fixed |= {"crf": f"{options.quality:g}", "preset": options.preset or "medium"}
     if name == "libx264":
         return fixed | {"x264-params": f"{shape}:b-pyramid=none"}
@@ -92,7 +96,7 @@ def probe_encoder(name: str, options: ProxyOptions) -> str:
 
 
 class ProxyWriter:
-    """Writes the frames of one proxy to an MP4 file, whose index stands at its start.
+    """Writes the pictures of one proxy to an MP4 file, whose index stands at its start.
 
     Raises EncoderError where the encoder does not open, OSError or av.error.FFmpegError where it cannot be
     written.
@@ -104,6 +108,7 @@ class ProxyWriter:
         flags = {"movflags": "+faststart+negative_cts_offsets", "brand": "mp42"}
         # The muxer's ticks are the time base's, so that no time is rounded.
         flags["video_track_timescale"] = str(facts.time_base.denominator)
+        self._stack = options.stack
         self._container = av.open(url_of(path), "w", format="mp4", options=flags)
         try:
             self._container.metadata["comment"] = tag
@@ -115,13 +120,26 @@ class ProxyWriter:
             raise
 
     def write(self, frame: Any) -> None:
-        """Encode one av.VideoFrame that has its time."""
-        self._container.mux(self._stream.encode(frame))
+        """Encode one av.VideoFrame that has its time.
+
+        The time of a stacked picture is that of its first frame divided by the stack: an encoder that saw
+        pictures last `stack` times as long would give each of their frames more bits. The file has the
+        right times.
+        """
+        self._mux(self._stream.encode(frame))
 
     def close(self) -> None:
         """Write what is left, and the file's index."""
-        self._container.mux(self._stream.encode(None))
+        self._mux(self._stream.encode(None))
         self._container.close()
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            if self._stack > 1:
+                packet.pts *= self._stack
+                packet.dts *= self._stack
+                packet.duration *= self._stack
+            self._container.mux(packet)
 
     def abandon(self) -> None:
         """Close the file as it is; it is going to be removed."""

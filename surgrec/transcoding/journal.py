@@ -13,7 +13,7 @@ from typing import Final
 from surgrec.corpus.record_folder import TORN, RecordFolder, open_whole
 from surgrec.transcoding.record import FRAME_COLUMNS, ProxyRecord
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
 
 
 class FolderBusyError(RuntimeError):

@@ -29,6 +29,8 @@ TABLE_NAME: Final = "videos.csv"
 TABLE_COLUMNS: Final = ("path", "dataset", "domain", "case", "split")
 FORMAT_NAME: Final = "surgrec-proxy-manifest"
 FORMAT_VERSION: Final = 1
+LATER_COLUMNS: Final = {"stack": 1}
+"""Columns that older manifests lack, and what holds for their proxies."""
 
 
 class ManifestError(RuntimeError):
@@ -123,12 +125,15 @@ def open_manifest(path: str | Path) -> Manifest:
                 name: [text.decode("utf-8", "surrogateescape") for text in file["proxies"][name][:]]
                 for name in TEXT_COLUMNS
             }
-            columns |= {name: file["proxies"][name][:] for name in NUMBER_COLUMNS}
+            stored = [name for name in NUMBER_COLUMNS if name in file["proxies"] or name not in LATER_COLUMNS]
+            columns |= {name: file["proxies"][name][:] for name in stored}
             frames = {name: file["frames"][name][:] for name in FRAME_COLUMNS}
             made_by = str(file.attrs["surgrec_version"])
     except (OSError, KeyError, ValueError) as error:
         raise ManifestError(path, f"damaged, or no HDF5 file ({error})") from error
     counts = columns["frame_count"]
+    for name in NUMBER_COLUMNS.keys() - columns.keys():
+        columns[name] = np.full(len(counts), LATER_COLUMNS[name], NUMBER_COLUMNS[name])
     if {len(column) for column in frames.values()} != {int(counts.sum())}:
         raise ManifestError(path, "damaged: columns of unequal length")
     starts = np.concatenate(([0], np.cumsum(counts)))[:-1].astype(np.int64)

@@ -10,12 +10,17 @@ from typing import Final
 import xxhash
 
 from surgrec.configs.transcode import TranscodeConfig
+from surgrec.loaders.stacking import MAX_STACK
 
 TRANSCODER_VERSION: Final = 1
 """Raised when the same source and options give another proxy."""
 MULTIPLE: Final = 16
 """Both sides of a proxy are multiples of this: no block of the codec is padded."""
 MAX_QUALITY: Final = 51
+GOP: Final = 16
+ALL_KEYS_FROM: Final = 4
+"""Frames in a picture from which on other pictures predict so little that key frames cost about as much
+(docs/transcode.md has the measurement)."""
 
 
 class OptionError(ValueError):
@@ -26,7 +31,8 @@ class OptionError(ValueError):
 class ProxyOptions:
     """Options of a proxy. `rate` is a fraction as text ("25/4"), "0" for the source's own times.
 
-    `area` is (top, left, height, width) in pixels of the upright stored picture, None for all of it.
+    `area` is (top, left, height, width) in pixels of the upright stored picture, None for all of it. `gop`
+    counts frames; `stack` of them stand in one coded picture.
     """
 
     short_side: int
@@ -40,10 +46,17 @@ class ProxyOptions:
     ssim_frames: int
     min_ssim: float
     area: tuple[int, int, int, int] | None = None
+    stack: int = 1
+
+    @property
+    def gop_pictures(self) -> int:
+        """Coded pictures from one key frame to the next."""
+        return self.gop // self.stack
 
     @staticmethod
     def of(config: TranscodeConfig) -> ProxyOptions:
         """Raises OptionError."""
+        gop = config.gop or (config.stack if config.stack >= ALL_KEYS_FROM else GOP)
         problems = [
             (
                 config.short_side >= MULTIPLE and config.short_side % MULTIPLE == 0,
@@ -53,7 +66,15 @@ class ProxyOptions:
                 config.rate == 0 or 0.01 <= config.rate <= 1000,
                 f"--rate {config.rate:g}: 0 (the source's own) or 0.01 to 1000 frames per second are needed",
             ),
-            (1 <= config.gop <= 1000, f"--gop {config.gop}: 1 to 1000 frames are needed"),
+            (1 <= gop <= 1000, f"--gop {config.gop}: 1 to 1000 frames are needed, or 0 for the default"),
+            (
+                1 <= config.stack <= MAX_STACK,
+                f"--stack {config.stack}: 1 (none) to {MAX_STACK} frames in a picture are needed",
+            ),
+            (
+                gop % config.stack == 0 if config.stack else True,
+                f"--gop {gop}: a multiple of --stack {config.stack} is needed: a group is whole pictures",
+            ),
             (
                 0 < config.quality <= MAX_QUALITY,
                 f"--quality {config.quality:g}: above 0, and {MAX_QUALITY} at most, is needed",
@@ -69,7 +90,7 @@ class ProxyOptions:
         return ProxyOptions(
             config.short_side,
             str(Fraction(str(config.rate))),
-            config.gop,
+            gop,
             config.codec,
             config.quality,
             config.preset,
@@ -77,6 +98,7 @@ class ProxyOptions:
             config.fields,
             config.ssim_frames,
             config.min_ssim,
+            stack=config.stack,
         )
 
     @staticmethod
@@ -89,7 +111,10 @@ class ProxyOptions:
 
     def to_json(self) -> str:
         """With the version of the transcoder; equal options give equal text."""
-        return json.dumps({"version": TRANSCODER_VERSION, **asdict(self)}, sort_keys=True)
+        values = asdict(self)
+        if self.stack == 1:  # so that proxies of before there were stacks stay up to date
+            del values["stack"]
+        return json.dumps({"version": TRANSCODER_VERSION, **values}, sort_keys=True)
 
     @property
     def digest(self) -> str:

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex
+from surgrec.loaders.proxy_tag import read_tag
 from surgrec.transcoding.options import MULTIPLE
-from surgrec.transcoding.tag import read_tag
 
 READERS: Final = 16
 """Files read at a time: on a network file system each costs some round trips."""

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import av
 import numpy as np
 
 import surgrec
 from surgrec.loaders.index_writer import sync
+from surgrec.loaders.proxy_tag import make_tag, read_tag
+from surgrec.loaders.stacking import tag_values
 from surgrec.transcoding.decode import decode_frames
 from surgrec.transcoding.encoder import (
     CPU_ENCODERS,
@@ -31,7 +33,7 @@ from surgrec.transcoding.picture import PictureError, PictureMaker, planes_of, p
 from surgrec.transcoding.record import ProxyRecord
 from surgrec.transcoding.sources import SourceError, SourceVideo, Wanted, describe_source
 from surgrec.transcoding.ssim import PictureYuv
-from surgrec.transcoding.tag import make_tag, read_tag
+from surgrec.transcoding.stack import Stacker, StackError, check_lines, frame_seconds
 from surgrec.transcoding.verify import Verified, VerifyError, verify_proxy
 
 PARTIAL: Final = ".surgrec-partial"
@@ -87,7 +89,7 @@ def make_proxy(task: Task, beat: Beat) -> ProxyRecord | None:
         if task.known_digest and source.info.xxh3 == task.known_digest:
             return None
         return _make(task, source, beat)
-    except (SourceError, GeometryError, PictureError, EncoderError, VerifyError) as error:
+    except (SourceError, GeometryError, StackError, PictureError, EncoderError, VerifyError) as error:
         raise ProxyError(str(error)) from error
     except av.error.FFmpegError as error:
         raise ProxyError(f"FFmpeg fails: {error.strerror or error}") from error
@@ -102,7 +104,10 @@ def _make(task: Task, source: SourceVideo, beat: Beat) -> ProxyRecord:
     geometry = make_geometry(
         info.height, info.width, info.sar, info.rotation, options.short_side, options.area
     )
+    check_lines(geometry, options.stack, options.codec)
     grid = make_grid(source.pts, source.time_base, info.rate, Fraction(options.rate))
+    if options.stack > 1:
+        frame_seconds(grid, info.rate)  # refuses sources before they are decoded
     partial = partial_of(target)
     try:
         with _storing(target):
@@ -112,13 +117,13 @@ def _make(task: Task, source: SourceVideo, beat: Beat) -> ProxyRecord:
         notes = [grid.note]
         name = NVENC_ENCODERS[options.codec] if task.encoder == GPU else CPU_ENCODERS[options.codec]
         try:
-            made = _encode(task, source, geometry, grid, name, partial, beat)
+            made = _encode_whole(task, source, geometry, grid, name, partial, beat)
         except EncoderError as error:
             if task.encoder != GPU or options.encoder == GPU:
                 raise
             name = CPU_ENCODERS[options.codec]
             notes.append(f"encoded by {name}: {error}")
-            made = _encode(task, source, geometry, grid, name, partial, beat)
+            made = _encode_whole(task, source, geometry, grid, name, partial, beat)
         notes.append(made.note)
         grid = made.grid
         checked = 0
@@ -129,7 +134,7 @@ def _make(task: Task, source: SourceVideo, beat: Beat) -> ProxyRecord:
             beat(0.9 + 0.1 * min(1.0, checked / len(grid.times)))
 
         size = (geometry.out_height, geometry.out_width)
-        verified = verify_proxy(partial, grid, size, options.gop, made.samples, options.min_ssim, checking)
+        verified = verify_proxy(partial, grid, size, options, made.samples, checking)
         if _changed(source):
             raise ProxyError("the source changed while it was transcoded; run the command again")
         with _storing(target):
@@ -171,6 +176,24 @@ class _Made:
     note: str
 
 
+def _encode_whole(
+    task: Task,
+    source: SourceVideo,
+    geometry: Geometry,
+    grid: FrameGrid,
+    name: str,
+    partial: Path,
+    beat: Beat,
+) -> _Made:
+    """As _encode, with the right number of frames in the tag where the source is damaged towards its end."""
+    made = _encode(task, source, geometry, grid, name, partial, beat)
+    if task.options.stack == 1 or len(made.grid.times) == len(grid.times):
+        return made
+    # The tag was written before the damage was found.
+    again = _encode(task, source, geometry, made.grid, name, partial, beat)
+    return replace(again, note=made.note)
+
+
 def _encode(
     task: Task,
     source: SourceVideo,
@@ -183,7 +206,7 @@ def _encode(
     info, options = source.info, task.options
     matrix, primaries, transfer = source.colours
     facts = StreamFacts(
-        geometry.out_height,
+        geometry.out_height * options.stack,
         geometry.out_width,
         grid.time_base,
         grid.rate,
@@ -191,15 +214,8 @@ def _encode(
         primaries,
         transfer,
     )
-    tag = make_tag(
-        {
-            "source": info.xxh3,
-            "options": options.digest,
-            "rate": str(grid.rate),
-            "short_side": min(geometry.out_height, geometry.out_width),
-            "surgrec": surgrec.__version__,
-        }
-    )
+    tag = make_tag(_tag_values(source, geometry, grid, options))
+    stacker = Stacker(options.stack)
     maker = PictureMaker(geometry, info.height, info.width, matrix, options.fields == "first")
     count = len(grid.positions)
     compared = set(np.linspace(0, count - 1, min(options.ssim_frames, count)).round().astype(int).tolist())
@@ -226,14 +242,21 @@ def _encode(
                 while written < count and grid.positions[written] == number:
                     if written in compared:
                         samples[written] = planes_of(picture)
-                    writer.write(stamp(picture, int(grid.times[written]), grid.time_base))
+                    whole = stacker.add(picture)
                     written += 1
+                    if whole is not None:
+                        time = int(grid.times[written - options.stack]) // options.stack
+                        writer.write(stamp(whole, time, grid.time_base))
                 if written == count:
                     break
             if written < count and not damage:
                 raise ProxyError(f"FFmpeg gives {number + 1} frames, the index has {len(source.pts)}")
             if written == 0:
                 raise ProxyError(f"FFmpeg reports damaged data from the start: {damage}")
+            whole = stacker.rest()
+            if whole is not None:
+                time = int(grid.times[(written - 1) // options.stack * options.stack]) // options.stack
+                writer.write(stamp(whole, time, grid.time_base))
             writer.close()
         except BaseException:
             writer.abandon()
@@ -243,6 +266,23 @@ def _encode(
         note = f"the source is damaged from frame {damaged_at} to its end; the proxy ends before: {damage}"
         grid = replace(grid, positions=grid.positions[:written], times=grid.times[:written])
     return _Made(grid, samples, maker.interlaced, note)
+
+
+def _tag_values(
+    source: SourceVideo, geometry: Geometry, grid: FrameGrid, options: ProxyOptions
+) -> dict[str, Any]:
+    height, width = geometry.out_height, geometry.out_width
+    values: dict[str, Any] = {
+        "source": source.info.xxh3,
+        "options": options.digest,
+        "rate": str(grid.rate),
+        "short_side": min(height, width),
+        "surgrec": surgrec.__version__,
+    }
+    if options.stack > 1:
+        seconds = frame_seconds(grid, source.info.rate)
+        values |= tag_values(options.stack, len(grid.times), height, width, seconds)
+    return values
 
 
 def _check_time(source: SourceVideo, number: int, pts: int | None) -> None:
@@ -290,6 +330,7 @@ def _record(
         "frame_count": len(grid.positions),
         "repeats": int((np.diff(grid.positions) == 0).sum()),
         "interlaced": made.interlaced,
+        "stack": task.options.stack,
         "width": geometry.out_width,
         "height": geometry.out_height,
         "rotation": geometry.rotation,

@@ -35,6 +35,7 @@ NUMBER_COLUMNS: Final[dict[str, str]] = {
     "frame_count": "i8",
     "repeats": "i8",
     "interlaced": "i8",
+    "stack": "i4",
     "width": "i4",
     "height": "i4",
     "rotation": "i4",

@@ -17,7 +17,7 @@ from surgrec.configs.transcode import TranscodeConfig
 from surgrec.corpus.discovery import InputError, find_entries
 from surgrec.loaders.packet_index import ERROR, OK, SEQUENTIAL, PacketIndex, VideoInfo
 from surgrec.loaders.packet_scan import digest_file, scan_file
-from surgrec.transcoding.tag import read_tag
+from surgrec.loaders.proxy_tag import read_tag
 
 FOREIGN: Final = -1
 """Number of a source that is in no index."""

@@ -12,6 +12,7 @@ from surgrec.loaders.demux import open_video
 from surgrec.loaders.packet_index import KEY, OK, OPEN_KEY
 from surgrec.loaders.packet_scan import scan_file
 from surgrec.transcoding.frame_grid import FrameGrid
+from surgrec.transcoding.options import ProxyOptions
 from surgrec.transcoding.picture import planes_of
 from surgrec.transcoding.ssim import PictureYuv, ssim
 
@@ -34,17 +35,17 @@ def verify_proxy(
     path: Path,
     grid: FrameGrid,
     size: tuple[int, int],
-    gop: int,
+    options: ProxyOptions,
     samples: Mapping[int, PictureYuv],
-    min_ssim: float,
     beat: Callable[[], None],
 ) -> Verified:
     """Decode the whole proxy and index it.
 
-    size: height, width. samples: number of a frame in the proxy -> the picture that it should show. `beat`
-    is called for each frame. Raises VerifyError, OSError, av.error.FFmpegError.
+    size: height, width of a frame. samples: number of a frame in the proxy -> the picture that it should
+    show. `beat` is called for each coded picture. Raises VerifyError, OSError, av.error.FFmpegError.
     """
     likeness: dict[int, float] = {}
+    height, width = size[0] * options.stack, size[1]
     count = 0
     with open_video(path) as container:
         stream = container.streams.video[0]
@@ -59,31 +60,46 @@ def verify_proxy(
                 raise VerifyError(
                     f"frame {count} of the proxy is at {frame.time} s, planned {float(planned)} s"
                 )
-            if (frame.height, frame.width) != size:
-                raise VerifyError(f"the proxy is {frame.width}x{frame.height}, planned {size[1]}x{size[0]}")
-            if count in samples:
-                likeness[count] = ssim(planes_of(frame), samples[count])
-                if likeness[count] < min_ssim:
+            if (frame.height, frame.width) != (height, width):
+                raise VerifyError(f"the proxy is {frame.width}x{frame.height}, planned {width}x{height}")
+            end = min(count + options.stack, len(grid.times))
+            compared = samples.keys() & range(count, end)
+            planes = planes_of(frame) if compared else None
+            for number in sorted(compared):
+                assert planes is not None
+                likeness[number] = ssim(_cut(planes, number - count, options.stack), samples[number])
+                if likeness[number] < options.min_ssim:
                     raise VerifyError(
-                        f"frame {count} of the proxy resembles its source too little: SSIM "
-                        f"{likeness[count]:.3f}, {min_ssim:g} asked. Give a lower --quality or --min-ssim."
+                        f"frame {number} of the proxy resembles its source too little: SSIM "
+                        f"{likeness[number]:.3f}, {options.min_ssim:g} asked. Give a lower --quality or "
+                        "--min-ssim."
                     )
-            count += 1
+            count = end
             beat()
     if count != len(grid.times):
         raise VerifyError(f"the proxy has {count} frames, {len(grid.times)} were written")
     values = list(likeness.values()) or [1.0]
-    return Verified(float(np.mean(values)), min(values), len(likeness), _check_access(path, count, gop))
+    return Verified(float(np.mean(values)), min(values), len(likeness), _check_access(path, grid, options))
 
 
-def _check_access(path: Path, frames: int, gop: int) -> str:
+def _cut(planes: PictureYuv, place: int, stack: int) -> PictureYuv:
+    """The frame at a place in a stacked picture, counted from the top."""
+    y, u, v = (plane[place * len(plane) // stack : (place + 1) * len(plane) // stack] for plane in planes)
+    return y, u, v
+
+
+def _check_access(path: Path, grid: FrameGrid, options: ProxyOptions) -> str:
     """Index the proxy as the loader will: a closed key frame every `gop` frames. Returns its digest."""
     scanned = scan_file(path)
     values = scanned.row.values
-    if values["status"] != OK or values["frame_count"] != frames:
+    frames = len(grid.times)
+    if values["status"] != OK or values["frame_count"] != frames or values["stack"] != options.stack:
         raise VerifyError(f"the proxy gives no random access: {values['reason'] or values['note']}")
     flags = scanned.packets.flags[scanned.packets.display]
-    keys = np.flatnonzero(flags & KEY)
-    if (flags & OPEN_KEY).any() or not np.array_equal(keys, np.arange(0, frames, gop)):
-        raise VerifyError(f"the encoder did not place a closed key frame every {gop} frames, as asked")
+    keys = np.flatnonzero(flags[:: options.stack] & KEY)
+    expected = np.arange(0, -(-frames // options.stack), options.gop_pictures)
+    if (flags & OPEN_KEY).any() or not np.array_equal(keys, expected):
+        raise VerifyError(
+            f"the encoder did not place a closed key frame every {options.gop} frames, as asked"
+        )
     return str(values["xxh3"])

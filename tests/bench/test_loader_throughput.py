@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from surgrec.loaders.packet_index import KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -215,3 +217,38 @@ def test_corpora_are_made_once_in_parallel_and_cropped_as_the_stream_says(
     assert [clip.frames.shape for clip in clips] == [(2, 80, 118, 3), (2, 78, 118, 3)]
     for clip in clips:  # the second stretch repeats the first
         assert np.abs(clip.frames[0].astype(int) - clip.frames[1]).mean() < 1
+
+
+def test_stacked_videos_are_read_by_this_project_alone(make_stacked, tmp_path):
+    """Another loader would give whole pictures: it is left out with a line, which is no failure."""
+    stacked = make_stacked(tmp_path, stack=4, gop=16, frames=90)
+    status, output, rows = run_script("--videos", stacked.path, "--engines", "cpu", "pyav", folder=tmp_path)
+    assert status == 0, output
+    assert "LEFT OUT pyav on videos: it gives pictures, not the frames stacked in them" in output
+    (row,) = rows
+    assert (row["name"], row["difference"]) == ("cpu", 0)
+    assert row["fed_per_s"] > 32 * row["value"]  # all frames of 16 pictures and more
+
+
+def test_a_stacked_corpus_holds_the_frames_of_the_other(bench_module, build_index_of, tmp_path):
+    from surgrec.loaders.clip_plan import ClipRequest
+    from surgrec.loaders.engines.cpu import CpuEngine
+
+    corpora = bench_module("corpora")
+    specs = corpora.CORPORA["proxy16"].videos[0], corpora.CORPORA["proxy16s4"].videos[0]
+    assert dataclasses.replace(specs[1], stack=1, options=specs[0].options) == specs[0]
+    paths = [tmp_path / "one.mp4", tmp_path / "four.mp4"]
+    for spec, path in zip(specs, paths, strict=True):
+        corpora.write_video(dataclasses.replace(spec, width=96, height=64, stretch=48, repeats=2), path)
+    index = build_index_of(paths, tmp_path / "corpus.h5")
+    one, four = index.video(0), index.video(1)
+    assert (four.stack, four.status, four.note) == (4, 0, "")
+    for name in ("frame_count", "rate", "height", "width"):
+        assert getattr(four, name) == getattr(one, name), name
+    keys = [index.flags[index.packets(video)][index.frames(video)] & KEY for video in (0, 1)]
+    assert np.flatnonzero(keys[0]).tolist() == list(range(0, 96, 16))
+    assert np.flatnonzero(keys[1]).tolist() == [frame for frame in range(96) if frame % 16 < 4]
+    frames = (3, 4, 17, 50, 95)
+    with CpuEngine(index, 1) as engine:
+        clips = engine.decode([ClipRequest(0, 0, frames), ClipRequest(1, 1, frames)])
+    assert np.abs(clips[0].frames.astype(int) - clips[1].frames).mean() < 4

@@ -152,6 +152,30 @@ def test_larger_pictures(streams: ModuleType, tmp_path_factory: pytest.TempPathF
         assert not any(by_kind.values()), by_kind
 
 
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize(("stack", "gop"), [(4, 16), (4, 4), (8, 16)])
+def test_stacked_frames(make_stacked, tmp_path: Path, codec: str, stack: int, gop: int):
+    """Each row is its own frame of a stacked picture, to the bit, and NVDEC itself decodes them all."""
+    from surgrec.loaders.engines.nvdec import NvdecEngine
+
+    stacked = make_stacked(tmp_path, stack=stack, gop=gop, frames=91, codec=codec, size=(160, 96))
+    device = torch.device("cuda", 0)
+    asked = requests(0, len(stacked.images), seed=stack)
+    with (
+        NvdecEngine(stacked.index, device, threads=1) as engine,
+        CpuProcesses(stacked.index, device, 2) as cpu,
+    ):
+        for ours, theirs, request in zip(engine.decode(asked), cpu.decode(asked), asked, strict=True):
+            for clip in (ours, theirs):
+                assert isinstance(clip, DecodedClip), clip
+                assert isinstance(clip.frames, Planes)
+                assert (clip.height, clip.width) == (96, 160)
+                assert clip.decoded_frames == stack * clip.fed_packets
+                for found, wanted in zip(values(clip.frames), stacked.planes, strict=True):
+                    np.testing.assert_array_equal(found, wanted[list(request.frames)], err_msg=str(request))
+        assert not engine.fallbacks
+
+
 def test_damaged_and_missing_files(stream_corpus, tmp_path: Path):
     """FFmpeg has the last word on damage; a file that is gone is a failure with a remedy."""
     import os

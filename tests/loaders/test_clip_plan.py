@@ -49,7 +49,7 @@ def make_index(letters: str, ranks: list[int] | None = None, pts: list[int] | No
     }
     columns["path"] = ["video.mp4"]
     columns |= {"packet_count": np.array([count]), "frame_count": np.array([len(display)])}
-    columns |= {"time_base_num": np.array([1]), "time_base_den": np.array([1000])}
+    columns |= {"time_base_num": np.array([1]), "time_base_den": np.array([1000]), "stack": np.array([1])}
     values: dict = {field.name: "" for field in fields(PacketIndex)}
     values |= {
         "path": Path("corpus.h5"),

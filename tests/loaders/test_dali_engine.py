@@ -167,6 +167,22 @@ def test_any_request(stream_corpus, kind, frames, drop):
     np.testing.assert_array_equal(pictures_of(clip), stream_corpus.reference(kind)[0][frames])
 
 
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_stacked_frames(make_stacked, make_engine, tmp_path, codec):
+    """The frames of a stacked proxy, from files whose pictures hold four of them."""
+    stacked = make_stacked(tmp_path, stack=4, gop=16, codec=codec)
+    asked = [
+        ClipRequest(n, 0, frames)
+        for n, frames in enumerate(((0, 5, 5, 44), tuple(range(6, 22)), (15, 16), tuple(range(3, 40, 5))))
+    ]
+    engine = make_engine(index=stacked.index)
+    clips = engine.decode(asked)
+    assert not engine.fallbacks
+    for clip, request in zip(clips, asked, strict=True):
+        np.testing.assert_array_equal(pictures_of(clip), stacked.images[list(request.frames)])
+        assert clip.decoded_frames == 4 * clip.fed_packets
+
+
 def test_only_what_is_needed_is_fed(stream_corpus, make_engine, request_for):
     request = request_for("h264_default", *range(26, 70, 4))
     ours = make_engine().decode([request])[0]

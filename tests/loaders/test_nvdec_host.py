@@ -17,12 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from surgrec.kernels.nv12_crop import to_rgb
-from surgrec.kernels.planes import Colour, Planes
+from surgrec.kernels.planes import Colour, Planes, check_planes
 from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, WANTED, ClipPlan, ClipRequest, plan_clip
 from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.clip_reader import ClipReader
-from surgrec.loaders.engines.nvdec import FORMATS, colour_of, elementary, slots_of, without_leading
+from surgrec.loaders.engines.nvdec import (
+    FORMATS,
+    colour_of,
+    elementary,
+    planes_of,
+    slots_of,
+    without_leading,
+)
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import VideoInfo
@@ -301,3 +308,37 @@ def test_full_and_limited_range(stream_corpus, pix_fmt, color_range):
     full = pix_fmt == "yuvj420p" or color_range == "pc"
     depth, shift = (10, 6) if pix_fmt == "yuv420p10le" else (8, 0)
     assert colour_of(info) == Colour("bt709", full, depth, shift)
+
+
+@pytest.fixture(scope="module")
+def stacked(make_stacked, tmp_path_factory) -> Any:
+    return make_stacked(tmp_path_factory.mktemp("stacked"), stack=4, gop=16)
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(frames=st.lists(st.integers(0, 44), min_size=1, max_size=12).map(sorted), drop=st.booleans())
+def test_stacked_frames_are_views_of_the_pictures(stacked, frames, drop):
+    """Pictures in memory as NVDEC leaves them; each row shows its own frame, and nothing is copied."""
+    reader = ClipReader(stacked.index, FileCache(4), drop)
+    request = ClipRequest(0, 0, tuple(frames))
+    info = reader.info(request)
+    sets = parameter_sets(info)
+    plan, read = reader.read(request, info, room=len(sets))
+    read[: len(sets)] = sets
+    fed = Feed(info, plan, *elementary(info, plan, np.frombuffer(read, np.uint8), len(sets)))
+    slots, pictures = slots_of(plan)
+    found = pictures_of(raw_decoder("h264"), fed, slots)
+    assert sorted(found) == list(range(len({frame // 4 for frame in frames})))
+    parts = [nvdec_planes(found[slot], 8) for slot in sorted(found)]
+    luma = torch.cat([y for y, _, _ in parts])
+    chroma = torch.cat([torch.stack([cb, cr], -1) for _, cb, cr in parts])
+    assert luma.shape[1:] == (info.picture_height, info.width)
+    clip = planes_of(request, info, luma, chroma, pictures)
+    assert (clip.height, clip.width) == stacked.images.shape[1:3]
+    assert clip.planes[0].data_ptr() == luma.data_ptr()
+    assert clip.planes[1].data_ptr() == chroma.data_ptr()
+    check_planes(0, clip, len(frames), torch.device("cpu"))
+    for plane, wanted in zip(clip.planes, stacked.planes, strict=True):
+        np.testing.assert_array_equal(plane[list(clip.rows)].numpy(), wanted[frames])
+    difference = to_rgb(clip).numpy().astype(int) - stacked.images[frames]
+    assert np.abs(difference).max() <= 3

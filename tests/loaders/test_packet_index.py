@@ -126,7 +126,7 @@ def test_other_format_version_says_how_to_go_on(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file.attrs["format_version"] = 99
     with pytest.raises(
-        PacketIndexError, match=r"format version 99, this SurgRec reads version 1\. Write it again"
+        PacketIndexError, match=r"format version 99, this SurgRec reads version 2\. Write it again"
     ):
         PacketIndex.open(tmp_path / "a.h5")
 

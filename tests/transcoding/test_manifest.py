@@ -12,11 +12,11 @@ from typing import Any
 import h5py
 import pytest
 from surgrec.configs.transcode import TranscodeConfig
+from surgrec.loaders.proxy_tag import make_tag, read_tag
 
 from surgrec.transcoding.manifest import MANIFEST_NAME, ManifestError, open_manifest, write_manifest
 from surgrec.transcoding.proxies import describe_proxies, proxy_summary
 from surgrec.transcoding.run import transcode
-from surgrec.transcoding.tag import make_tag, read_tag
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import pytest
 from surgrec.loaders.clip_plan import ClipRequest, plan_clip
 from surgrec.loaders.packet_index import DISPOSABLE, PacketIndex
 from surgrec.loaders.packet_scan import scan_file
+from surgrec.loaders.proxy_tag import read_tag
 
 from surgrec.transcoding import proxy_file
 from surgrec.transcoding.options import ProxyOptions
 from surgrec.transcoding.proxy_file import ProxyError, StorageError, Task, make_proxy
 from surgrec.transcoding.sources import FOREIGN, Wanted
-from surgrec.transcoding.tag import read_tag
 
 OPTIONS = ProxyOptions(256, "25/4", 16, "h264", 16.0, "ultrafast", "cpu", "first", 8, 0.8)
 

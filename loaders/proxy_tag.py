@@ -1,7 +1,8 @@
 """The tag in a proxy's own metadata, by which any copy of the file is known for a proxy.
 
-It is the comment of the MP4 file: `surgrec-proxy {"source": digest, "options": digest, ...}`. It is read from
-the boxes of the file (ISO/IEC 14496-12, 4.2) with a few small reads, so that a corpus is searched in no time.
+It is the comment of the MP4 file: `surgrec-proxy {"source": digest, "options": digest, ...}`. `read_tag`
+reads it from the boxes of the file (ISO/IEC 14496-12, 4.2) with a few small reads, so that a corpus is
+searched in no time; `parse_tag` takes a comment that FFmpeg has read.
 """
 
 from __future__ import annotations
@@ -30,12 +31,25 @@ def read_tag(path: str | Path) -> dict[str, Any] | None:
         end = os.fstat(descriptor).st_size
         for start, stop in _boxes(descriptor, 0, end, b"moov"):
             for first, last in _boxes(descriptor, start, stop, b"udta"):
-                found = _values(os.pread(descriptor, min(last - first, MAX_TAG_BYTES), first))
+                content = os.pread(descriptor, min(last - first, MAX_TAG_BYTES), first)
+                found = parse_tag(content.decode("utf-8", "replace"))
                 if found is not None:
                     return found
     finally:
         os.close(descriptor)
     return None
+
+
+def parse_tag(text: str) -> dict[str, Any] | None:
+    """The values of the tag in a text; None where it holds none, or a damaged one."""
+    at = text.find(MARK)
+    if at < 0:
+        return None
+    try:
+        values, _ = json.JSONDecoder().raw_decode(text[at + len(MARK) :])
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _boxes(descriptor: int, start: int, end: int, name: bytes) -> Iterator[tuple[int, int]]:
@@ -54,15 +68,3 @@ def _boxes(descriptor: int, start: int, end: int, name: bytes) -> Iterator[tuple
         if head[4:8] == name:
             yield start + content, start + size
         start += size
-
-
-def _values(udta: bytes) -> dict[str, Any] | None:
-    at = udta.find(MARK.encode())
-    if at < 0:
-        return None
-    text = udta[at + len(MARK) :].decode("utf-8", "replace")
-    try:
-        values, _ = json.JSONDecoder().raw_decode(text)
-    except ValueError:
-        return None
-    return values if isinstance(values, dict) else None
