@@ -65,6 +65,7 @@ class CropGraph:
         self.max_clips = max_clips
         self.way = way
         gpu = device.type == "cuda"
+        self._done = torch.cuda.Event(blocking=True) if gpu else None
         self._pipeline = Pipeline(
             batch_size=max_clips,
             num_threads=threads,
@@ -100,10 +101,17 @@ class CropGraph:
         for k, clip in enumerate(clips):
             self._check(k, clip, length, windows)
         inputs = self._for_resize(clips, windows) if self.way == "dali" else self._cropped(clips, windows)
-        # DALI reads the inputs in place; they outlive run, which waits for the result. It takes torch's
-        # current stream for that of the inputs.
+        # DALI reads the inputs in place, and does not wait for the stream that makes them. They outlive run,
+        # which waits for the result.
+        self._wait()
         (output,) = self._pipeline.run(**inputs)
         return from_dlpack(output.as_tensor())
+
+    def _wait(self) -> None:
+        """Sleeps until torch's current stream has done its work."""
+        if self._done is not None:
+            self._done.record(torch.cuda.current_stream(self.device))
+            self._done.synchronize()
 
     def _for_resize(self, clips: Sequence[Pictures], windows: CropWindows) -> dict[str, Any]:
         """Inputs of _resize: RGB clips, and the corners of the windows, exchanged for mirrored clips."""

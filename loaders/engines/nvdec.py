@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -50,9 +50,12 @@ FORMATS: Final = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
 """Pixel formats that NVDEC decodes, and their depth."""
 TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
 IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
-SESSIONS_PER_ENGINE: Final = 3
+SESSIONS_PER_ENGINE: Final = 2
+"""One decodes while the other's thread prepares the next clip. More gain nothing (bench/results)."""
 GIVE_UP_AFTER: Final = 3
 """Sound clips of a video that NVDEC fails on before it is asked no more for that video."""
+YIELDING: Final = 10
+"""Niceness of FFmpeg's processes: a core that feeds NVDEC decodes more than one that decodes itself."""
 EITHER: Final = 0  # lane of all requests
 CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
 
@@ -60,7 +63,7 @@ CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
 class NvdecEngine(PooledEngine):
     """Decodes clips on NVDEC; with `share` FFmpeg's processes take from the same queue (the hybrid engine).
 
-    index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes three for
+    index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes two for
     each of the GPU's decoders. threads: processes of FFmpeg; 0 takes one per core. drop_disposable: leave out
     packets that no wanted frame depends on; the frames are the same. timeout: seconds after which a session
     that does not answer is given up: its clip is a ClipFailure, another thread and session take its place.
@@ -110,7 +113,7 @@ class NvdecEngine(PooledEngine):
             timeout,
             self._late,
         )
-        setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
+        setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files, nice=YIELDING)
         self._cpu: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
             self.threads,
             "surgrec-cpu",
@@ -212,6 +215,12 @@ class _StreamSession:
     def __init__(self, driver: Driver, codec: str, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
         self.session = NvdecSession(driver, CODECS[codec], codec in IN_ORDER_CODECS, self.stream.cuda_stream)
+        self._done = torch.cuda.Event(blocking=True)
+
+    def wait(self) -> None:
+        """Sleeps until all that is queued is done. Waiting for the stream itself would keep a core busy."""
+        self._done.record(self.stream)
+        self._done.synchronize()
 
     def close(self) -> None:
         self.session.close()
@@ -250,9 +259,11 @@ class _NvdecWorker:
     def _decode(
         self, request: ClipRequest, info: VideoInfo, plan: ClipPlan, data: NDArray[np.uint8], room: int
     ) -> DecodedClip:
+        plan = without_leading(info, plan)
         data, places, sizes = elementary(info, plan, data, room)
         slots, rows = slots_of(plan)
-        fed = _Fed(data, places, sizes, ((plan.roles & EMPTY_FIRST) != 0).astype(np.int64), slots)
+        restarts = ((plan.roles & EMPTY_FIRST) != 0).astype(np.int64)
+        fed = _Fed(data, places, sizes, restarts, slots, room)
         try:
             decoded, luma, chroma = self._on_session(info, fed)
         except DeviceMemoryError:
@@ -284,8 +295,9 @@ class _NvdecWorker:
                 depth,
                 luma.data_ptr(),
                 chroma.data_ptr(),
+                fed.sets,
             )
-            held.stream.synchronize()
+            held.wait()
         except BaseException:
             held.close()  # what its hardware's state is now, nobody knows
             raise
@@ -302,6 +314,20 @@ class _Fed:
     sizes: NDArray[np.int64]
     restarts: NDArray[np.int64]
     slots: NDArray[np.int64]
+    sets: int
+
+
+def without_leading(info: VideoInfo, plan: ClipPlan) -> ClipPlan:
+    """The plan without the leading pictures of an open start, where decoders need not see them.
+
+    In HEVC no trailing picture refers to one (H.265, 8.3.2), and NVDEC's parser skips them at a start. H.264
+    counts frames, and would conceal a gap.
+    """
+    keep = (plan.roles & LEADING) == 0
+    if info.codec != "hevc" or keep.all():
+        return plan
+    columns = {name: getattr(plan, name)[keep] for name in ("packets", "roles", "places", "sizes")}
+    return replace(plan, **columns)
 
 
 def elementary(

@@ -67,6 +67,7 @@ TAKEN: Final = 38
 DAMAGED: Final = 39
 RING_NEXT: Final = 40
 OLDEST: Final = 43  # the first packet whose picture has not come to on_decode yet
+SETS: Final = 45  # bytes of parameter sets that lie in front of the first packet
 AT_ONCE: Final = 44  # 1 where a picture comes while its own packet is fed, 0 where the next one brings it
 # Arrays within the state.
 RING: Final = 8
@@ -361,6 +362,8 @@ def feed(state, data, places, sizes, restarts):
             _parse(s, END_OF_STREAM, 0, 0)
             if s[IN_ORDER] == 0 and s[OLDEST] != k:
                 _fail(s, STAGE_NO_PICTURE, 0)
+            if s[SETS] > 0:  # the end of a stream is the end of what they said
+                _parse(s, 0, data + places[0], s[SETS])
         s[PACKET] = k
         if sizes[k] > 0:
             _parse(s, END_OF_PICTURE, data + places[k], sizes[k])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.clip_reader import ClipReader
@@ -31,7 +34,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
     """
     reader = ClipReader(index, FileCache(), drop_disposable=False)
     start, stop = threading.Barrier(sessions + 1), threading.Event()
-    counts, errors = [0] * sessions, []
+    rates, errors = [0.0] * sessions, []
 
     def decode(number: int) -> None:
         torch.cuda.set_device(device)
@@ -52,20 +55,21 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
             if len(stretches) == 8:
                 break
         size, depth = (info.width, info.picture_height), FORMATS[info.pix_fmt]
-        counted = False
+
+        def feed(stretch: NDArray[np.uint8], places: NDArray[np.int64], sizes: NDArray[np.int64]) -> int:
+            slots, restarts = np.full(len(places), UNWANTED, np.int64), np.zeros(len(places), np.int64)
+            address = stretch.ctypes.data
+            return info.stack * session.decode(address, places, sizes, restarts, slots, size, depth, 0, 0)
+
         try:
-            while not stop.is_set():
-                for stretch, places, sizes in stretches:
-                    slots = np.full(len(places), UNWANTED, np.int64)
-                    restarts = np.zeros(len(places), np.int64)
-                    found = session.decode(
-                        stretch.ctypes.data, places, sizes, restarts, slots, size, depth, 0, 0
-                    )
-                    if counted and not stop.is_set():
-                        counts[number] += found * info.stack
-                    elif not counted:
-                        start.wait()
-                        counted = True
+            feed(*stretches[0])  # makes the decoder
+            start.wait()
+            begun, count = time.perf_counter(), 0
+            for stretch in itertools.cycle(stretches):
+                count += feed(*stretch)
+                if stop.is_set():
+                    break  # the others may have ended: this stretch had more of the hardware than its share
+                rates[number] = count / (time.perf_counter() - begun)
         except BaseException as error:  # the caller raises it
             errors.append(error)
             start.abort()
@@ -75,17 +79,12 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
     threads = [threading.Thread(target=decode, args=(number,), daemon=True) for number in range(sessions)]
     for thread in threads:
         thread.start()
-    try:
+    with contextlib.suppress(threading.BrokenBarrierError):
         start.wait()
-        begun = time.perf_counter()
         time.sleep(seconds)
-        taken = time.perf_counter() - begun
-        total = sum(counts)
-    except threading.BrokenBarrierError:
-        total, taken = 0, 1.0
     stop.set()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    return total / taken
+    return sum(rates)

@@ -14,6 +14,11 @@ from surgrec.loaders.engines.nvcuvid import OUT_OF_MEMORY, Driver, NvdecUnavaila
 DISPLAY_DELAY: Final = 4
 """Frames that the parser may hold back, so that decoding runs ahead of copying."""
 
+SLEEPING: Final = 1
+"""CU_EVENT_BLOCKING_SYNC: who waits for an event sleeps, and leaves its core to FFmpeg."""
+UNTIMED: Final = 2
+"""CU_EVENT_DISABLE_TIMING"""
+
 _AREA_WORDS: Final = 1024
 _CREATE_AT, _MAP_AT, _COPY_AT, _STATUS_AT, _MAPPED_AT, _PACKET_AT = 128, 160, 256, 288, 320, 400
 _STAGES: Final = {
@@ -90,8 +95,7 @@ class NvdecSession:
         if error:
             raise NvdecUnavailable(f"cuvidCreateVideoParser returned CUDA error {error}")
         for place in range(c.RING):
-            # 2 is CU_EVENT_DISABLE_TIMING.
-            error = call(driver.create_event, base + 8 * (c.RING_EVENTS + place), 2)
+            error = call(driver.create_event, base + 8 * (c.RING_EVENTS + place), SLEEPING | UNTIMED)
             if error:
                 self.close()
                 raise NvdecUnavailable(f"cuEventCreate returned CUDA error {error}")
@@ -112,6 +116,7 @@ class NvdecSession:
         depth: int,
         luma: int,
         chroma: int,
+        sets: int = 0,
     ) -> int:
         """Feed a clip's packets and queue the copies of its frames on the stream; how many were decoded.
 
@@ -121,6 +126,7 @@ class NvdecSession:
             size: width and height of the picture. depth: bits of a value.
             luma, chroma: addresses on the GPU of uint8 or uint16 [K, H, W] and [K, H/2, W/2, 2], halves
                 rounded up.
+            sets: bytes of parameter sets at the beginning of the first packet; restarts need them again.
 
         Raises:
             BadClip: the data are damaged, or of another format than the index says.
@@ -132,6 +138,7 @@ class NvdecSession:
         s[c.LUMA], s[c.CHROMA] = luma, chroma
         s[c.SLOTS], s[c.SLOT_COUNT] = slots.ctypes.data, slots.size
         s[c.OLDEST] = s[c.AT_ONCE] = 0
+        s[c.SETS] = sets
         s[c.PACKET] = s[c.ERROR] = s[c.STAGE] = s[c.DECODED] = s[c.TAKEN] = s[c.DAMAGED] = 0
         stage = c.feed(self._address, data, places, sizes, restarts)
         if stage:

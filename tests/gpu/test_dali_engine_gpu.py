@@ -13,6 +13,7 @@ from surgrec.kernels.nv12_crop import to_rgb
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
 from surgrec.loaders.engines.cpu import CpuEngine
+from surgrec.loaders.engines.cpu_processes import CpuProcesses
 from surgrec.loaders.engines.dali import DaliEngine
 
 pytestmark = [
@@ -24,7 +25,6 @@ BY_DALI = {
     "h264_default",
     "h264_no_pyramid",
     "h264_many_b",
-    "h264_intra",
     "h264_baseline",
     "h264_intra_refresh",
     "h264_full_range",
@@ -37,7 +37,8 @@ BY_DALI = {
     "h264_wide_pixels",
 }
 """Kinds of tests/streams.py that DALI must decode without one clip for the cpu engine. HEVC is not among
-them: NVDEC takes it from 144 lines on, these have 96; other sizes are below."""
+them: NVDEC takes it from 144 lines on, these have 96; other sizes are below. Nor is h264_intra: DALI 2.4 ends
+with CUDA_ERROR_INVALID_VALUE on streams of key frames alone, of any size."""
 
 
 def pictures_of(clip: DecodedClip | ClipFailure) -> np.ndarray:
@@ -78,28 +79,32 @@ def test_the_frames_of_every_kind(stream_corpus, stream_kind, engine):
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 @pytest.mark.parametrize("size", [(854, 480), (640, 360), (1920, 1080), (256, 144), (258, 146)])
 def test_sizes_and_colours(streams, build_index_of, tmp_path: Path, size, codec):
-    """Smooth pictures: what is left of a difference is the conversion, which must be below two levels.
+    """Smooth pictures: what is left of a difference is DALI's conversion to RGB, a level off for BT.601.
 
     x265's groups of pictures are open, x264's closed.
     """
     paths = []
-    for name, matrix, full in (("601", 5, False), ("full", 5, True), ("709", 1, False), ("2020", 9, False)):
+    matrices = (("601", 5, False), ("709", 1, False), ("full", 5, True), ("2020", 9, False))
+    for name, matrix, full in matrices if size[1] < 1080 else matrices[:2]:
         paths.append(tmp_path / f"{name}.mp4")
         smooth_video(paths[-1], size, codec, matrix, full)
     index = build_index_of(paths, tmp_path / "corpus.h5")
     requests = [ClipRequest(v, v, (2, 7, 13, 22, 29)) for v in range(len(paths))]
-    with DaliEngine(index, torch.device("cuda", 0), threads=4, batch=3) as dali, CpuEngine(index, 4) as cpu:
+    device = torch.device("cuda", 0)
+    with DaliEngine(index, device, threads=4, batch=3) as dali, CpuProcesses(index, device, threads=4) as cpu:
+        everything = [ClipRequest(v, v, tuple(range(30))) for v in range(len(paths))]
+        images = [to_rgb(clip.frames).short() for clip in cpu.decode(everything)]
         for _ in range(2):  # the second time with sessions that the first one left
-            for request, clip, wanted in zip(
-                requests, dali.decode(requests), cpu.decode(requests), strict=True
-            ):
-                found = pictures_of(clip).astype(int)
-                assert found.shape == wanted.frames.shape
-                assert np.abs(found - wanted.frames).mean() < 2, paths[request.video]
-                assert np.abs((found - wanted.frames).mean((0, 1, 2))).max() < 2, paths[request.video]
-                all_frames = cpu.decode([ClipRequest(0, request.video, tuple(range(30)))])[0].frames
+            for request, clip in zip(requests, dali.decode(requests), strict=True):
+                found = to_rgb(clip.frames).short()
+                wanted = images[request.video][list(request.frames)]
+                assert found.shape == wanted.shape
+                difference = (found - wanted).float()
+                assert difference.abs().mean() < 1.5, paths[request.video]
+                assert difference.mean((0, 1, 2)).abs().max() < 1.5, paths[request.video]
                 for number, picture in zip(request.frames, found, strict=True):
-                    assert np.abs(all_frames.astype(int) - picture).mean((1, 2, 3)).argmin() == number
+                    distance = (images[request.video] - picture).abs().float().mean((1, 2, 3))
+                    assert distance.argmin() == number
         assert not dali.fallbacks, (dali.fallbacks, dali.last_error)
 
 
@@ -122,16 +127,20 @@ def test_every_single_frame_of_open_groups(build_index_of, tmp_path: Path):
 def smooth_video(path: Path, size: tuple[int, int], codec: str, matrix: int, full: bool) -> None:
     """30 frames with B-frames; a gradient that moves, in colours that every matrix can show."""
     width, height = size
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    extra = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    steps = 1024
+    where = np.add.outer(np.linspace(0, steps, height), np.linspace(0, steps, width)).astype(np.int64)
+    waves = 2 * np.pi * np.arange(steps)[:, None] / steps + [0.0, 0.5, 1.0]
+    table = (128 + 50 * np.sin(waves)).astype(np.uint8)
+    options = {"g": "12", "crf": "8", "preset": "superfast"}
+    if codec == "libx265":
+        options["x265-params"] = "log-level=none"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"g": "12", "crf": "8", **extra})
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.colorspace = matrix
         stream.codec_context.color_range = 2 if full else 1
         for number in range(30):
-            phase = 2 * np.pi * (x + y + number / 30)
-            image = np.stack([128 + 50 * np.sin(phase + k) for k in (0.0, 0.5, 1.0)], -1).astype(np.uint8)
+            image = table[(where + number * steps // 30) % steps]
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=matrix, dst_color_range=2 if full else 1
             )

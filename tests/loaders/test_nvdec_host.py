@@ -18,12 +18,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from surgrec.kernels.nv12_crop import to_rgb
 from surgrec.kernels.planes import Colour, Planes, check_planes
-from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, WANTED, ClipPlan, ClipRequest
+from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, WANTED, ClipPlan, ClipRequest, plan_clip
 from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.clip_reader import ClipReader
 from surgrec.loaders.engines.nvcuvid import DecodeCaps
-from surgrec.loaders.engines.nvdec import FORMATS, _Capabilities, colour_of, elementary, planes_of, slots_of
+from surgrec.loaders.engines.nvdec import (
+    FORMATS,
+    _Capabilities,
+    colour_of,
+    elementary,
+    planes_of,
+    slots_of,
+    without_leading,
+)
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import VideoInfo
@@ -78,6 +86,7 @@ def feed_of(stream_corpus) -> Callable[..., Feed]:
         info = reader.info(request)
         sets = parameter_sets(info)
         plan, read = reader.read(request, info, room=len(sets))
+        plan = without_leading(info, plan)
         read[: len(sets)] = sets
         return Feed(info, plan, *elementary(info, plan, np.frombuffer(read, np.uint8), len(sets)))
 
@@ -233,14 +242,24 @@ def test_slots_name_the_packets(data):
     assert [by_slot[number] for number in found] == rows
 
 
-def test_leading_pictures_of_an_open_group_are_ignored(feed_of):
-    """A clip that starts at an open key frame: the pictures before it are fed, and nobody looks at them."""
-    fed = feed_of("hevc_open_gop", (40, 50), drop_disposable=False)
-    slots, _ = slots_of(fed.plan)
-    leading = (fed.plan.roles & LEADING) != 0
+@pytest.mark.parametrize("kind", ["h264_open_gop", "hevc_open_gop"])
+def test_leading_pictures_of_an_open_group(stream_corpus, kind):
+    """A clip that starts at an open key frame: H.264's are fed, and nobody looks at them; HEVC's are not."""
+    index, video = stream_corpus.index, stream_corpus.video[kind]
+    plan = plan_clip(index, ClipRequest(0, video, (40, 50)), drop_disposable=False)
+    leading = (plan.roles & LEADING) != 0
     assert leading.any()
-    assert (slots[leading] == IGNORED).all()
-    assert (slots[~leading] != IGNORED).all()
+    fed = without_leading(index.video(video), plan)
+    slots, rows = slots_of(fed)
+    if kind == "h264_open_gop":
+        assert fed is plan
+        assert (slots[leading] == IGNORED).all()
+        assert (slots[~leading] != IGNORED).all()
+    else:
+        for name in ("packets", "roles", "places", "sizes"):
+            assert getattr(fed, name).tolist() == getattr(plan, name)[~leading].tolist()
+        assert (slots != IGNORED).all()
+    assert rows == slots_of(plan)[1]
 
 
 COLOURS = {

@@ -44,11 +44,15 @@ class FakeDriver:
     depth: int = 8
     late: bool = False
     """Pictures come out while the next packet is fed, as from parsers that wait for the next start code."""
+    sets: int = 0
+    """Bytes of parameter sets: lost at the end of a stream, and fed by themselves for what follows."""
     create_error: int = 0
     map_error: int = 0
     area: tuple[int, int, int, int] = AREA
     log: list[str] = field(default_factory=list)
     fed: int = 0
+    ran: int = 0
+    knows_sets: bool = True
     decoders: int = 0
     mapped: dict[int, np.ndarray] = field(default_factory=dict)
     pending: int = 0
@@ -87,10 +91,14 @@ class FakeDriver:
     def _parse(self, parser: int, packet: int) -> int:
         flags, size, _, _ = (ctypes.c_uint64 * 4).from_address(packet)
         if flags == c.END_OF_STREAM:
-            if self.late and self.fed and self._run(self.fed - 1):
-                return 1
+            error = self._run_to(self.fed)
             for surface in self.at_end:
                 self._show(surface)
+            self.knows_sets = self.sets == 0
+            return error
+        if flags == 0:
+            assert size == self.sets
+            self.knows_sets = True
             return 0
         assert (flags, size) == (c.END_OF_PICTURE, 10)
         if self.fed == 0:
@@ -101,10 +109,18 @@ class FakeDriver:
             form[10] = 1
             if self.on_sequence(self.user, form.ctypes.data) == 0:
                 return 1
+            self.knows_sets = True
         self.fed += 1
-        if not self.late:
-            return self._run(self.fed - 1)
-        return self._run(self.fed - 2) if self.fed > 1 else 0
+        if not self.knows_sets:
+            self.ran = self.fed  # it cannot be parsed
+        return self._run_to(self.fed - 1 if self.late else self.fed)
+
+    def _run_to(self, end: int) -> int:
+        while self.ran < end:
+            self.ran += 1
+            if self._run(self.ran - 1):
+                return 1
+        return 0
 
     def _run(self, number: int) -> int:
         """What comes of a packet."""
@@ -202,7 +218,11 @@ class FakeDriver:
 
 
 def decode(
-    fake: FakeDriver, slots: Sequence[int], in_order: bool = False, session: NvdecSession | None = None
+    fake: FakeDriver,
+    slots: Sequence[int],
+    in_order: bool = False,
+    session: NvdecSession | None = None,
+    restarts: Sequence[int] = (),
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """(pictures decoded, luma [K, H, W], chroma [K, H/2, W/2, 2]) of a clip of the fake's packets."""
     own = session is None
@@ -218,12 +238,13 @@ def decode(
             data.ctypes.data,
             np.arange(count) * 10,
             np.full(count, 10),
-            np.zeros(count, np.int64),
+            np.isin(np.arange(count), restarts).astype(np.int64),
             np.array(slots, np.int64),
             (WIDTH, HEIGHT),
             fake.depth,
             luma.ctypes.data,
             chroma.ctypes.data,
+            fake.sets,
         )
     finally:
         if own:
@@ -305,6 +326,15 @@ def test_leading_pictures_may_be_left_out() -> None:
         decode(FakeDriver(packets, late=True), [0, c.IGNORED, 1])
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("sets", [0, 7])
+def test_restarts_bring_the_parameter_sets_again(sets: int, late: bool) -> None:
+    packets = [Packet(n, [n]) for n in range(5)]
+    fake = FakeDriver(packets, late=late, sets=sets)
+    _, luma, _ = decode(fake, [0, 1, 2, 3, 4], restarts=[2, 4])
+    assert luma[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_leading_pictures_may_be_damaged() -> None:
     packets = [Packet(0, [0]), Packet(1, [1], damaged=True), Packet(2, [2])]
     _, luma, _ = decode(FakeDriver(packets), [0, c.IGNORED, 1])
@@ -335,7 +365,7 @@ def test_sessions_keep_their_decoder() -> None:
     fake = FakeDriver(REORDERED)
     session = NvdecSession(fake.driver(), 4, False, 0)
     for _ in range(3):
-        fake.fed = 0
+        fake.fed = fake.ran = 0
         _, luma, _ = decode(fake, [0, 1, 2, 3], session=session)
         assert luma[:, 0, 0].tolist() == [0, 1, 2, 3]
         assert (fake.decoders, session.surfaces) == (1, 5 + c.EXTRA_SURFACES)
