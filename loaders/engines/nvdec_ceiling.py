@@ -58,14 +58,15 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
 
         def feed(stretch: NDArray[np.uint8], places: NDArray[np.int64], sizes: NDArray[np.int64]) -> int:
             slots, restarts = np.full(len(places), UNWANTED, np.int64), np.zeros(len(places), np.int64)
-            return session.decode(stretch.ctypes.data, places, sizes, restarts, slots, size, depth, 0, 0)
+            address = stretch.ctypes.data
+            return info.stack * session.decode(address, places, sizes, restarts, slots, size, depth, 0, 0)
 
         try:
             feed(*stretches[0])  # makes the decoder
             start.wait()
             begun, count = time.perf_counter(), 0
             for stretch in itertools.cycle(stretches):
-                count += feed(*stretch) * info.stack
+                count += feed(*stretch)
                 if stop.is_set():
                     break  # the others may have ended: this stretch had more of the hardware than its share
                 rates[number] = count / (time.perf_counter() - begun)

@@ -170,7 +170,8 @@ def test_stacked_frames(make_stacked, tmp_path: Path, codec: str, stack: int, go
                 assert isinstance(clip, DecodedClip), clip
                 assert isinstance(clip.frames, Planes)
                 assert (clip.height, clip.width) == (96, 160)
-                assert clip.decoded_frames == stack * clip.fed_packets
+                assert clip.decoded_frames % stack == 0
+                assert clip.decoded_frames <= stack * clip.fed_packets
                 for found, wanted in zip(values(clip.frames), stacked.planes, strict=True):
                     np.testing.assert_array_equal(found, wanted[list(request.frames)], err_msg=str(request))
         assert not engine.fallbacks

@@ -22,8 +22,10 @@ from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, WANTED, ClipPlan, Cl
 from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.clip_reader import ClipReader
+from surgrec.loaders.engines.nvcuvid import DecodeCaps
 from surgrec.loaders.engines.nvdec import (
     FORMATS,
+    _Capabilities,
     colour_of,
     elementary,
     planes_of,
@@ -342,3 +344,14 @@ def test_stacked_frames_are_views_of_the_pictures(stacked, frames, drop):
         np.testing.assert_array_equal(plane[list(clip.rows)].numpy(), wanted[frames])
     difference = to_rgb(clip).numpy().astype(int) - stacked.images[frames]
     assert np.abs(difference).max() <= 3
+
+
+def test_the_height_of_the_whole_picture_counts_for_the_gpus_limits(stacked):
+    """Made without a GPU: what a GPU that decodes up to 255 lines says of 4 frames of 64."""
+    info = stacked.index.video(0)
+    limits = {"supported": 1, "min_width": 48, "min_height": 16, "max_width": 4096, "max_blocks": 65536}
+    for most, refused in ((256, ""), (255, "h264 of 96x256")):
+        caps = _Capabilities.__new__(_Capabilities)
+        caps._caps = {("h264", 8): DecodeCaps(**limits, max_height=most)}
+        assert caps.refusal(info) == refused
+        assert caps.refusal(stacked.index.video(1)) == ""
