@@ -12,8 +12,10 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -82,13 +84,25 @@ def closing(stream: Stream, close: Callable[[], Any]) -> Stream:
 
 def as_they_come(submit: Callable[[Any], Future[Any]], requests: Iterator[Any], in_flight: int) -> Clips:
     """Keeps `in_flight` requests submitted and yields what is done."""
-    waiting = {submit(request): request for request in itertools.islice(requests, in_flight)}
+    # Not futures.wait, which looks at all of them each time: that costs more than many a clip.
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    waiting: dict[Future[Any], Any] = {}
+
+    def submit_next(count: int) -> None:
+        for request in itertools.islice(requests, count):
+            future = submit(request)
+            waiting[future] = request
+            future.add_done_callback(done.put)
+
+    submit_next(in_flight)
     try:
         while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            clips = [(waiting.pop(future), future.result()) for future in done]
-            for request in itertools.islice(requests, len(done)):
-                waiting[submit(request)] = request
+            ended = [done.get()]
+            with suppress(Empty):
+                while True:
+                    ended.append(done.get_nowait())
+            clips = [(waiting.pop(future), future.result()) for future in ended]
+            submit_next(len(ended))
             yield clips
     finally:
         wait(waiting)

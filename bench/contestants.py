@@ -146,7 +146,12 @@ def _spdl(index: PacketIndex, threads: int) -> Stream:
 CONTESTANTS: dict[str, Contestant] = {
     "nvdec": Contestant("torch", _surgrec("nvdec"), True, True, ("torch",), "this project's nvdec engine"),
     "dali": Contestant(
-        "nvidia-dali-cuda130", _surgrec("dali"), True, True, ("torch",), "this project's dali engine"
+        "nvidia-dali-cuda130",
+        _surgrec("dali"),
+        True,
+        True,
+        ("torch", "nvidia.dali"),
+        "this project's dali engine",
     ),
     "hybrid": Contestant(
         "torch",

@@ -97,10 +97,12 @@ def _dali_reader(experimental: bool, index: PacketIndex, threads: int) -> Stream
             @nvidia.pipeline_def(batch_size=batch, num_threads=threads, device_id=0, prefetch_queue_depth=2)
             def graph() -> Any:
                 if experimental:
-                    return nvidia.fn.experimental.readers.video(
+                    made = nvidia.fn.experimental.readers.video(
                         file_list_format="frames", file_list_include_end=False, **common
                     )
-                return nvidia.fn.readers.video(file_list_frame_num=True, **common)
+                else:
+                    made = nvidia.fn.readers.video(file_list_frame_num=True, **common)
+                return tuple(made)  # frames and labels; a list would count as one output
 
             pipeline = graph()
             pipeline.build()

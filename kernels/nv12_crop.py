@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 from surgrec.kernels.colour import colour_matrix
-from surgrec.kernels.planes import Colour, Planes, check_planes, subsampling
+from surgrec.kernels.planes import Colour, PlaneLayout, Planes, check_planes, subsampling
 from torch import Tensor
 
 Windows = tuple[NDArray, NDArray, NDArray, NDArray, NDArray]
@@ -87,10 +87,10 @@ def to_rgb(clip: Planes) -> Tensor:
     """
     if not _on_triton([clip]):
         return plain_rgb(clip)
-    check_planes(0, clip, len(clip.rows), clip.planes[0].device)
+    check_planes(0, clip, len(clip.rows), clip.device)
     height, width = clip.height, clip.width
     numbers, reals, rows = _upload([clip], np.zeros((1, 5), np.int64))
-    out = torch.empty((len(clip.rows), height, width, 3), dtype=torch.uint8, device=clip.planes[0].device)
+    out = torch.empty((len(clip.rows), height, width, 3), dtype=torch.uint8, device=clip.device)
     grid = (triton.cdiv(width, _RGB_COLUMNS), triton.cdiv(height, _RGB_ROWS), len(clip.rows))
     with torch.cuda.device_of(out):
         _rgb_kernel[grid](
@@ -137,7 +137,7 @@ def crop_clips(
     frames = len(clips[0].rows)
     if out is None:
         shape = (len(clips), frames, size, size, 3)
-        out = torch.empty(shape, dtype=torch.uint8, device=clips[0].planes[0].device)
+        out = torch.empty(shape, dtype=torch.uint8, device=clips[0].device)
     numbers, reals, rows = _upload(clips, boxes)
     grid = (triton.cdiv(size, tiling.side) ** 2, frames, len(clips))
     with torch.cuda.device_of(out):
@@ -159,9 +159,9 @@ def crop_clips(
 
 def plain_rgb(clip: Planes) -> Tensor:
     """`to_rgb` in plain PyTorch, on any device."""
-    check_planes(0, clip, len(clip.rows), clip.planes[0].device)
+    check_planes(0, clip, len(clip.rows), clip.device)
     out = torch.empty((len(clip.rows), clip.height, clip.width, 3), dtype=torch.uint8)
-    out = out.to(clip.planes[0].device)
+    out = out.to(clip.device)
     height, width = clip.planes[0].shape[1:]
     for number, row in enumerate(clip.rows):
         samples = []
@@ -182,7 +182,7 @@ def plain_crop(clips: Sequence[Planes], windows: Windows, size: int, out: Tensor
 
 
 def _plain_crop(clips: Sequence[Planes], boxes: NDArray[np.int64], size: int, out: Tensor | None) -> Tensor:
-    device = clips[0].planes[0].device
+    device = clips[0].device
     if out is None:
         out = torch.empty((len(clips), len(clips[0].rows), size, size, 3), dtype=torch.uint8, device=device)
     for b, clip in enumerate(clips):
@@ -233,11 +233,11 @@ def _rounded(samples: Tensor, clip: Planes) -> Tensor:
 
 
 def _on_triton(clips: Sequence[Planes]) -> bool:
-    return clips[0].planes[0].is_cuda or _INTERPRETED
+    return clips[0].device.type == "cuda" or _INTERPRETED
 
 
 def _is_wide(clips: Sequence[Planes]) -> bool:
-    return any(clip.planes[0].dtype != torch.uint8 for clip in clips)
+    return any(clip.dtype != torch.uint8 for clip in clips)
 
 
 def _check(clips: Sequence[Planes], windows: Windows, size: int, out: Tensor | None) -> NDArray[np.int64]:
@@ -247,7 +247,7 @@ def _check(clips: Sequence[Planes], windows: Windows, size: int, out: Tensor | N
             f"{len(clips)} clips, windows of {[len(part) for part in windows]} values and size {size}; "
             f"a clip or more, five values for each and a size of at least 1 are needed"
         )
-    length, device = len(clips[0].rows), clips[0].planes[0].device
+    length, device = len(clips[0].rows), clips[0].device
     for b, clip in enumerate(clips):
         check_planes(b, clip, length, device)
     boxes = np.stack(windows, axis=1).astype(np.int64)
@@ -272,12 +272,11 @@ def _check(clips: Sequence[Planes], windows: Windows, size: int, out: Tensor | N
     return boxes
 
 
-def _geometry(plane: Tensor, rotation: int) -> tuple[int, int, int, int]:
+def _geometry(plane: PlaneLayout, rotation: int) -> tuple[int, int, int, int]:
     """Address of the first sample of the upright picture of row 0; bytes to the next picture, row, column."""
-    item = plane.element_size()
-    picture, row, column = (step * item for step in plane.stride())
+    picture, row, column = (step * plane.item for step in plane.strides)
     down, right = (plane.shape[1] - 1) * row, (plane.shape[2] - 1) * column
-    start = plane.data_ptr()
+    start = plane.address
     if rotation == 90:
         return start + down, picture, column, -row
     if rotation == 180:
@@ -292,7 +291,7 @@ def _upload(clips: Sequence[Planes], boxes: NDArray[np.int64]) -> tuple[Tensor, 
 
     One pinned buffer, one copy; PyTorch keeps the buffer until the copy is done.
     """
-    count, device = len(clips), clips[0].planes[0].device
+    count, device = len(clips), clips[0].device
     sizes = (8 * count * _NUMBERS.value, 4 * count * _REALS.value, 4 * count * len(clips[0].rows))
     buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     view = buffer.numpy()
@@ -308,8 +307,8 @@ def _upload(clips: Sequence[Planes], boxes: NDArray[np.int64]) -> tuple[Tensor, 
 
 def _numbers(clip: Planes) -> list[int]:
     """The fields of _NUMBERS before _TOP."""
-    planes = [number for plane in clip.planes for number in _geometry(plane, clip.rotation)]
-    second = clip.planes[0].element_size() - 1
+    planes = [number for plane in clip.layouts() for number in _geometry(plane, clip.rotation)]
+    second = clip.dtype.itemsize - 1
     return [*planes, clip.height, clip.width, *subsampling(clip), second, clip.colour.shift]
 
 

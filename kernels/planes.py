@@ -2,13 +2,95 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from surgrec.kernels.colour import Colour
 from torch import Tensor
 
-__all__ = ["Colour", "Planes"]
+__all__ = ["Colour", "Nv12Pictures", "PlaneLayout", "Planes"]
+
+ALIGNMENT: Final = 256
+"""Bytes: the chroma of Nv12Pictures begins at a multiple of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneLayout:
+    """Where a plane lies: address of its first sample, shape [K, h, w], strides in samples."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def item(self) -> int:
+        """Bytes of a sample."""
+        return self.dtype.itemsize
+
+
+class Nv12Pictures:
+    """Y, Cb and Cr of K pictures of 4:2:0 in one piece of memory, chroma interleaved, as NVDEC has them.
+
+    Stands for the tuple of the three planes, whose views are made when they are asked for: each view that
+    PyTorch makes gives the interpreter's lock away, and where many threads decode it is waited for.
+    """
+
+    __slots__ = ("_views", "count", "height", "memory", "width")
+
+    def __init__(self, memory: Tensor, count: int, height: int, width: int) -> None:
+        """memory: uint8 or uint16 [values(count, height, width, its type)]: luma [K, h, w], and at the next
+        multiple of ALIGNMENT bytes chroma [K, (h + 1) // 2, (w + 1) // 2, 2].
+        """
+        self.memory, self.count, self.height, self.width = memory, count, height, width
+        self._views: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @staticmethod
+    def values(count: int, height: int, width: int, dtype: torch.dtype) -> int:
+        """Values that K pictures take, with the gap between luma and chroma."""
+        chroma = 2 * count * ((height + 1) // 2) * ((width + 1) // 2)
+        return Nv12Pictures.chroma_at(count, height, width, dtype) + chroma
+
+    @staticmethod
+    def chroma_at(count: int, height: int, width: int, dtype: torch.dtype) -> int:
+        """Values before the chroma."""
+        each = ALIGNMENT // dtype.itemsize
+        return -(count * height * width // -each) * each
+
+    def layouts(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
+        """Where the three planes lie."""
+        memory, count, height, width = self.memory, self.count, self.height, self.width
+        dtype, device, start = memory.dtype, memory.device, memory.data_ptr()
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        shape, strides = (count, rows, columns), (2 * rows * columns, 2 * columns, 2)
+        chroma = start + self.chroma_at(count, height, width, dtype) * dtype.itemsize
+        return (
+            PlaneLayout(start, (count, height, width), (height * width, width, 1), dtype, device),
+            PlaneLayout(chroma, shape, strides, dtype, device),
+            PlaneLayout(chroma + dtype.itemsize, shape, strides, dtype, device),
+        )
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._made())
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self._made()[number]
+
+    def _made(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._views is None:
+            size = self.count, self.height, self.width
+            rows, columns = (self.height + 1) // 2, (self.width + 1) // 2
+            chroma = self.memory[self.chroma_at(*size, self.memory.dtype) :]
+            blue, red = chroma.view(self.count, rows, columns, 2).unbind(3)
+            self._views = self.memory[: math.prod(size)].view(size), blue, red
+        return self._views
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,25 +102,56 @@ class Planes:
     rows: T numbers in [0, K). rotation: 0, 90, 180 or 270 degrees clockwise that make the picture upright.
     """
 
-    planes: tuple[Tensor, Tensor, Tensor]
+    planes: tuple[Tensor, Tensor, Tensor] | Nv12Pictures
     rows: tuple[int, ...]
     colour: Colour
     rotation: int = 0
 
+    def layouts(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
+        """Where the three planes lie."""
+        if isinstance(self.planes, Nv12Pictures):
+            return self.planes.layouts()
+        first, second, third = map(_layout, self.planes)
+        return first, second, third
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first plane is; check_planes sees to it that all are there."""
+        return self._first.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first plane's samples."""
+        return self._first.dtype
+
     @property
     def height(self) -> int:
         """Of the upright picture."""
-        return self.planes[0].shape[2 if self.rotation % 180 else 1]
+        return self._size[1 if self.rotation % 180 else 0]
 
     @property
     def width(self) -> int:
         """Of the upright picture."""
-        return self.planes[0].shape[1 if self.rotation % 180 else 2]
+        return self._size[0 if self.rotation % 180 else 1]
 
     @property
     def nbytes(self) -> int:
         """Bytes that the planes hold."""
-        return sum(plane.numel() * plane.element_size() for plane in self.planes)
+        return sum(math.prod(plane.shape) * plane.item for plane in self.layouts())
+
+    @property
+    def _first(self) -> Tensor:
+        return self.planes.memory if isinstance(self.planes, Nv12Pictures) else self.planes[0]
+
+    @property
+    def _size(self) -> tuple[int, ...]:
+        if isinstance(self.planes, Nv12Pictures):
+            return self.planes.height, self.planes.width
+        return tuple(self.planes[0].shape[1:])
+
+
+def _layout(plane: Tensor) -> PlaneLayout:
+    return PlaneLayout(plane.data_ptr(), tuple(plane.shape), plane.stride(), plane.dtype, plane.device)
 
 
 def check_planes(b: int, clip: Planes, length: int, device: torch.device) -> None:
@@ -49,16 +162,17 @@ def check_planes(b: int, clip: Planes, length: int, device: torch.device) -> Non
     Raises:
         ValueError: the planes, rows, colour or rotation do not fit each other or the batch.
     """
-    luma, *chroma = clip.planes
+    planes = clip.layouts()
+    luma, *chroma = planes
     if len(clip.rows) != length or not length:
         raise ValueError(f"clip {b} has {len(clip.rows)} frames; the batch has {length}, and 1 is the least")
     if clip.rotation not in (0, 90, 180, 270):
         raise ValueError(f"clip {b} is to be turned by {clip.rotation} degrees; 0, 90, 180 and 270 can be")
-    if luma.dtype not in (torch.uint8, torch.uint16) or luma.ndim != 3 or not luma.numel():
+    if luma.dtype not in (torch.uint8, torch.uint16) or len(luma.shape) != 3 or not math.prod(luma.shape):
         raise ValueError(
-            f"clip {b} has {luma.dtype} {tuple(luma.shape)} as luma; uint8 or uint16 [K, h, w] is needed"
+            f"clip {b} has {luma.dtype} {luma.shape} as luma; uint8 or uint16 [K, h, w] is needed"
         )
-    if clip.colour.depth + clip.colour.shift > 8 * luma.element_size():
+    if clip.colour.depth + clip.colour.shift > 8 * luma.item:
         raise ValueError(
             f"clip {b} has values of {clip.colour.depth} bits, {clip.colour.shift} bits up, in {luma.dtype}"
         )
@@ -70,22 +184,21 @@ def check_planes(b: int, clip: Planes, length: int, device: torch.device) -> Non
     for plane in chroma:
         if (
             plane.dtype != luma.dtype
-            or plane.ndim != 3
+            or len(plane.shape) != 3
             or plane.shape != chroma[0].shape
             or plane.shape[0] != pictures
             or plane.shape[1] not in (height, (height + 1) // 2)
             or plane.shape[2] not in (width, (width + 1) // 2)
         ):
             raise ValueError(
-                f"clip {b} has {plane.dtype} {tuple(plane.shape)} as chroma of {luma.dtype} "
-                f"{tuple(luma.shape)}; the luma's type is needed, and in either direction its size or "
-                f"half of it, rounded up"
+                f"clip {b} has {plane.dtype} {plane.shape} as chroma of {luma.dtype} {luma.shape}; the "
+                f"luma's type is needed, and in either direction its size or half of it, rounded up"
             )
-    for plane in clip.planes:
+    for plane in planes:
         if plane.device != device:
             raise ValueError(f"clip {b} has a plane on {plane.device}; the batch is on {device}")
-        row, column = plane.stride()[1:]
-        if (row * height + column * width) * plane.element_size() >= 2**31:
+        _, row, column = plane.strides
+        if (row * height + column * width) * plane.item >= 2**31:
             raise ValueError(
                 f"clip {b} has pictures of {height} rows that are {row} samples apart; a picture "
                 f"may span 2**31 bytes"
@@ -94,8 +207,9 @@ def check_planes(b: int, clip: Planes, length: int, device: torch.device) -> Non
 
 def subsampling(clip: Planes) -> tuple[int, int, int, int]:
     """half_y, half_x, phase_y, phase_x of the upright picture: pixel k lies in sample (k + phase) >> half."""
-    height, width = clip.planes[0].shape[1:]
-    chroma_height, chroma_width = clip.planes[1].shape[1:]
+    luma, chroma, _ = clip.layouts()
+    _, height, width = luma.shape
+    _, chroma_height, chroma_width = chroma.shape
     half_y, half_x = int(chroma_height != height), int(chroma_width != width)
     # Counted from the far end, an odd side begins with the second pixel of a pair.
     phase_y = half_y & height & int(clip.rotation in (90, 180))

@@ -148,7 +148,7 @@ class CropGraph:
     def _check(self, k: int, clip: Pictures, length: int, windows: CropWindows) -> None:
         """DALI reads outside a picture without complaint, so that windows are checked here."""
         if isinstance(clip, Planes):
-            device, height, width = clip.planes[0].device, clip.height, clip.width
+            device, height, width = clip.device, clip.height, clip.width
             if _length(clip) != length or device != self.device:
                 raise ValueError(
                     f"clip {k} has {_length(clip)} frames on {device}; {length} on {self.device} are needed"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -14,9 +16,14 @@ START_CODE = b"\0\0\0\1"
 
 def parameter_sets(info: VideoInfo) -> bytes:
     """The parameter sets of a video's extradata with start codes; empty for codecs that have none."""
-    if info.codec not in ("h264", "hevc"):
+    return _sets(info.codec, info.extradata)
+
+
+@lru_cache(maxsize=4096)
+def _sets(codec: str, extradata: bytes) -> bytes:
+    if codec not in ("h264", "hevc"):
         return b""
-    return b"".join(START_CODE + unit for unit in units_of_extradata(info.codec, info.extradata))
+    return b"".join(START_CODE + unit for unit in units_of_extradata(codec, extradata))
 
 
 def to_start_codes(

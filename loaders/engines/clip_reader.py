@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from surgrec.loaders.clip_plan import ClipPlan, ClipRequest, check_positions, plan_clip
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.file_cache import FileCache
@@ -51,9 +54,22 @@ class ClipReader:
 
         Raises as `open` does, and PlanError where the index says that a frame cannot be decoded.
         """
+        return self._read(request, info, room, bytearray)
+
+    def read_into(
+        self, space: Callable[[int], NDArray[np.uint8]], request: ClipRequest, info: VideoInfo, room: int
+    ) -> tuple[ClipPlan, NDArray[np.uint8]]:
+        """As `read`, in memory of the caller: `space` is asked for that many bytes."""
+        return self._read(request, info, room, space)
+
+    def _read(
+        self, request: ClipRequest, info: VideoInfo, room: int, space: Callable[[int], Any]
+    ) -> tuple[ClipPlan, Any]:
         with self.open(request, info) as descriptor:
             plan = plan_clip(self.index, request, self._drop)
-            return plan, _read_ranges(descriptor, plan, room)
+            found = space(room + plan.read_bytes)
+            _read_ranges(descriptor, plan, memoryview(found)[room:])
+            return plan, found
 
 
 def os_reason(error: OSError) -> str:
@@ -77,11 +93,9 @@ def check_version(descriptor: int, info: VideoInfo) -> None:
         )
 
 
-def _read_ranges(descriptor: int, plan: ClipPlan, room: int) -> bytearray:
+def _read_ranges(descriptor: int, plan: ClipPlan, data: memoryview) -> None:
     """Raises BadClip where the file ends early."""
-    found = bytearray(room + plan.read_bytes)
-    data = memoryview(found)
-    place = room
+    place = 0
     for offset, length in plan.ranges.tolist():
         end = place + length
         while place < end:
@@ -91,4 +105,3 @@ def _read_ranges(descriptor: int, plan: ClipPlan, room: int) -> bytearray:
                 raise BadClip(f"the file ends at byte {offset}, the index goes on; {REINDEX}")
             place += count
             offset += count
-    return found

@@ -21,8 +21,9 @@ from typing import Final
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
-from surgrec.kernels.planes import Colour, Planes
+from surgrec.kernels.planes import Colour, Nv12Pictures, Planes
 from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, ClipPlan, ClipRequest, PlanError
 from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
 from surgrec.loaders.engines.base import (
@@ -233,8 +234,15 @@ class _NvdecWorker:
         self._engine = engine
         self._reader = reader
         self._pool = pool
+        self._bytes = np.empty(0, np.uint8)
         torch.cuda.set_device(engine.device)
         torch.zeros(1, device=engine.device)  # makes the GPU's context current in this thread
+
+    def _space(self, size: int) -> NDArray[np.uint8]:
+        """Memory for the bytes of a clip, the same for each: new pages would cost more than what is read."""
+        if len(self._bytes) < size:
+            self._bytes = np.empty(2 * size, np.uint8)
+        return self._bytes[:size]
 
     def run(self, request: ClipRequest) -> Outcome | PassedOn:
         """Decodes one clip, or passes it on to FFmpeg. ClipFailure where its file cannot be read."""
@@ -244,14 +252,14 @@ class _NvdecWorker:
             return self._engine.pass_on(reason)
         sets = parameter_sets(info)
         try:
-            plan, data = self._reader.read(request, info, room=len(sets))
+            plan, data = self._reader.read_into(self._space, request, info, len(sets))
         except (BadClip, PlanError) as error:
             return ClipFailure(request, info.path, self._engine.name, str(error))
         except OSError as error:
             return ClipFailure(request, info.path, self._engine.name, os_reason(error))
-        data[: len(sets)] = sets
+        data[: len(sets)] = np.frombuffer(sets, np.uint8)
         try:
-            return self._decode(request, info, plan, np.frombuffer(data, np.uint8), len(sets))
+            return self._decode(request, info, plan, data, len(sets))
         except BadClip as error:
             # NVDEC cannot say what is wrong, and takes less than FFmpeg does: FFmpeg has the last word.
             return self._engine.pass_on(str(error).split(",")[0], request)
@@ -265,26 +273,25 @@ class _NvdecWorker:
         restarts = ((plan.roles & EMPTY_FIRST) != 0).astype(np.int64)
         fed = _Fed(data, places, sizes, restarts, slots, room)
         try:
-            decoded, luma, chroma = self._on_session(info, fed)
+            decoded, pictures = self._on_session(info, fed)
         except DeviceMemoryError:
             # Sessions of other formats may lie idle.
             self._pool.close_idle()
             torch.cuda.empty_cache()
-            decoded, luma, chroma = self._on_session(info, fed)
-        clip = planes_of(request, info, luma, chroma, rows)
+            decoded, pictures = self._on_session(info, fed)
+        clip = planes_of(request, info, pictures, rows)
         return DecodedClip(request, clip, decoded * info.stack, len(plan.packets), plan.read_bytes)
 
-    def _on_session(self, info: VideoInfo, fed: _Fed) -> tuple[int, torch.Tensor, torch.Tensor]:
-        """(pictures decoded, luma, chroma) once they are complete."""
+    def _on_session(self, info: VideoInfo, fed: _Fed) -> tuple[int, Nv12Pictures]:
+        """(pictures decoded, those that are wanted) once they are complete."""
         depth = FORMATS[info.pix_fmt]
         key = (info.codec, info.coded_width, info.coded_height, depth)
         held = self._pool.take(key)
         try:
             with torch.cuda.stream(held.stream):
-                pictures = int(fed.slots.max()) + 1
-                luma, chroma = _new_pictures(
-                    pictures, info.picture_height, info.width, depth, self._engine.device
-                )
+                count = int(fed.slots.max()) + 1
+                pictures = _new_pictures(count, info.picture_height, info.width, depth, self._engine.device)
+            luma, chroma, _ = pictures.layouts()
             decoded = held.session.decode(
                 fed.data.ctypes.data,
                 fed.places,
@@ -293,8 +300,8 @@ class _NvdecWorker:
                 fed.slots,
                 (info.width, info.picture_height),
                 depth,
-                luma.data_ptr(),
-                chroma.data_ptr(),
+                luma.address,
+                chroma.address,
                 fed.sets,
             )
             held.wait()
@@ -302,7 +309,7 @@ class _NvdecWorker:
             held.close()  # what its hardware's state is now, nobody knows
             raise
         self._pool.give_back(key, held)
-        return decoded, luma, chroma
+        return decoded, pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,31 +358,39 @@ def elementary(
 
 def slots_of(plan: ClipPlan) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     """(int64 [P]: the picture that each packet gives, or UNWANTED or IGNORED; the picture of each row)."""
-    wanted, rows = np.unique(plan.rows, return_inverse=True)
-    slots = np.where(plan.roles & LEADING, IGNORED, UNWANTED).astype(np.int64)
-    slots[np.searchsorted(plan.packets, wanted)] = np.arange(len(wanted))
+    slots, rows = _slots(plan.packets, plan.roles, plan.rows)
     return slots, tuple(rows.tolist())
 
 
-def planes_of(
-    request: ClipRequest,
-    info: VideoInfo,
-    luma: torch.Tensor,
-    chroma: torch.Tensor,
-    pictures: tuple[int, ...],
-) -> Planes:
-    """The clip in NVDEC's pictures, as it lies in memory: frames of a stacked picture are views of its lines.
+@njit(cache=True)
+def _slots(packets, roles, rows):
+    slots = np.empty(packets.size, np.int64)
+    for k in range(packets.size):
+        slots[k] = IGNORED if roles[k] & LEADING else UNWANTED
+    places = np.searchsorted(packets, rows)
+    slots[places] = 0
+    count = 0
+    for k in range(packets.size):
+        if slots[k] >= 0:
+            slots[k] = count
+            count += 1
+    return slots, slots[places]
 
-    luma: [K, S * H, W]; chroma: [K, (S * H + 1) // 2, (W + 1) // 2, 2], S frames in a picture. pictures: that
-    of each row. The planes are [K * S, H, W] and [K * S, (H + 1) // 2, (W + 1) // 2].
+
+def planes_of(
+    request: ClipRequest, info: VideoInfo, pictures: Nv12Pictures, numbers: tuple[int, ...]
+) -> Planes:
+    """The clip in NVDEC's pictures, as it lies in memory: stacked frames are the lines of theirs.
+
+    pictures: K whole ones. numbers: the picture of each row.
     """
-    rows = pictures
+    rows = numbers
     if info.stack > 1:
-        luma = luma.unflatten(1, (info.stack, info.height)).flatten(0, 1)
-        chroma = chroma.unflatten(1, (info.stack, info.height // 2)).flatten(0, 1)
+        count = pictures.count * info.stack
+        pictures = Nv12Pictures(pictures.memory, count, info.height, info.width)
         places = request.places(info.stack)
-        rows = tuple(k * info.stack + place for k, place in zip(pictures, places, strict=True))
-    return Planes((luma, chroma[..., 0], chroma[..., 1]), rows, colour_of(info), info.rotation)
+        rows = tuple(k * info.stack + place for k, place in zip(numbers, places, strict=True))
+    return Planes(pictures, rows, colour_of(info), info.rotation)
 
 
 def colour_of(info: VideoInfo) -> Colour:
@@ -385,16 +400,12 @@ def colour_of(info: VideoInfo) -> Colour:
     return Colour(MATRIX_NAMES[info.color_space], full, depth, 16 - depth if depth > 8 else 0)
 
 
-def _new_pictures(
-    count: int, height: int, width: int, depth: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Memory for luma [K, H, W] and chroma [K, (H + 1) // 2, (W + 1) // 2, 2]."""
-    kind = torch.uint8 if depth == 8 else torch.uint16
-    shape = (count, (height + 1) // 2, (width + 1) // 2, 2)
+def _new_pictures(count: int, height: int, width: int, depth: int, device: torch.device) -> Nv12Pictures:
+    """Memory for pictures, on torch's current stream."""
+    dtype = torch.uint8 if depth == 8 else torch.uint16
+    values = Nv12Pictures.values(count, height, width, dtype)
     try:
-        return (
-            torch.empty((count, height, width), dtype=kind, device=device),
-            torch.empty(shape, dtype=kind, device=device),
-        )
+        memory = torch.empty(values, dtype=dtype, device=device)
     except torch.cuda.OutOfMemoryError as error:
         raise DeviceMemoryError("decoded pictures") from error
+    return Nv12Pictures(memory, count, height, width)

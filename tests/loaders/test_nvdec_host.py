@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from surgrec.kernels.nv12_crop import to_rgb
-from surgrec.kernels.planes import Colour, Planes, check_planes
+from surgrec.kernels.planes import Colour, Nv12Pictures, Planes, check_planes
 from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, WANTED, ClipPlan, ClipRequest, plan_clip
 from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.base import BadClip
@@ -335,10 +335,12 @@ def test_stacked_frames_are_views_of_the_pictures(stacked, frames, drop):
     luma = torch.cat([y for y, _, _ in parts])
     chroma = torch.cat([torch.stack([cb, cr], -1) for _, cb, cr in parts])
     assert luma.shape[1:] == (info.picture_height, info.width)
-    clip = planes_of(request, info, luma, chroma, pictures)
+    memory = torch.zeros(Nv12Pictures.values(*luma.shape, luma.dtype), dtype=luma.dtype)
+    memory[: luma.numel()] = luma.flatten()
+    memory[-chroma.numel() :] = chroma.flatten()
+    clip = planes_of(request, info, Nv12Pictures(memory, *luma.shape), pictures)
     assert (clip.height, clip.width) == stacked.images.shape[1:3]
-    assert clip.planes[0].data_ptr() == luma.data_ptr()
-    assert clip.planes[1].data_ptr() == chroma.data_ptr()
+    assert clip.planes[0].data_ptr() == memory.data_ptr()
     check_planes(0, clip, len(frames), torch.device("cpu"))
     for plane, wanted in zip(clip.planes, stacked.planes, strict=True):
         np.testing.assert_array_equal(plane[list(clip.rows)].numpy(), wanted[frames])
