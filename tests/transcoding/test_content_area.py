@@ -56,7 +56,7 @@ def test_unreadable_tables(tmp_path: Path) -> None:
         ({"short_side": 250}, "--short-side 250: a positive multiple of 16"),
         ({"rate": -1.0}, "--rate -1"),
         ({"rate": float("nan")}, "--rate nan"),
-        ({"gop": 0}, "--gop 0"),
+        ({"gop": -1}, "--gop -1"),
         ({"quality": 60.0}, "--quality 60"),
         ({"ssim_frames": -1}, "--ssim-frames -1"),
         ({"min_ssim": 1.0}, "--min-ssim 1"),
