@@ -135,11 +135,6 @@ class Planes:
         return self._size[0 if self.rotation % 180 else 1]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that the planes hold."""
-        return sum(math.prod(plane.shape) * plane.item for plane in self.layouts())
-
-    @property
     def _first(self) -> Tensor:
         return self.planes.memory if isinstance(self.planes, Nv12Pictures) else self.planes[0]
 

@@ -116,14 +116,22 @@ def _make(task: Task, source: SourceVideo, beat: Beat) -> ProxyRecord:
                 raise ProxyError(f"{target} is in the way, and no proxy; move it away")
         notes = [grid.note]
         name = NVENC_ENCODERS[options.codec] if task.encoder == GPU else CPU_ENCODERS[options.codec]
+
+        def encode(name: str) -> _Made:
+            return _encode_whole(
+                lambda frames: _encode(task, source, geometry, frames, name, partial, beat),
+                grid,
+                options.stack,
+            )
+
         try:
-            made = _encode_whole(task, source, geometry, grid, name, partial, beat)
+            made = encode(name)
         except EncoderError as error:
             if task.encoder != GPU or options.encoder == GPU:
                 raise
             name = CPU_ENCODERS[options.codec]
             notes.append(f"encoded by {name}: {error}")
-            made = _encode_whole(task, source, geometry, grid, name, partial, beat)
+            made = encode(name)
         notes.append(made.note)
         grid = made.grid
         checked = 0
@@ -176,22 +184,13 @@ class _Made:
     note: str
 
 
-def _encode_whole(
-    task: Task,
-    source: SourceVideo,
-    geometry: Geometry,
-    grid: FrameGrid,
-    name: str,
-    partial: Path,
-    beat: Beat,
-) -> _Made:
-    """As _encode, with the right number of frames in the tag where the source is damaged towards its end."""
-    made = _encode(task, source, geometry, grid, name, partial, beat)
-    if task.options.stack == 1 or len(made.grid.times) == len(grid.times):
+def _encode_whole(encode: Callable[[FrameGrid], _Made], grid: FrameGrid, stack: int) -> _Made:
+    """Encodes the frames of a grid; the tag of stacked ones has their right number where damage ends them."""
+    made = encode(grid)
+    if stack == 1 or len(made.grid.times) == len(grid.times):
         return made
     # The tag was written before the damage was found.
-    again = _encode(task, source, geometry, made.grid, name, partial, beat)
-    return replace(again, note=made.note)
+    return replace(encode(made.grid), note=made.note)
 
 
 def _encode(

@@ -23,7 +23,7 @@ def test_layouts_are_those_of_the_views(size: tuple[int, int, int], dtype: torch
         assert (ours.address, ours.shape, ours.dtype) == (views.address, views.shape, views.dtype)
         for length, one, two in zip(ours.shape, ours.strides, views.strides, strict=True):
             assert length == 1 or one == two
-    assert (clip.height, clip.width, clip.nbytes) == (as_tuple.height, as_tuple.width, as_tuple.nbytes)
+    assert (clip.height, clip.width) == (as_tuple.height, as_tuple.width)
     assert (clip.device, clip.dtype) == (as_tuple.device, as_tuple.dtype)
     assert (clip.width, clip.height)[:: -1 if rotation else 1] == (width, height)
     check_planes(0, clip, 1, torch.device("cpu"))
