@@ -52,7 +52,7 @@ FORMATS: Final = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
 TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
 IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
 SESSIONS_PER_ENGINE: Final = 2
-"""One decodes while the other's thread prepares the next clip. More gain nothing (bench/results)."""
+"""One decodes while the other's thread prepares the next clip."""
 GIVE_UP_AFTER: Final = 3
 """Sound clips of a video that NVDEC fails on before it is asked no more for that video."""
 YIELDING: Final = 10
