@@ -107,10 +107,13 @@ def _dali_reader(experimental: bool, index: PacketIndex, threads: int) -> Stream
             pipeline = graph()
             pipeline.build()
             turns = itertools.count() if forever else range(-(-len(listed) // batch))
-            for _ in turns:
-                video, labels = _run(pipeline)
-                places = _array(labels).ravel().tolist()
-                yield [(listed[place], _frames_of(video, row)) for row, place in enumerate(places)]
+            try:
+                for _ in turns:
+                    video, labels = _run(pipeline)
+                    places = _array(labels).ravel().tolist()
+                    yield [(listed[place], _frames_of(video, row)) for row, place in enumerate(places)]
+            finally:
+                del pipeline  # it reads ahead: its threads must end before the links go
 
     return stream
 

@@ -185,7 +185,7 @@ def plan_clip(index: PacketIndex, request: ClipRequest, drop_disposable: bool = 
     if not request.frames:
         raise ValueError(f"{table.path[video]}: a clip request without frames")
     start = table.packet_start[video]
-    count, packets, roles, rows = _select(
+    count, packets, roles, rows = select_packets(
         index.pts,
         index.rank,
         index.flags,
@@ -205,7 +205,7 @@ def plan_clip(index: PacketIndex, request: ClipRequest, drop_disposable: bool = 
         )
     if count == _NO_PACKET:
         raise PlanError("the index names a packet that the video does not have; write the index again")
-    places, sizes, ranges = _ranges(index.offset, index.size, start, packets, COALESCE_BYTES)
+    places, sizes, ranges = byte_ranges(index.offset, index.size, start, packets, COALESCE_BYTES)
     return ClipPlan(packets, roles, places, sizes, rows, ranges)
 
 
@@ -219,7 +219,7 @@ def check_positions(frames: tuple[int, ...], count: int, path: str) -> None:
         raise ValueError(f"{path}: display positions must not decrease, got {frames}")
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _pick(start, end, room, position):
     """The start frame: evenly among those of [start, end) that are below `room`, or room - 1."""
     high = min(end, room)
@@ -227,7 +227,7 @@ def _pick(start, end, room, position):
     return min(low + int(position * (high - low)), high - 1)
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _snap(flags, display, packet_start, frame_start, first):
     """The last key frame on display at or before `first`; 0 where there is none. Of the frames in one picture
     the first."""
@@ -238,13 +238,13 @@ def _snap(flags, display, packet_start, frame_start, first):
     return first
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, frame):
     """pts of a video's frame by its display position; the columns are those of PacketIndex."""
     return pts[packet_start + display[frame_start + frame]] + frame % stack * frame_ticks
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _frames_by_time(
     pts,
     flags,
@@ -297,7 +297,7 @@ def _frames_by_time(
     return found
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _leads(pts, rank, key, packet):
     """Whether `packet`, decoded after the key frame, is displayed before it."""
     if rank[key] != NO_RANK and rank[packet] != NO_RANK:
@@ -305,7 +305,7 @@ def _leads(pts, rank, key, packet):
     return pts[packet] < pts[key]
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _intervals(pts, rank, flags, start, wanted):
     """int64 [n, 2]: runs of packets (first, last) that decode `wanted`, ascending and apart."""
     keys = np.empty(wanted.size, np.int64)
@@ -337,8 +337,8 @@ def _intervals(pts, rank, flags, start, wanted):
     return runs[at:]
 
 
-@njit(cache=True)
-def _select(pts, rank, flags, display, start, count, frame_start, frame_count, positions, drop):
+@njit(nogil=True, cache=True)
+def select_packets(pts, rank, flags, display, start, count, frame_start, frame_count, positions, drop):
     """(P or an error, packets [P], roles [P], rows [T])."""
     length = positions.size
     rows = np.empty(length, np.int64)
@@ -384,8 +384,8 @@ def _select(pts, rank, flags, display, start, count, frame_start, frame_count, p
     return total, packets[:total], roles[:total], rows
 
 
-@njit(cache=True)
-def _ranges(offset, size, start, packets, gap):
+@njit(nogil=True, cache=True)
+def byte_ranges(offset, size, start, packets, gap):
     """(places [P], sizes [P], ranges [R, 2]): the packets' bytes, close neighbours in one range."""
     total = packets.size
     places = np.empty(total, np.int64)

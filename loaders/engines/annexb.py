@@ -6,8 +6,6 @@ from functools import lru_cache
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
-from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.packet_index import VideoInfo
 from surgrec.loaders.parameter_sets import units_of_extradata
 
@@ -26,26 +24,21 @@ def _sets(codec: str, extradata: bytes) -> bytes:
     return b"".join(START_CODE + unit for unit in units_of_extradata(codec, extradata))
 
 
-def to_start_codes(
-    data: NDArray[np.uint8], places: NDArray[np.int64], sizes: NDArray[np.int64], length_size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """Packets whose NAL units have lengths before them, with start codes instead: (data, places, sizes).
+@njit(nogil=True, cache=True)
+def to_start_codes(data, places, sizes, length_size):
+    """Packets whose NAL units have lengths before them, with start codes instead.
 
-    Lengths of four bytes are overwritten in place, shorter ones cost a copy. Raises BadClip where
-    lengths leave the packet.
+    data: uint8 [N]. places, sizes: int64 [P], where the packets lie in it. length_size: bytes of a length, 1
+    to 4. Gives (the first packet whose lengths lie, or -1; data; places; sizes). Lengths of four bytes are
+    overwritten in place, shorter ones cost a copy. Compiled, needs no interpreter.
     """
     if length_size == 4:
-        bad = _overwrite(data, places, sizes)
-        found = data, places, sizes
-    else:
-        # A unit of no bytes behind a length of one grows the most.
-        room = np.empty(4 * int(sizes.sum()), np.uint8)
-        new_places, new_sizes = np.empty_like(places), np.empty_like(sizes)
-        bad = _rewrite(data, places, sizes, length_size, room, new_places, new_sizes)
-        found = room, new_places, new_sizes
-    if bad >= 0:
-        raise BadClip(f"the lengths of NAL units are damaged, packet {bad} of the clip")
-    return found
+        return _overwrite(data, places, sizes), data, places, sizes
+    # A unit of no bytes behind a length of one grows the most.
+    room = np.empty(4 * sizes.sum(), np.uint8)
+    new_places, new_sizes = np.empty_like(places), np.empty_like(sizes)
+    bad = _rewrite(data, places, sizes, length_size, room, new_places, new_sizes)
+    return bad, room, new_places, new_sizes
 
 
 @njit(nogil=True, cache=True)

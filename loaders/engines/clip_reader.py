@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from surgrec.loaders.clip_plan import ClipPlan, ClipRequest, check_positions, plan_clip
 from surgrec.loaders.engines.base import BadClip
-from surgrec.loaders.file_cache import FileCache
+from surgrec.loaders.file_cache import FileCache, Loan
 from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex, VideoInfo
 
 REINDEX = "run `python -m surgrec.index` again"
@@ -25,7 +22,7 @@ class ClipReader:
         self.index = index
         self._files = files
         self._videos = lru_cache(maxsize=4096)(index.video)
-        self._drop = drop_disposable
+        self.drop_disposable = drop_disposable
 
     def info(self, request: ClipRequest) -> VideoInfo:
         """What the index knows of the clip's video. ValueError for a video that it does not hold."""
@@ -42,34 +39,27 @@ class ClipReader:
         Raises BadClip where the index says that nothing can be decoded, or was made for another version of
         the file; ValueError for positions outside the video; OSError.
         """
+        with self.open_unseen(request, info) as descriptor:
+            check_version(descriptor, info)
+            yield descriptor
+
+    def open_unseen(self, request: ClipRequest, info: VideoInfo) -> Loan:
+        """As `open`, but whether the file is the indexed version is the caller's to find out."""
         if info.status in (ERROR, REMOVED):
             raise BadClip(info.reason or "the index marks this video as removed")
         check_positions(request.frames, info.frame_count, info.path)
-        with self._files.borrow(info.path) as descriptor:
-            check_version(descriptor, info)
-            yield descriptor
+        return self._files.borrow(info.path)
 
     def read(self, request: ClipRequest, info: VideoInfo, room: int = 0) -> tuple[ClipPlan, bytearray]:
         """The clip's plan, and `room` bytes with those of the plan's ranges behind, one after the other.
 
         Raises as `open` does, and PlanError where the index says that a frame cannot be decoded.
         """
-        return self._read(request, info, room, bytearray)
-
-    def read_into(
-        self, space: Callable[[int], NDArray[np.uint8]], request: ClipRequest, info: VideoInfo, room: int
-    ) -> tuple[ClipPlan, NDArray[np.uint8]]:
-        """As `read`, in memory of the caller: `space` is asked for that many bytes."""
-        return self._read(request, info, room, space)
-
-    def _read(
-        self, request: ClipRequest, info: VideoInfo, room: int, space: Callable[[int], Any]
-    ) -> tuple[ClipPlan, Any]:
         with self.open(request, info) as descriptor:
-            plan = plan_clip(self.index, request, self._drop)
-            found = space(room + plan.read_bytes)
-            _read_ranges(descriptor, plan, memoryview(found)[room:])
-            return plan, found
+            plan = plan_clip(self.index, request, self.drop_disposable)
+            data = bytearray(room + plan.read_bytes)
+            _read_ranges(descriptor, plan, memoryview(data)[room:])
+            return plan, data
 
 
 def os_reason(error: OSError) -> str:

@@ -16,16 +16,11 @@ import threading
 from collections import Counter
 from collections.abc import Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 import torch
-from numba import njit
-from numpy.typing import NDArray
 from surgrec.kernels.planes import Colour, Nv12Pictures, Planes
-from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, ClipPlan, ClipRequest, PlanError
-from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
+from surgrec.loaders.clip_plan import ClipRequest, PlanError
 from surgrec.loaders.engines.base import (
     BadClip,
     ClipFailure,
@@ -39,7 +34,7 @@ from surgrec.loaders.engines.cpu import count_threads
 from surgrec.loaders.engines.cpu_processes import ProcessWorker
 from surgrec.loaders.engines.decode_process import Setup
 from surgrec.loaders.engines.nvcuvid import CODECS, Driver, NvdecUnavailable, decode_caps, load_driver
-from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
+from surgrec.loaders.engines.nvdec_feed import DamagedLengths, Feed, FeedReader
 from surgrec.loaders.engines.nvdec_pool import SessionPool
 from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
 from surgrec.loaders.engines.pixels import MATRIX_NAMES
@@ -103,6 +98,8 @@ class NvdecEngine(PooledEngine):
         self._lock = threading.Lock()
         pool = SessionPool(self._make_session, 2 * self.sessions)
         self._pool = pool
+        self.memory_stream = torch.cuda.Stream(device)
+        """Whose memory pictures come from: one for all threads, so that each can use what any gave back."""
         queue: WorkQueue[ClipRequest, Outcome] = WorkQueue(lanes=2)
         self._gpu: WorkerThreads[_NvdecWorker, ClipRequest, Outcome] = WorkerThreads(
             self.sessions,
@@ -214,14 +211,10 @@ class _StreamSession:
     """An NVDEC session and the stream that it copies on."""
 
     def __init__(self, driver: Driver, codec: str, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-        self.session = NvdecSession(driver, CODECS[codec], codec in IN_ORDER_CODECS, self.stream.cuda_stream)
-        self._done = torch.cuda.Event(blocking=True)
-
-    def wait(self) -> None:
-        """Sleeps until all that is queued is done. Waiting for the stream itself would keep a core busy."""
-        self._done.record(self.stream)
-        self._done.synchronize()
+        self._stream = torch.cuda.Stream(device)  # kept: the session knows its handle only
+        self.session = NvdecSession(
+            driver, CODECS[codec], codec in IN_ORDER_CODECS, self._stream.cuda_stream
+        )
 
     def close(self) -> None:
         self.session.close()
@@ -233,16 +226,11 @@ class _NvdecWorker:
     def __init__(self, engine: NvdecEngine, reader: ClipReader, pool: SessionPool[_StreamSession]) -> None:
         self._engine = engine
         self._reader = reader
+        self._feeds = FeedReader(reader)
         self._pool = pool
-        self._bytes = np.empty(0, np.uint8)
         torch.cuda.set_device(engine.device)
+        torch.cuda.set_stream(engine.memory_stream)
         torch.zeros(1, device=engine.device)  # makes the GPU's context current in this thread
-
-    def _space(self, size: int) -> NDArray[np.uint8]:
-        """Memory for the bytes of a clip, the same for each: new pages would cost more than what is read."""
-        if len(self._bytes) < size:
-            self._bytes = np.empty(2 * size, np.uint8)
-        return self._bytes[:size]
 
     def run(self, request: ClipRequest) -> Outcome | PassedOn:
         """Decodes one clip, or passes it on to FFmpeg. ClipFailure where its file cannot be read."""
@@ -250,61 +238,42 @@ class _NvdecWorker:
         reason = self._engine.refusal(info, request.video)
         if reason:
             return self._engine.pass_on(reason)
-        sets = parameter_sets(info)
         try:
-            plan, data = self._reader.read_into(self._space, request, info, len(sets))
+            feed = self._feeds.read(request, info)
+        except DamagedLengths as error:
+            return self._engine.pass_on(_first_part(error), request)
         except (BadClip, PlanError) as error:
             return ClipFailure(request, info.path, self._engine.name, str(error))
         except OSError as error:
             return ClipFailure(request, info.path, self._engine.name, os_reason(error))
-        data[: len(sets)] = np.frombuffer(sets, np.uint8)
         try:
-            return self._decode(request, info, plan, data, len(sets))
+            return self._decode(request, info, feed)
         except BadClip as error:
             # NVDEC cannot say what is wrong, and takes less than FFmpeg does: FFmpeg has the last word.
-            return self._engine.pass_on(str(error).split(",")[0], request)
+            return self._engine.pass_on(_first_part(error), request)
 
-    def _decode(
-        self, request: ClipRequest, info: VideoInfo, plan: ClipPlan, data: NDArray[np.uint8], room: int
-    ) -> DecodedClip:
-        plan = without_leading(info, plan)
-        data, places, sizes = elementary(info, plan, data, room)
-        slots, rows = slots_of(plan)
-        restarts = ((plan.roles & EMPTY_FIRST) != 0).astype(np.int64)
-        fed = _Fed(data, places, sizes, restarts, slots, room)
+    def _decode(self, request: ClipRequest, info: VideoInfo, feed: Feed) -> DecodedClip:
         try:
-            decoded, pictures = self._on_session(info, fed)
+            decoded, pictures = self._on_session(info, feed)
         except DeviceMemoryError:
             # Sessions of other formats may lie idle.
             self._pool.close_idle()
             torch.cuda.empty_cache()
-            decoded, pictures = self._on_session(info, fed)
-        clip = planes_of(request, info, pictures, rows)
-        return DecodedClip(request, clip, decoded * info.stack, len(plan.packets), plan.read_bytes)
+            decoded, pictures = self._on_session(info, feed)
+        clip = planes_of(request, info, pictures, tuple(feed.rows.tolist()))
+        return DecodedClip(request, clip, decoded * info.stack, len(feed.places), feed.read_bytes)
 
-    def _on_session(self, info: VideoInfo, fed: _Fed) -> tuple[int, Nv12Pictures]:
-        """(pictures decoded, those that are wanted) once they are complete."""
+    def _on_session(self, info: VideoInfo, feed: Feed) -> tuple[int, Nv12Pictures]:
+        """(pictures decoded, those that are wanted), complete."""
         depth = FORMATS[info.pix_fmt]
         key = (info.codec, info.coded_width, info.coded_height, depth)
         held = self._pool.take(key)
         try:
-            with torch.cuda.stream(held.stream):
-                count = int(fed.slots.max()) + 1
-                pictures = _new_pictures(count, info.picture_height, info.width, depth, self._engine.device)
+            count = int(feed.rows.max()) + 1
+            pictures = _new_pictures(count, info.picture_height, info.width, depth, self._engine.device)
             luma, chroma, _ = pictures.layouts()
-            decoded = held.session.decode(
-                fed.data.ctypes.data,
-                fed.places,
-                fed.sizes,
-                fed.restarts,
-                fed.slots,
-                (info.width, info.picture_height),
-                depth,
-                luma.address,
-                chroma.address,
-                fed.sets,
-            )
-            held.wait()
+            size = (info.width, info.picture_height)
+            decoded = held.session.decode(feed, size, depth, luma.address, chroma.address)
         except BaseException:
             held.close()  # what its hardware's state is now, nobody knows
             raise
@@ -312,69 +281,9 @@ class _NvdecWorker:
         return decoded, pictures
 
 
-@dataclass(frozen=True, slots=True)
-class _Fed:
-    """What a session is fed with for one clip, as NvdecSession.decode takes it."""
-
-    data: NDArray[np.uint8]
-    places: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    restarts: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    sets: int
-
-
-def without_leading(info: VideoInfo, plan: ClipPlan) -> ClipPlan:
-    """The plan without the leading pictures of an open start, where decoders need not see them.
-
-    In HEVC no trailing picture refers to one (H.265, 8.3.2), and NVDEC's parser skips them at a start. H.264
-    counts frames, and would conceal a gap.
-    """
-    keep = (plan.roles & LEADING) == 0
-    if info.codec != "hevc" or keep.all():
-        return plan
-    columns = {name: getattr(plan, name)[keep] for name in ("packets", "roles", "places", "sizes")}
-    return replace(plan, **columns)
-
-
-def elementary(
-    info: VideoInfo, plan: ClipPlan, data: NDArray[np.uint8], room: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """(data, places, sizes) of a plan's packets as NVDEC takes them; may change `data` in place.
-
-    data: `room` bytes of parameter sets, and the plan's ranges behind. Raises BadClip for damaged lengths.
-    """
-    places, sizes = plan.places + room, plan.sizes.copy()
-    if info.codec in ("h264", "hevc") and info.nal_length_size:
-        sets = data[:room]
-        data, places, sizes = to_start_codes(data, places, sizes, info.nal_length_size)
-        if places[0] != room:
-            data, places = np.concatenate([sets, data]), places + room
-    # The parameter sets lie before the first packet, and go with it.
-    places[0] -= room
-    sizes[0] += room
-    return data, places, sizes
-
-
-def slots_of(plan: ClipPlan) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    """(int64 [P]: the picture that each packet gives, or UNWANTED or IGNORED; the picture of each row)."""
-    slots, rows = _slots(plan.packets, plan.roles, plan.rows)
-    return slots, tuple(rows.tolist())
-
-
-@njit(cache=True)
-def _slots(packets, roles, rows):
-    slots = np.empty(packets.size, np.int64)
-    for k in range(packets.size):
-        slots[k] = IGNORED if roles[k] & LEADING else UNWANTED
-    places = np.searchsorted(packets, rows)
-    slots[places] = 0
-    count = 0
-    for k in range(packets.size):
-        if slots[k] >= 0:
-            slots[k] = count
-            count += 1
-    return slots, slots[places]
+def _first_part(error: BadClip) -> str:
+    """What went wrong, without where: one reason for all clips that have it."""
+    return str(error).split(",")[0]
 
 
 def planes_of(
@@ -401,7 +310,7 @@ def colour_of(info: VideoInfo) -> Colour:
 
 
 def _new_pictures(count: int, height: int, width: int, depth: int, device: torch.device) -> Nv12Pictures:
-    """Memory for pictures, on torch's current stream."""
+    """Memory for pictures, from torch's current stream."""
     dtype = torch.uint8 if depth == 8 else torch.uint16
     values = Nv12Pictures.values(count, height, width, dtype)
     try:

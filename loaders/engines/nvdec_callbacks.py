@@ -13,14 +13,11 @@ used anew.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-import llvmlite.ir as ir
-import numba
 import numpy as np
 from numba import cfunc, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from surgrec.loaders.engines.native_call import call_int, carray, halves_at, words_at
 
 # Addresses of the driver's functions and of structures, in the words of a session's state.
 DECODER: Final = 0  # must be the first: the driver writes the handle there
@@ -100,47 +97,6 @@ END_OF_PICTURE: Final = 8
 STATUS_ERROR: Final = 8  # and 9: error concealed
 
 
-carray: Any = numba.carray  # type: ignore[attr-defined] # it is documented
-
-
-def _words_of(typingctx: Any, address: Any) -> Any:
-    """A pointer to int64 from an address."""
-    signature = types.CPointer(types.int64)(types.int64)
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return signature, generate
-
-
-def _halves_of(typingctx: Any, address: Any) -> Any:
-    """A pointer to int32 from an address."""
-    signature = types.CPointer(types.int32)(types.int64)
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return signature, generate
-
-
-def _call_of(typingctx: Any, address: Any, arguments: Any) -> Any:
-    """Calls the C function at an address with a tuple of int64; its int. An address, not a symbol: so the
-    compiled code can be kept on disk, and tests can put functions of their own in the driver's place."""
-    signature = types.int32(types.int64, arguments)
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values = cgutils.unpack_tuple(builder, args[1])
-        function = ir.FunctionType(ir.IntType(32), [ir.IntType(64)] * len(values))
-        return builder.call(builder.inttoptr(args[0], function.as_pointer()), values)
-
-    return signature, generate
-
-
-_words: Any = intrinsic(_words_of)
-_halves: Any = intrinsic(_halves_of)
-_call: Any = intrinsic(_call_of)
-
-
 @njit(cache=True)
 def _fail(s, stage, error):
     if s[STAGE] == 0:
@@ -153,8 +109,8 @@ def _fail(s, stage, error):
 def _release(s, place):
     """Waits for the copy out of a mapped frame and gives the frame back."""
     if s[RING_FRAMES + place] != 0:
-        _call(s[WAIT_EVENT], (s[RING_EVENTS + place],))
-        _call(s[UNMAP_FRAME], (s[DECODER], s[RING_FRAMES + place]))
+        call_int(s[WAIT_EVENT], (s[RING_EVENTS + place],))
+        call_int(s[UNMAP_FRAME], (s[DECODER], s[RING_FRAMES + place]))
         s[RING_FRAMES + place] = 0
 
 
@@ -165,8 +121,8 @@ def _check_surface(s, surface):
     if packet < 0:
         return
     s[SURFACE_PACKETS + surface] = -1
-    error = _call(s[DECODE_STATUS], (s[DECODER], np.int64(surface), s[STATUS_INFO]))
-    if error == 0 and carray(_halves(s[STATUS_INFO]), 1)[0] >= STATUS_ERROR:
+    error = call_int(s[DECODE_STATUS], (s[DECODER], np.int64(surface), s[STATUS_INFO]))
+    if error == 0 and carray(halves_at(s[STATUS_INFO]), 1)[0] >= STATUS_ERROR:
         s[DAMAGED] += 1
 
 
@@ -175,7 +131,7 @@ def _drop_decoder(s):
     for place in range(RING):
         _release(s, place)
     if s[DECODER] != 0:
-        _call(s[DESTROY_DECODER], (s[DECODER],))
+        call_int(s[DESTROY_DECODER], (s[DECODER],))
         s[DECODER] = 0
     for surface in range(MAX_SURFACES):
         s[SURFACE_PACKETS + surface] = -1
@@ -184,8 +140,8 @@ def _drop_decoder(s):
 @njit(cache=True)
 def _copy(s, source, pitch, left, top, target, width, rows):
     """CUDA_MEMCPY2D of device memory, queued on the session's stream."""
-    info = carray(_words(s[COPY_INFO]), 16)
-    halves = carray(_halves(s[COPY_INFO]), 32)
+    info = carray(words_at(s[COPY_INFO]), 16)
+    halves = carray(halves_at(s[COPY_INFO]), 32)
     for k in range(16):
         info[k] = 0
     info[0], info[1] = left, top
@@ -194,14 +150,14 @@ def _copy(s, source, pitch, left, top, target, width, rows):
     halves[18] = DEVICE_MEMORY
     info[11], info[13] = target, width
     info[14], info[15] = width, rows
-    return _call(s[COPY], (s[COPY_INFO], s[STREAM]))
+    return call_int(s[COPY], (s[COPY_INFO], s[STREAM]))
 
 
 @cfunc(types.int32(types.int64, types.int64), cache=True)
 def on_sequence(user, what):
     """CUVIDEOFORMAT: makes the decoder, or keeps the one that fits. Number of surfaces, 0 for failure."""
-    s = carray(_words(user), WORDS)
-    f = carray(_halves(what), 11)
+    s = carray(words_at(user), WORDS)
+    f = carray(halves_at(what), 11)
     depth, least = (f[3] >> 8) & 255, (f[3] >> 24) & 255
     coded_width, coded_height = np.int64(f[4]), np.int64(f[5])
     left, top, right, bottom = f[6], f[7], f[8], f[9]
@@ -225,8 +181,8 @@ def on_sequence(user, what):
         if s[DECODED] > 0:  # pictures that were not looked at yet would be lost
             return _fail(s, STAGE_FORMAT, 0)
         _drop_decoder(s)
-    info = carray(_words(s[CREATE_INFO]), 22)
-    info_halves = carray(_halves(s[CREATE_INFO]), 44)
+    info = carray(words_at(s[CREATE_INFO]), 22)
+    info_halves = carray(halves_at(s[CREATE_INFO]), 44)
     for k in range(22):
         info[k] = 0
     info[0] = info[7] = info[12] = coded_width
@@ -240,7 +196,7 @@ def on_sequence(user, what):
     info_halves[21] = np.int32(coded_height << 16 | coded_width)
     info_halves[22] = P016 if depth > 0 else 0
     info[14] = RING
-    error = _call(s[CREATE_DECODER], (user, s[CREATE_INFO]))
+    error = call_int(s[CREATE_DECODER], (user, s[CREATE_INFO]))
     if error != 0:
         s[DECODER] = 0
         return _fail(s, STAGE_CREATE, error)
@@ -256,8 +212,8 @@ def on_sequence(user, what):
 @cfunc(types.int32(types.int64, types.int64), cache=True)
 def on_decode(user, what):
     """CUVIDPICPARAMS: decodes a picture, or the second field of one. 1, or 0 for failure."""
-    s = carray(_words(user), WORDS)
-    picture = carray(_halves(what), 6)
+    s = carray(words_at(user), WORDS)
+    picture = carray(halves_at(what), 6)
     surface = picture[2]
     if s[DECODER] == 0 or surface < 0 or surface >= MAX_SURFACES:
         return _fail(s, STAGE_DECODE, 0)
@@ -273,12 +229,12 @@ def on_decode(user, what):
     if packet < 0 or packet > s[PACKET]:
         return _fail(s, STAGE_TOO_MANY, 0)
     s[DECODED] += 1
-    ignored = carray(_words(s[SLOTS]), s[SLOT_COUNT])[packet] == IGNORED
-    error = _call(s[DECODE_PICTURE], (s[DECODER], np.int64(what)))
+    ignored = carray(words_at(s[SLOTS]), s[SLOT_COUNT])[packet] == IGNORED
+    error = call_int(s[DECODE_PICTURE], (s[DECODER], np.int64(what)))
     if error != 0:
         return _fail(s, STAGE_DECODE, error)
     s[SURFACE_PACKETS + surface] = -1 if ignored else packet
-    carray(_words(s[MAPPED]), 2 + MAX_SURFACES)[2 + surface] = packet
+    carray(words_at(s[MAPPED]), 2 + MAX_SURFACES)[2 + surface] = packet
     return np.int32(1)
 
 
@@ -287,30 +243,30 @@ def on_display(user, what):
     """CUVIDPARSERDISPINFO: copies the frame out, if it is wanted. 1, or 0 for failure."""
     if what == 0:
         return np.int32(1)
-    s = carray(_words(user), WORDS)
-    shown = carray(_halves(what), 4)
+    s = carray(words_at(user), WORDS)
+    shown = carray(halves_at(what), 4)
     surface = shown[0]
     if s[STAGE] != 0 or s[DECODER] == 0 or surface < 0 or surface >= MAX_SURFACES:
         return np.int32(1)
-    mapped = carray(_words(s[MAPPED]), 2 + MAX_SURFACES)
+    mapped = carray(words_at(s[MAPPED]), 2 + MAX_SURFACES)
     packet = s[PACKET] if s[IN_ORDER] != 0 else mapped[2 + surface]
     if packet < 0 or packet >= s[SLOT_COUNT]:
         return np.int32(1)
-    slot = carray(_words(s[SLOTS]), s[SLOT_COUNT])[packet]
+    slot = carray(words_at(s[SLOTS]), s[SLOT_COUNT])[packet]
     if slot < 0:
         return np.int32(1)
     place = s[RING_NEXT]
     s[RING_NEXT] = (place + 1) % RING
     _release(s, place)
-    info = carray(_halves(s[MAP_INFO]), 16)
+    info = carray(halves_at(s[MAP_INFO]), 16)
     info[0] = shown[1]
     info[1] = 0
     info[2] = shown[2]
     info[3] = 1 if shown[3] < 0 else 0
-    carray(_words(s[MAP_INFO]), 8)[7] = s[STREAM]
+    carray(words_at(s[MAP_INFO]), 8)[7] = s[STREAM]
     mapped[0] = 0
     mapped[1] = 0
-    error = _call(s[MAP_FRAME], (s[DECODER], np.int64(surface), s[MAPPED], s[MAPPED] + 8, s[MAP_INFO]))
+    error = call_int(s[MAP_FRAME], (s[DECODER], np.int64(surface), s[MAPPED], s[MAPPED] + 8, s[MAP_INFO]))
     if error != 0:
         return _fail(s, STAGE_MAP, error)
     frame, pitch = mapped[0], mapped[1] & 0xFFFFFFFF
@@ -326,7 +282,7 @@ def on_display(user, what):
         left, top = s[LEFT] // 2 * 2 * value, s[TOP] // 2
         error = _copy(s, below, pitch, left, top, chroma, chroma_width * value, chroma_rows)
     if error == 0:
-        error = _call(s[RECORD_EVENT], (s[RING_EVENTS + place], s[STREAM]))
+        error = call_int(s[RECORD_EVENT], (s[RING_EVENTS + place], s[STREAM]))
     if error != 0:
         return _fail(s, STAGE_COPY, error)
     s[TAKEN] += 1
@@ -335,9 +291,9 @@ def on_display(user, what):
 
 @njit(cache=True)
 def _parse(s, flags, data, size):
-    packet = carray(_words(s[PACKET_INFO]), 4)
+    packet = carray(words_at(s[PACKET_INFO]), 4)
     packet[0], packet[1], packet[2], packet[3] = flags, size, data, 0
-    error = _call(s[PARSE], (s[PARSER], s[PACKET_INFO]))
+    error = call_int(s[PARSE], (s[PARSER], s[PACKET_INFO]))
     if error != 0:
         _fail(s, STAGE_PARSE, error)
 
@@ -352,9 +308,9 @@ def feed(state, data, places, sizes, restarts):
     state: the session's address. data: address of the bytes. places, sizes, restarts: int64 [P]; restarts is
     1 where what came before must be put out first, for the packet does not reset the decoder.
     """
-    s = carray(_words(state), WORDS)
-    slots = carray(_words(s[SLOTS]), s[SLOT_COUNT])
-    mapped = carray(_words(s[MAPPED]), 2 + MAX_SURFACES)
+    s = carray(words_at(state), WORDS)
+    slots = carray(words_at(s[SLOTS]), s[SLOT_COUNT])
+    mapped = carray(words_at(s[MAPPED]), 2 + MAX_SURFACES)
     for surface in range(MAX_SURFACES):
         mapped[2 + surface] = -1
     for k in range(places.size):
@@ -391,4 +347,4 @@ def feed(state, data, places, sizes, restarts):
 @njit(types.void(types.int64), nogil=True, cache=True)
 def drop_decoder(state):
     """Gives mapped frames back and destroys the decoder."""
-    _drop_decoder(carray(_words(state), WORDS))
+    _drop_decoder(carray(words_at(state), WORDS))

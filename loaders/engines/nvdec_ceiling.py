@@ -6,16 +6,16 @@ import contextlib
 import itertools
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.clip_reader import ClipReader
 from surgrec.loaders.engines.nvcuvid import CODECS, load_driver
-from surgrec.loaders.engines.nvdec import FORMATS, IN_ORDER_CODECS, elementary
+from surgrec.loaders.engines.nvdec import FORMATS, IN_ORDER_CODECS
 from surgrec.loaders.engines.nvdec_callbacks import UNWANTED
+from surgrec.loaders.engines.nvdec_feed import Feed, FeedReader
 from surgrec.loaders.engines.nvdec_session import NvdecSession
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import PacketIndex
@@ -45,28 +45,26 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
         session = NvdecSession(
             load_driver(), CODECS[info.codec], info.codec in IN_ORDER_CODECS, stream.cuda_stream
         )
-        sets = parameter_sets(info)
+        feeds = FeedReader(reader)
         stretches = []
         for first in range(0, info.frame_count, STRETCH):
             frames = tuple(range(first, min(first + STRETCH, info.frame_count)))
-            plan, data = reader.read(ClipRequest(0, video, frames), info, room=len(sets))
-            data[: len(sets)] = sets
-            stretches.append(elementary(info, plan, np.frombuffer(data, np.uint8), len(sets)))
+            found = feeds.read(ClipRequest(0, video, frames), info)
+            nothing = np.full(len(found.places), UNWANTED, np.int64)
+            stretches.append(replace(found, data=found.data.copy(), slots=nothing))
             if len(stretches) == 8:
                 break
         size, depth = (info.width, info.picture_height), FORMATS[info.pix_fmt]
 
-        def feed(stretch: NDArray[np.uint8], places: NDArray[np.int64], sizes: NDArray[np.int64]) -> int:
-            slots, restarts = np.full(len(places), UNWANTED, np.int64), np.zeros(len(places), np.int64)
-            address = stretch.ctypes.data
-            return info.stack * session.decode(address, places, sizes, restarts, slots, size, depth, 0, 0)
+        def decode_all(stretch: Feed) -> int:
+            return info.stack * session.decode(stretch, size, depth, 0, 0)
 
         try:
-            feed(*stretches[0])  # makes the decoder
+            decode_all(stretches[0])  # makes the decoder
             start.wait()
             begun, count = time.perf_counter(), 0
             for stretch in itertools.cycle(stretches):
-                count += feed(*stretch)
+                count += decode_all(stretch)
                 if stop.is_set():
                     break  # the others may have ended: this stretch had more of the hardware than its share
                 rates[number] = count / (time.perf_counter() - begun)

@@ -6,10 +6,10 @@ import ctypes
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from surgrec.loaders.engines import nvdec_callbacks as c
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.nvcuvid import OUT_OF_MEMORY, Driver, NvdecUnavailable, ParserParameters, call
+from surgrec.loaders.engines.nvdec_feed import Feed
 
 DISPLAY_DELAY: Final = 4
 """Frames that the parser may hold back, so that decoding runs ahead of copying."""
@@ -105,28 +105,14 @@ class NvdecSession:
         """Pictures that the decoder holds memory for, 0 before the first clip."""
         return int(self._state[c.SURFACES]) if self._state[c.DECODER] else 0
 
-    def decode(
-        self,
-        data: int,
-        places: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        restarts: NDArray[np.int64],
-        slots: NDArray[np.int64],
-        size: tuple[int, int],
-        depth: int,
-        luma: int,
-        chroma: int,
-        sets: int = 0,
-    ) -> int:
-        """Feed a clip's packets and queue the copies of its frames on the stream; how many were decoded.
+    def decode(self, feed: Feed, size: tuple[int, int], depth: int, luma: int, chroma: int) -> int:
+        """Feeds a clip's packets and waits for its frames to be copied; how many pictures were decoded.
 
         Args:
-            data: address of the packets' bytes, with start codes. places, sizes, restarts: see `feed`.
-            slots: int64 [P]: which picture of the clip a packet gives, UNWANTED or IGNORED.
+            feed: the packets, with start codes, and the slot of each.
             size: width and height of the picture. depth: bits of a value.
             luma, chroma: addresses on the GPU of uint8 or uint16 [K, H, W] and [K, H/2, W/2, 2], halves
                 rounded up.
-            sets: bytes of parameter sets at the beginning of the first packet; restarts need them again.
 
         Raises:
             BadClip: the data are damaged, or of another format than the index says.
@@ -136,11 +122,11 @@ class NvdecSession:
         s[c.WIDTH], s[c.HEIGHT] = size
         s[c.EXPECTED_DEPTH_ABOVE_8] = depth - 8
         s[c.LUMA], s[c.CHROMA] = luma, chroma
-        s[c.SLOTS], s[c.SLOT_COUNT] = slots.ctypes.data, slots.size
+        s[c.SLOTS], s[c.SLOT_COUNT] = feed.slots.ctypes.data, feed.slots.size
         s[c.OLDEST] = s[c.AT_ONCE] = 0
-        s[c.SETS] = sets
+        s[c.SETS] = feed.sets
         s[c.PACKET] = s[c.ERROR] = s[c.STAGE] = s[c.DECODED] = s[c.TAKEN] = s[c.DAMAGED] = 0
-        stage = c.feed(self._address, data, places, sizes, restarts)
+        stage = c.feed(self._address, feed.data.ctypes.data, feed.places, feed.sizes, feed.restarts)
         if stage:
             error = int(s[c.ERROR])
             if stage == c.STAGE_CREATE and error == OUT_OF_MEMORY:
@@ -149,7 +135,7 @@ class NvdecSession:
             raise BadClip(f"NVDEC: {_STAGES[stage]}{cause}, packet {int(s[c.PACKET])} of the clip")
         if s[c.DAMAGED]:
             raise BadClip(f"NVDEC reports {int(s[c.DAMAGED])} damaged pictures")
-        wanted = int(np.count_nonzero(slots >= 0))
+        wanted = int(np.count_nonzero(feed.slots >= 0))
         if s[c.TAKEN] != wanted:
             raise BadClip(f"NVDEC gave {int(s[c.TAKEN])} of the {wanted} frames wanted")
         return int(s[c.DECODED])

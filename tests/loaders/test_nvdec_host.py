@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,21 +20,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from surgrec.kernels.nv12_crop import to_rgb
 from surgrec.kernels.planes import Colour, Nv12Pictures, Planes, check_planes
-from surgrec.loaders.clip_plan import EMPTY_FIRST, LEADING, WANTED, ClipPlan, ClipRequest, plan_clip
+from surgrec.loaders.clip_plan import LEADING, WANTED, ClipPlan, ClipRequest, plan_clip
+from surgrec.loaders.engines import nvdec_feed
 from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.clip_reader import ClipReader
 from surgrec.loaders.engines.nvcuvid import DecodeCaps
-from surgrec.loaders.engines.nvdec import (
-    FORMATS,
-    _Capabilities,
-    colour_of,
-    elementary,
-    planes_of,
-    slots_of,
-    without_leading,
-)
+from surgrec.loaders.engines.nvdec import FORMATS, _Capabilities, colour_of, planes_of
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
+from surgrec.loaders.engines.nvdec_feed import DamagedLengths, Feed, FeedReader, elementary, slots_of
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import VideoInfo
 
@@ -60,35 +56,34 @@ CLIPS = ((0, 1, 2), (0, 3, 3, 7, -1), (30, 31, 31, 45), (2, 40, 79), (-1,))
 
 
 @dataclasses.dataclass
-class Feed:
-    """A clip as NVDEC would get it."""
+class Clip:
+    """A clip as NVDEC gets it."""
 
     info: VideoInfo
     plan: ClipPlan
-    data: NDArray[np.uint8]
-    places: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    feed: Feed
 
     def packets(self) -> list[bytes]:
-        ends = (self.places + self.sizes).tolist()
-        return [self.data[a:b].tobytes() for a, b in zip(self.places.tolist(), ends, strict=True)]
+        feed = self.feed
+        ends = (feed.places + feed.sizes).tolist()
+        return [feed.data[a:b].tobytes() for a, b in zip(feed.places.tolist(), ends, strict=True)]
+
+
+def clip_of(reader: ClipReader, request: ClipRequest) -> Clip:
+    """The feed of a request, and the plan that ClipReader makes for it."""
+    info = reader.info(request)
+    plan = plan_clip(reader.index, request, reader.drop_disposable)
+    return Clip(info, plan, FeedReader(reader).read(request, info))
 
 
 @pytest.fixture(scope="module")
-def feed_of(stream_corpus) -> Callable[..., Feed]:
-    """feed_of(kind, frames, drop_disposable=True), with the engine's steps."""
+def feed_of(stream_corpus) -> Callable[..., Clip]:
+    """feed_of(kind, frames, drop_disposable=True), as the engine's threads read it."""
     files = FileCache(64)
     readers = {drop: ClipReader(stream_corpus.index, files, drop) for drop in (False, True)}
 
-    def feed(kind: str, frames: tuple[int, ...], drop_disposable: bool = True) -> Feed:
-        reader = readers[drop_disposable]
-        request = ClipRequest(0, stream_corpus.video[kind], frames)
-        info = reader.info(request)
-        sets = parameter_sets(info)
-        plan, read = reader.read(request, info, room=len(sets))
-        plan = without_leading(info, plan)
-        read[: len(sets)] = sets
-        return Feed(info, plan, *elementary(info, plan, np.frombuffer(read, np.uint8), len(sets)))
+    def feed(kind: str, frames: tuple[int, ...], drop_disposable: bool = True) -> Clip:
+        return clip_of(readers[drop_disposable], ClipRequest(0, stream_corpus.video[kind], frames))
 
     return feed
 
@@ -102,9 +97,10 @@ def raw_decoder(codec: str) -> VideoCodecContext:
     return decoder
 
 
-def pictures_of(decoder: VideoCodecContext, fed: Feed, slots: NDArray[np.int64]) -> dict[int, VideoFrame]:
+def pictures_of(decoder: VideoCodecContext, fed: Clip) -> dict[int, VideoFrame]:
     """Slot -> frame, as NvdecSession.decode fills them: a picture is known by its packet."""
     found: dict[int, VideoFrame] = {}
+    slots = fed.feed.slots
 
     def take(frames: list[VideoFrame]) -> None:
         for frame in frames:
@@ -114,7 +110,7 @@ def pictures_of(decoder: VideoCodecContext, fed: Feed, slots: NDArray[np.int64])
                 assert found.setdefault(int(slots[frame.pts]), frame) is frame
 
     for number, content in enumerate(fed.packets()):
-        if fed.plan.roles[number] & EMPTY_FIRST and number:
+        if fed.feed.restarts[number] and number:
             take(decoder.decode(None))
             decoder.flush_buffers()
         packet = Packet(content)
@@ -146,8 +142,8 @@ def test_a_raw_decoder_gives_the_wanted_frames(stream_corpus, feed_of, kind, dro
     for clip in CLIPS:
         frames = positions(clip, len(images))
         fed = feed_of(kind, frames, drop_disposable)
-        slots, rows = slots_of(fed.plan)
-        found = pictures_of(decoder, fed, slots)
+        rows = fed.feed.rows.tolist()
+        found = pictures_of(decoder, fed)
         assert sorted(found) == list(range(len(set(frames))))
         assert len(rows) == len(frames)
         for row, frame in zip(rows, frames, strict=True):
@@ -160,8 +156,8 @@ def test_one_decoder_takes_videos_in_turn(stream_corpus, feed_of):
     for kind in ("h264_many_b", "h264_intra", "h264_baseline", "h264_mkv", "h264_many_b"):
         images = stream_corpus.reference(kind)[0]
         fed = feed_of(kind, (20, 25))
-        slots, rows = slots_of(fed.plan)
-        found = pictures_of(decoder, fed, slots)
+        rows = fed.feed.rows.tolist()
+        found = pictures_of(decoder, fed)
         for row, frame in zip(rows, (20, 25), strict=True):
             np.testing.assert_array_equal(upright(found[row], 0), images[frame])
 
@@ -173,7 +169,9 @@ def test_only_the_first_packet_has_the_parameter_sets(feed_of, kind):
     first, *others = fed.packets()
     assert sets
     assert first.startswith(sets + b"\0\0\0\1")
-    assert fed.sizes.tolist() == [len(sets) + fed.plan.sizes[0], *fed.plan.sizes[1:]]
+    kept = fed.plan.sizes[(fed.plan.roles & LEADING) == 0]
+    assert fed.feed.sizes.tolist() == [len(sets) + kept[0], *kept[1:]]
+    assert fed.feed.sets == len(sets)
     assert all(packet.startswith(b"\0\0\0\1") and sets not in packet for packet in others)
 
 
@@ -186,39 +184,19 @@ def test_codecs_without_units_are_fed_as_they_are(stream_corpus, feed_of, kind):
 
 
 @pytest.mark.parametrize("length_size", [1, 2, 3, 4])
-def test_shorter_lengths_give_the_same_feed(stream_corpus, length_size):
+def test_shorter_lengths_give_the_same_feed(length_size):
     """The same units behind lengths of any size, in two ranges with a gap between the packets."""
-    info = stream_corpus.index.video(stream_corpus.video["h264_default"])
-    info = dataclasses.replace(info, nal_length_size=length_size)
-    sets = parameter_sets(info)
+    sets = b"\0\0\0\1parameters"
     units = [[b"\x67abc", b"\x65" + bytes(100)], [b"\x41xyz"]]
     packets = [b"".join(len(unit).to_bytes(length_size, "big") + unit for unit in part) for part in units]
-    content = b"gap".join(packets)
-    places = np.array([0, len(packets[0]) + 3], np.int64)
-    plan = plan_of([4, 9], [WANTED, WANTED], [4, 9], places, [len(packet) for packet in packets])
-    data = np.frombuffer(bytearray(sets + content), np.uint8)
-    before = plan.places.copy(), plan.sizes.copy()
-    fed = Feed(info, plan, *elementary(info, plan, data, len(sets)))
+    places = np.array([0, len(packets[0]) + 3], np.int64) + len(sets)
+    sizes = np.array([len(packet) for packet in packets])
+    data = np.frombuffer(bytearray(sets + b"gap".join(packets)), np.uint8)
+    bad, data, places, sizes = elementary(data, places, sizes, length_size, len(sets))
     with_codes = [b"".join(b"\0\0\0\1" + unit for unit in part) for part in units]
-    assert fed.packets() == [sets + with_codes[0], with_codes[1]]
-    np.testing.assert_array_equal(plan.places, before[0])
-    np.testing.assert_array_equal(plan.sizes, before[1])
-
-
-@pytest.mark.parametrize("length_size", [2, 4])
-def test_damaged_lengths_are_refused(stream_corpus, length_size):
-    info = stream_corpus.index.video(stream_corpus.video["h264_default"])
-    info = dataclasses.replace(info, nal_length_size=length_size)
-    plan = plan_of([0], [WANTED], [0], [0], [6])
-    with pytest.raises(BadClip, match="lengths of NAL units are damaged"):
-        elementary(info, plan, np.full(6, 200, np.uint8), 0)
-
-
-def plan_of(packets: Any, roles: Any, rows: Any, places: Any = (), sizes: Any = ()) -> ClipPlan:
-    whole = [np.array(column, np.int64) for column in (packets, places, sizes, rows)]
-    return ClipPlan(
-        whole[0], np.array(roles, np.uint8), whole[1], whole[2], whole[3], np.zeros((0, 2), np.int64)
-    )
+    found = [data[place : place + size].tobytes() for place, size in zip(places, sizes, strict=True)]
+    assert found == [sets + with_codes[0], with_codes[1]]
+    assert bad == -1
 
 
 @settings(deadline=None)
@@ -228,7 +206,7 @@ def test_slots_name_the_packets(data):
     rows = data.draw(st.lists(st.sampled_from(packets), min_size=1, max_size=12))  # in display order
     leading = data.draw(st.sets(st.sampled_from(packets))) - set(rows)
     roles = [(WANTED if packet in rows else 0) | (LEADING if packet in leading else 0) for packet in packets]
-    slots, found = slots_of(plan_of(packets, roles, rows))
+    slots, found = slots_of(np.array(packets), np.array(roles, np.uint8), np.array(rows))
     assert slots.dtype == np.int64
     assert slots.flags.c_contiguous
     assert len(found) == len(rows)
@@ -243,23 +221,81 @@ def test_slots_name_the_packets(data):
 
 
 @pytest.mark.parametrize("kind", ["h264_open_gop", "hevc_open_gop"])
-def test_leading_pictures_of_an_open_group(stream_corpus, kind):
+def test_leading_pictures_of_an_open_group(feed_of, kind):
     """A clip that starts at an open key frame: H.264's are fed, and nobody looks at them; HEVC's are not."""
-    index, video = stream_corpus.index, stream_corpus.video[kind]
-    plan = plan_clip(index, ClipRequest(0, video, (40, 50)), drop_disposable=False)
-    leading = (plan.roles & LEADING) != 0
+    fed = feed_of(kind, (40, 50), drop_disposable=False)
+    leading = (fed.plan.roles & LEADING) != 0
     assert leading.any()
-    fed = without_leading(index.video(video), plan)
-    slots, rows = slots_of(fed)
+    slots = fed.feed.slots
     if kind == "h264_open_gop":
-        assert fed is plan
+        assert len(slots) == len(fed.plan.packets)
         assert (slots[leading] == IGNORED).all()
         assert (slots[~leading] != IGNORED).all()
     else:
-        for name in ("packets", "roles", "places", "sizes"):
-            assert getattr(fed, name).tolist() == getattr(plan, name)[~leading].tolist()
+        assert len(slots) == (~leading).sum()
         assert (slots != IGNORED).all()
-    assert rows == slots_of(plan)[1]
+    assert fed.feed.rows.tolist() == [0, 1]
+
+
+@pytest.fixture
+def copied(stream_corpus, build_index_of, tmp_path) -> Any:
+    """A file of its own and its index, to be spoiled."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(stream_corpus.paths["h264_default"].read_bytes())
+    index = build_index_of([path], tmp_path / "corpus.h5")
+    return path, ClipReader(index, FileCache(4))
+
+
+def test_a_clip_larger_than_all_before(copied):
+    """The memory for a clip's bytes grows, and a small clip comes after a large one."""
+    path, reader = copied
+    feeds, info = FeedReader(reader), reader.info(ClipRequest(0, 0, (0,)))
+    feeds._space = feeds._space[:1].copy()
+    whole = feeds.read(ClipRequest(0, 0, tuple(range(70))), info)
+    assert whole.data.size > whole.read_bytes > path.stat().st_size / 2
+    after = feeds.read(ClipRequest(0, 0, (3, 5)), info)
+    again = FeedReader(reader).read(ClipRequest(0, 0, (3, 5)), info)
+    for place, size in zip(again.places, again.sizes, strict=True):
+        assert (after.data[place : place + size] == again.data[place : place + size]).all()
+
+
+def test_what_cannot_be_fed_says_why(copied):
+    """Each with the words of ClipReader; the descriptor stays open all the while."""
+    path, reader = copied
+    feeds, request = FeedReader(reader), ClipRequest(0, 0, (30, 40))
+    info = reader.info(request)
+    feeds.read(request, info)
+    with pytest.raises(ValueError, match="1000 asked, the video has"):
+        feeds.read(ClipRequest(0, 0, (3, 1000)), info)
+    stamp = path.stat()
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    with pytest.raises(BadClip, match="another version than the index was made for"):
+        feeds.read(request, info)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    feeds.read(request, info)
+    content = path.read_bytes()
+    plan = plan_clip(reader.index, request)
+    first = int(plan.ranges[0, 0])
+    path.write_bytes(content[:first] + b"\xff\xff" + content[first + 2 :])
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(DamagedLengths, match="lengths of NAL units are damaged, packet 0 of the clip"):
+        feeds.read(request, info)
+    path.write_bytes(content[: first + 2])
+    with pytest.raises(BadClip, match=r"another version|the file ends"):
+        feeds.read(request, info)
+
+
+def test_a_read_that_fails(copied, monkeypatch):
+    """A file that is cut after its version was looked at, and a disk that fails: found by pread itself."""
+    path, reader = copied
+    feeds, request = FeedReader(reader), ClipRequest(0, 0, (30, 40))
+    info = reader.info(request)
+    addresses = nvdec_feed._libc().copy()
+    monkeypatch.setattr(nvdec_feed, "_libc", lambda: addresses)
+    never = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(lambda *_: -1)
+    addresses[0] = ctypes.cast(never, ctypes.c_void_p).value
+    with pytest.raises(BadClip, match="changed while it was read"):
+        feeds.read(request, info)
 
 
 COLOURS = {
@@ -279,7 +315,7 @@ def test_colours_of_nvdecs_pictures(stream_corpus, feed_of, kind):
     colour = colour_of(fed.info)
     assert colour == COLOURS[kind]
     decoder = raw_decoder(fed.info.codec)
-    frame = pictures_of(decoder, fed, slots_of(fed.plan)[0])[0]
+    frame = pictures_of(decoder, fed)[0]
     planes = nvdec_planes(frame, colour.depth)
     image = to_rgb(Planes(planes, (0,), colour, fed.info.rotation)).numpy()[0]
     difference = image.astype(int) - images[33]
@@ -323,13 +359,9 @@ def test_stacked_frames_are_views_of_the_pictures(stacked, frames, drop):
     """Pictures in memory as NVDEC leaves them; each row shows its own frame, and nothing is copied."""
     reader = ClipReader(stacked.index, FileCache(4), drop)
     request = ClipRequest(0, 0, tuple(frames))
-    info = reader.info(request)
-    sets = parameter_sets(info)
-    plan, read = reader.read(request, info, room=len(sets))
-    read[: len(sets)] = sets
-    fed = Feed(info, plan, *elementary(info, plan, np.frombuffer(read, np.uint8), len(sets)))
-    slots, pictures = slots_of(plan)
-    found = pictures_of(raw_decoder("h264"), fed, slots)
+    fed = clip_of(reader, request)
+    info, pictures = fed.info, tuple(fed.feed.rows.tolist())
+    found = pictures_of(raw_decoder("h264"), fed)
     assert sorted(found) == list(range(len({frame // 4 for frame in frames})))
     parts = [nvdec_planes(found[slot], 8) for slot in sorted(found)]
     luma = torch.cat([y for y, _, _ in parts])

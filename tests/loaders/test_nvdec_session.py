@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from surgrec.loaders.engines import nvdec_callbacks as c
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.nvcuvid import OUT_OF_MEMORY, Driver, ParserParameters
+from surgrec.loaders.engines.nvdec_feed import Feed
 from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
 
 CODED = (32, 16)
@@ -234,18 +235,17 @@ def decode(
     chroma = np.zeros((pictures, HEIGHT // 2, WIDTH // 2, 2), kind)
     data = np.zeros(10 * count, np.uint8)
     try:
-        decoded = session.decode(
-            data.ctypes.data,
+        feed = Feed(
+            data,
             np.arange(count) * 10,
             np.full(count, 10),
             np.isin(np.arange(count), restarts).astype(np.int64),
             np.array(slots, np.int64),
-            (WIDTH, HEIGHT),
-            fake.depth,
-            luma.ctypes.data,
-            chroma.ctypes.data,
+            np.array([slot for slot in slots if slot >= 0], np.int64),
             fake.sets,
+            len(data),
         )
+        decoded = session.decode(feed, (WIDTH, HEIGHT), fake.depth, luma.ctypes.data, chroma.ctypes.data)
     finally:
         if own:
             session.close()
