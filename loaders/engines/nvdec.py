@@ -34,7 +34,7 @@ from surgrec.loaders.engines.cpu import count_threads
 from surgrec.loaders.engines.cpu_processes import ProcessWorker
 from surgrec.loaders.engines.decode_process import Setup
 from surgrec.loaders.engines.nvcuvid import CODECS, Driver, NvdecUnavailable, decode_caps, load_driver
-from surgrec.loaders.engines.nvdec_feed import DamagedLengths, Feed, FeedReader
+from surgrec.loaders.engines.nvdec_feed import Fed, FeedReader, RefusedClip
 from surgrec.loaders.engines.nvdec_pool import SessionPool
 from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
 from surgrec.loaders.engines.pixels import MATRIX_NAMES
@@ -239,51 +239,47 @@ class _NvdecWorker:
         if reason:
             return self._engine.pass_on(reason)
         try:
-            feed = self._feeds.read(request, info)
-        except DamagedLengths as error:
-            return self._engine.pass_on(_first_part(error), request)
+            with self._reader.open_unseen(request, info) as descriptor:
+                return self._decode(request, info, descriptor)
+        except RefusedClip as error:
+            # FFmpeg has the last word. One reason for all clips that have it: without the packet's number.
+            return self._engine.pass_on(str(error).split(",")[0], request)
         except (BadClip, PlanError) as error:
             return ClipFailure(request, info.path, self._engine.name, str(error))
         except OSError as error:
             return ClipFailure(request, info.path, self._engine.name, os_reason(error))
-        try:
-            return self._decode(request, info, feed)
-        except BadClip as error:
-            # NVDEC cannot say what is wrong, and takes less than FFmpeg does: FFmpeg has the last word.
-            return self._engine.pass_on(_first_part(error), request)
 
-    def _decode(self, request: ClipRequest, info: VideoInfo, feed: Feed) -> DecodedClip:
+    def _decode(self, request: ClipRequest, info: VideoInfo, descriptor: int) -> DecodedClip:
         try:
-            decoded, pictures = self._on_session(info, feed)
+            decoded, fed, pictures = self._on_session(request, info, descriptor)
         except DeviceMemoryError:
             # Sessions of other formats may lie idle.
             self._pool.close_idle()
             torch.cuda.empty_cache()
-            decoded, pictures = self._on_session(info, feed)
-        clip = planes_of(request, info, pictures, tuple(feed.rows.tolist()))
-        return DecodedClip(request, clip, decoded * info.stack, len(feed.places), feed.read_bytes)
+            decoded, fed, pictures = self._on_session(request, info, descriptor)
+        clip = planes_of(request, info, pictures, fed.rows)
+        return DecodedClip(request, clip, decoded * info.stack, fed.packets, fed.read_bytes)
 
-    def _on_session(self, info: VideoInfo, feed: Feed) -> tuple[int, Nv12Pictures]:
-        """(pictures decoded, those that are wanted), complete."""
+    def _on_session(
+        self, request: ClipRequest, info: VideoInfo, descriptor: int
+    ) -> tuple[int, Fed, Nv12Pictures]:
+        """(pictures decoded, what was fed, the wanted pictures), complete."""
         depth = FORMATS[info.pix_fmt]
         key = (info.codec, info.coded_width, info.coded_height, depth)
         held = self._pool.take(key)
         try:
-            count = int(feed.rows.max()) + 1
+            count = len({frame // info.stack for frame in request.frames})
             pictures = _new_pictures(count, info.picture_height, info.width, depth, self._engine.device)
             luma, chroma, _ = pictures.layouts()
             size = (info.width, info.picture_height)
-            decoded = held.session.decode(feed, size, depth, luma.address, chroma.address)
+            state = held.session.begin(size, depth, luma.address, chroma.address)
+            fed = self._feeds.feed(request, descriptor, state)
+            decoded = held.session.end(fed.stage, fed.wanted)
         except BaseException:
             held.close()  # what its hardware's state is now, nobody knows
             raise
         self._pool.give_back(key, held)
-        return decoded, pictures
-
-
-def _first_part(error: BadClip) -> str:
-    """What went wrong, without where: one reason for all clips that have it."""
-    return str(error).split(",")[0]
+        return decoded, fed, pictures
 
 
 def planes_of(

@@ -301,15 +301,22 @@ def _parse(s, flags, data, size):
 _COLUMN = types.int64[::1]
 
 
-@njit(types.int64(types.int64, types.int64, _COLUMN, _COLUMN, _COLUMN), nogil=True, cache=True)
-def feed(state, data, places, sizes, restarts):
-    """Feeds packets until their frames are copied out (queued on the stream). The stage that failed, or 0.
+@njit(
+    types.int64(types.int64, types.uint8[::1], _COLUMN, _COLUMN, _COLUMN, _COLUMN, types.int64),
+    nogil=True,
+    cache=True,
+)
+def feed(state, content, places, sizes, restarts, slots, sets):
+    """Feeds packets until their frames are copied. The stage that failed, or 0.
 
-    state: the session's address. data: address of the bytes. places, sizes, restarts: int64 [P]; restarts is
-    1 where what came before must be put out first, for the packet does not reset the decoder.
+    state: the session's address. content: the bytes. places, sizes, restarts, slots, sets: as Feed has them
+    (nvdec_feed.py).
     """
     s = carray(words_at(state), WORDS)
-    slots = carray(words_at(s[SLOTS]), s[SLOT_COUNT])
+    s[SLOTS], s[SLOT_COUNT], s[SETS] = slots.ctypes.data, slots.size, sets
+    s[OLDEST] = s[AT_ONCE] = 0
+    s[PACKET] = s[ERROR] = s[STAGE] = s[DECODED] = s[TAKEN] = s[DAMAGED] = 0
+    data = np.int64(content.ctypes.data)
     mapped = carray(words_at(s[MAPPED]), 2 + MAX_SURFACES)
     for surface in range(MAX_SURFACES):
         mapped[2 + surface] = -1

@@ -49,7 +49,9 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
         stretches = []
         for first in range(0, info.frame_count, STRETCH):
             frames = tuple(range(first, min(first + STRETCH, info.frame_count)))
-            found = feeds.read(ClipRequest(0, video, frames), info)
+            request = ClipRequest(0, video, frames)
+            with reader.open_unseen(request, info) as descriptor:
+                found = feeds.read(request, descriptor)
             nothing = np.full(len(found.places), UNWANTED, np.int64)
             stretches.append(replace(found, data=found.data.copy(), slots=nothing))
             if len(stretches) == 8:

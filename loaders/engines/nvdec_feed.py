@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit
@@ -28,7 +28,7 @@ from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.clip_reader import ClipReader
 from surgrec.loaders.engines.native_call import call_int, call_long, carray, words_at
-from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
+from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED, feed
 from surgrec.loaders.packet_index import VideoInfo
 
 # What `_gather` returns first.
@@ -76,8 +76,21 @@ class Feed:
     read_bytes: int
 
 
-class DamagedLengths(BadClip):
-    """Lengths of NAL units leave their packet."""
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """What came of feeding a clip. stage: 0, or what failed (nvdec_callbacks.STAGE_...). wanted: pictures of
+    the clip. rows: the picture of each row. packets: that were fed. read_bytes: from the file.
+    """
+
+    stage: int
+    wanted: int
+    rows: tuple[int, ...]
+    packets: int
+    read_bytes: int
+
+
+class RefusedClip(BadClip):
+    """NVDEC does not decode it. It cannot say what is wrong, and takes less than FFmpeg does."""
 
 
 class FeedReader:
@@ -88,39 +101,45 @@ class FeedReader:
         self._described = lru_cache(maxsize=4096)(lambda video: _describe(reader.index.video(video)))
         self._space = np.empty(1 << 20, np.uint8)  # kept: new pages would cost more than what is read
         # Compiled now, where nobody's patience runs out.
-        nothing = np.empty(0, np.int64)
-        self._gather(-1, np.zeros(_WORDS, np.int64), np.empty(0, np.uint8), nothing)
+        nothing = np.empty(0, np.int64), np.empty(0, np.uint8)
+        for function, arguments in ((_gather, ()), (_gather_and_feed, (0,))):
+            function(*self._columns(), np.zeros(_WORDS, np.int64), nothing[0], -1, *self._end(nothing[1]), *arguments)
 
-    def read(self, request: ClipRequest, info: VideoInfo) -> Feed:
-        """The feed of a clip; info: ClipReader.info(request). Raises as ClipReader.read does, and
-        DamagedLengths.
+    def read(self, request: ClipRequest, descriptor: int) -> Feed:
+        """The feed of a clip, from its open file. Raises as ClipReader.read does, and RefusedClip for lengths
+        of NAL units that leave their packet.
         """
+        found = self._read(_gather, request, descriptor)
+        return Feed(*found[2:], len(self._described(request.video)[1]), found[1])
+
+    def feed(self, request: ClipRequest, descriptor: int, state: int) -> Fed:
+        """Reads a clip and feeds it to the session whose state has this address. Raises as `read` does."""
+        _, count, stage, wanted, packets, rows = self._read(_gather_and_feed, request, descriptor, state)
+        return Fed(stage, wanted, tuple(rows.tolist()), packets, count)
+
+    def _read(self, function: Any, request: ClipRequest, descriptor: int, *arguments: int) -> tuple[Any, ...]:
+        """What a function gives, with memory that is large enough, once all is in order."""
         words, sets = self._described(request.video)
         positions = np.array(request.frames, np.int64)
-        with self._reader.open_unseen(request, info) as descriptor:
-            status, found, *arrays = self._gather(descriptor, words, sets, positions)
-            while status == SMALL:
-                self._space = np.empty(2 * found, np.uint8)
-                status, found, *arrays = self._gather(descriptor, words, sets, positions)
-        if status == BAD_LENGTHS:
-            raise DamagedLengths(f"the lengths of NAL units are damaged, packet {found} of the clip")
-        if status != READY:
-            self._reader.read(request, info)
+        while True:
+            end = self._end(sets)
+            found = function(*self._columns(), words, positions, descriptor, *end, *arguments)
+            if found[0] != SMALL:
+                break
+            self._space = np.empty(2 * found[1], np.uint8)
+        if found[0] == BAD_LENGTHS:
+            raise RefusedClip(f"the lengths of NAL units are damaged, packet {found[1]} of the clip")
+        if found[0] != READY:
+            self._reader.read(request, self._reader.info(request))
             raise BadClip("the file changed while it was read")
-        return Feed(*arrays, len(sets), found)
+        return tuple(found)
 
-    def _gather(
-        self,
-        descriptor: int,
-        words: NDArray[np.int64],
-        sets: NDArray[np.uint8],
-        positions: NDArray[np.int64],
-    ) -> tuple[int, int, *tuple[NDArray[np.int64], ...]]:
+    def _columns(self) -> tuple[Any, ...]:
         index = self._reader.index
-        columns = index.pts, index.rank, index.flags, index.display, index.offset, index.size
-        drop = self._reader.drop_disposable
-        found = _gather(*columns, words, positions, drop, descriptor, _libc(), sets, self._space)
-        return found  # type: ignore[no-any-return]
+        return index.pts, index.rank, index.flags, index.display, index.offset, index.size
+
+    def _end(self, sets: NDArray[np.uint8]) -> tuple[Any, ...]:
+        return self._reader.drop_disposable, _libc(), sets, self._space
 
 
 @lru_cache(maxsize=1)
@@ -145,8 +164,22 @@ def _describe(info: VideoInfo) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 @njit(nogil=True, cache=True)
+def _gather_and_feed(
+    pts, rank, flags, display, offset, size, words, positions, descriptor, drop, libc, sets, space, state
+):  # fmt: skip
+    """(status, bytes, and the rest of Fed); bytes as `_gather` has them."""
+    status, count, data, places, sizes, restarts, slots, rows = _gather(
+        pts, rank, flags, display, offset, size, words, positions, descriptor, drop, libc, sets, space
+    )
+    if status != READY:
+        return status, count, 0, 0, 0, rows
+    stage = feed(state, data, places, sizes, restarts, slots, sets.size)
+    return status, count, stage, np.count_nonzero(slots >= 0), places.size, rows
+
+
+@njit(nogil=True, cache=True)
 def _gather(
-    pts, rank, flags, display, offset, size, words, positions, drop, descriptor, libc, sets, space
+    pts, rank, flags, display, offset, size, words, positions, descriptor, drop, libc, sets, space
 ):  # fmt: skip
     """(status, bytes read or needed or the bad packet, and the arrays of Feed)."""
     start = words[_PACKET_START]

@@ -7,9 +7,8 @@ from typing import Final
 
 import numpy as np
 from surgrec.loaders.engines import nvdec_callbacks as c
-from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.nvcuvid import OUT_OF_MEMORY, Driver, NvdecUnavailable, ParserParameters, call
-from surgrec.loaders.engines.nvdec_feed import Feed
+from surgrec.loaders.engines.nvdec_feed import Feed, RefusedClip
 
 DISPLAY_DELAY: Final = 4
 """Frames that the parser may hold back, so that decoding runs ahead of copying."""
@@ -105,40 +104,44 @@ class NvdecSession:
         """Pictures that the decoder holds memory for, 0 before the first clip."""
         return int(self._state[c.SURFACES]) if self._state[c.DECODER] else 0
 
-    def decode(self, feed: Feed, size: tuple[int, int], depth: int, luma: int, chroma: int) -> int:
-        """Feeds a clip's packets and waits for its frames to be copied; how many pictures were decoded.
+    def begin(self, size: tuple[int, int], depth: int, luma: int, chroma: int) -> int:
+        """Says what the next clip is and where its pictures go; the address of the session's state.
 
-        Args:
-            feed: the packets, with start codes, and the slot of each.
-            size: width and height of the picture. depth: bits of a value.
-            luma, chroma: addresses on the GPU of uint8 or uint16 [K, H, W] and [K, H/2, W/2, 2], halves
-                rounded up.
-
-        Raises:
-            BadClip: the data are damaged, or of another format than the index says.
-            DeviceMemoryError: there is no memory for the decoder.
+        size: width and height of the picture. depth: bits of a value. luma, chroma: addresses on the GPU of
+        uint8 or uint16 [K, H, W] and [K, H/2, W/2, 2], halves rounded up.
         """
         s = self._state
         s[c.WIDTH], s[c.HEIGHT] = size
         s[c.EXPECTED_DEPTH_ABOVE_8] = depth - 8
         s[c.LUMA], s[c.CHROMA] = luma, chroma
-        s[c.SLOTS], s[c.SLOT_COUNT] = feed.slots.ctypes.data, feed.slots.size
-        s[c.OLDEST] = s[c.AT_ONCE] = 0
-        s[c.SETS] = feed.sets
-        s[c.PACKET] = s[c.ERROR] = s[c.STAGE] = s[c.DECODED] = s[c.TAKEN] = s[c.DAMAGED] = 0
-        stage = c.feed(self._address, feed.data.ctypes.data, feed.places, feed.sizes, feed.restarts)
+        return self._address
+
+    def end(self, stage: int, wanted: int) -> int:
+        """How many pictures were decoded, once a clip is fed. stage: what `feed` gave. wanted: pictures.
+
+        Raises:
+            RefusedClip: the data are damaged, or of another format than the index says.
+            DeviceMemoryError: there is no memory for the decoder.
+        """
+        s = self._state
         if stage:
             error = int(s[c.ERROR])
             if stage == c.STAGE_CREATE and error == OUT_OF_MEMORY:
                 raise DeviceMemoryError("an NVDEC decoder")
             cause = f" (CUDA error {error})" if error else ""
-            raise BadClip(f"NVDEC: {_STAGES[stage]}{cause}, packet {int(s[c.PACKET])} of the clip")
+            raise RefusedClip(f"NVDEC: {_STAGES[stage]}{cause}, packet {int(s[c.PACKET])} of the clip")
         if s[c.DAMAGED]:
-            raise BadClip(f"NVDEC reports {int(s[c.DAMAGED])} damaged pictures")
-        wanted = int(np.count_nonzero(feed.slots >= 0))
+            raise RefusedClip(f"NVDEC reports {int(s[c.DAMAGED])} damaged pictures")
         if s[c.TAKEN] != wanted:
-            raise BadClip(f"NVDEC gave {int(s[c.TAKEN])} of the {wanted} frames wanted")
+            raise RefusedClip(f"NVDEC gave {int(s[c.TAKEN])} of the {wanted} frames wanted")
         return int(s[c.DECODED])
+
+    def decode(self, feed: Feed, size: tuple[int, int], depth: int, luma: int, chroma: int) -> int:
+        """Decodes a clip that is read already: `begin`, feeding, `end`."""
+        state = self.begin(size, depth, luma, chroma)
+        columns = feed.places, feed.sizes, feed.restarts, feed.slots
+        stage = c.feed(state, feed.data, *columns, feed.sets)
+        return self.end(stage, int(np.count_nonzero(feed.slots >= 0)))
 
     def close(self) -> None:
         """Destroys decoder, parser and events. May be called again."""

@@ -28,7 +28,7 @@ from surgrec.loaders.engines.clip_reader import ClipReader
 from surgrec.loaders.engines.nvcuvid import DecodeCaps
 from surgrec.loaders.engines.nvdec import FORMATS, _Capabilities, colour_of, planes_of
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
-from surgrec.loaders.engines.nvdec_feed import DamagedLengths, Feed, FeedReader, elementary, slots_of
+from surgrec.loaders.engines.nvdec_feed import Feed, FeedReader, RefusedClip, elementary, slots_of
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import VideoInfo
 
@@ -73,7 +73,12 @@ def clip_of(reader: ClipReader, request: ClipRequest) -> Clip:
     """The feed of a request, and the plan that ClipReader makes for it."""
     info = reader.info(request)
     plan = plan_clip(reader.index, request, reader.drop_disposable)
-    return Clip(info, plan, FeedReader(reader).read(request, info))
+    return Clip(info, plan, read_feed(FeedReader(reader), reader, request))
+
+
+def read_feed(feeds: FeedReader, reader: ClipReader, request: ClipRequest) -> Feed:
+    with reader.open_unseen(request, reader.info(request)) as descriptor:
+        return feeds.read(request, descriptor)
 
 
 @pytest.fixture(scope="module")
@@ -249,12 +254,12 @@ def copied(stream_corpus, build_index_of, tmp_path) -> Any:
 def test_a_clip_larger_than_all_before(copied):
     """The memory for a clip's bytes grows, and a small clip comes after a large one."""
     path, reader = copied
-    feeds, info = FeedReader(reader), reader.info(ClipRequest(0, 0, (0,)))
+    feeds = FeedReader(reader)
     feeds._space = feeds._space[:1].copy()
-    whole = feeds.read(ClipRequest(0, 0, tuple(range(70))), info)
+    whole = read_feed(feeds, reader, ClipRequest(0, 0, tuple(range(70))))
     assert whole.data.size > whole.read_bytes > path.stat().st_size / 2
-    after = feeds.read(ClipRequest(0, 0, (3, 5)), info)
-    again = FeedReader(reader).read(ClipRequest(0, 0, (3, 5)), info)
+    after = read_feed(feeds, reader, ClipRequest(0, 0, (3, 5)))
+    again = read_feed(FeedReader(reader), reader, ClipRequest(0, 0, (3, 5)))
     for place, size in zip(again.places, again.sizes, strict=True):
         assert (after.data[place : place + size] == again.data[place : place + size]).all()
 
@@ -263,39 +268,37 @@ def test_what_cannot_be_fed_says_why(copied):
     """Each with the words of ClipReader; the descriptor stays open all the while."""
     path, reader = copied
     feeds, request = FeedReader(reader), ClipRequest(0, 0, (30, 40))
-    info = reader.info(request)
-    feeds.read(request, info)
+    read_feed(feeds, reader, request)
     with pytest.raises(ValueError, match="1000 asked, the video has"):
-        feeds.read(ClipRequest(0, 0, (3, 1000)), info)
+        read_feed(feeds, reader, ClipRequest(0, 0, (3, 1000)))
     stamp = path.stat()
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     with pytest.raises(BadClip, match="another version than the index was made for"):
-        feeds.read(request, info)
+        read_feed(feeds, reader, request)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    feeds.read(request, info)
+    read_feed(feeds, reader, request)
     content = path.read_bytes()
     plan = plan_clip(reader.index, request)
     first = int(plan.ranges[0, 0])
     path.write_bytes(content[:first] + b"\xff\xff" + content[first + 2 :])
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    with pytest.raises(DamagedLengths, match="lengths of NAL units are damaged, packet 0 of the clip"):
-        feeds.read(request, info)
+    with pytest.raises(RefusedClip, match="lengths of NAL units are damaged, packet 0 of the clip"):
+        read_feed(feeds, reader, request)
     path.write_bytes(content[: first + 2])
     with pytest.raises(BadClip, match=r"another version|the file ends"):
-        feeds.read(request, info)
+        read_feed(feeds, reader, request)
 
 
 def test_a_read_that_fails(copied, monkeypatch):
     """A file that is cut after its version was looked at, and a disk that fails: found by pread itself."""
     path, reader = copied
     feeds, request = FeedReader(reader), ClipRequest(0, 0, (30, 40))
-    info = reader.info(request)
     addresses = nvdec_feed._libc().copy()
     monkeypatch.setattr(nvdec_feed, "_libc", lambda: addresses)
     never = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(lambda *_: -1)
     addresses[0] = ctypes.cast(never, ctypes.c_void_p).value
     with pytest.raises(BadClip, match="changed while it was read"):
-        feeds.read(request, info)
+        read_feed(feeds, reader, request)
 
 
 COLOURS = {
