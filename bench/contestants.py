@@ -49,8 +49,7 @@ def _surgrec(
         data = DataConfig(engine=name, threads=threads, drop_disposable=drop_disposable)
 
         engine = make_engine(index, data, threads, device)
-        # On a GPU more clips are under way than the engine has threads: sessions hold some back.
-        in_flight = max(64, 4 * threads) if device.type == "cuda" else 2 * threads
+        in_flight = 2 * getattr(engine, "parallel", threads) + 8  # as ClipLoader keeps them
 
         def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
             clips = as_they_come(engine.submit, rounds(requests, forever), in_flight)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from contestant import Contestant, Stream
     from surgrec.loaders.clip_plan import ClipRequest
 
-SETUP_SECONDS = 120.0
+SETUP_SECONDS = 60.0
 """What a contestant may take to import, to open a corpus, and for each check."""
 
 

@@ -53,7 +53,7 @@ class DataConfig:
     """Decoding threads of a rank, on a GPU host processes; 0 takes the cores of this machine divided among
     its ranks."""
     sessions: int = 0
-    """NVDEC sessions that decode at a time; 0 takes two for each decoder that the GPU has."""
+    """NVDEC sessions that decode at a time; 0 takes four for each decoder that the GPU has."""
     decoder_timeout: float = 30.0
     """Seconds after which an NVDEC session or a decoding process that does not answer is replaced."""
     crop: Literal["auto", "fused", "dali"] = "auto"

@@ -11,7 +11,7 @@ import torch
 from surgrec.kernels.colour import Colour
 from torch import Tensor
 
-__all__ = ["Colour", "Nv12Pictures", "PlaneLayout", "Planes"]
+__all__ = ["Colour", "Nv12Pictures", "PackedPlanes", "Place", "PlaneLayout", "Planes"]
 
 ALIGNMENT: Final = 256
 """Bytes: the chroma of Nv12Pictures begins at a multiple of it."""
@@ -33,21 +33,73 @@ class PlaneLayout:
         return self.dtype.itemsize
 
 
-class Nv12Pictures:
-    """Y, Cb and Cr of K pictures of 4:2:0 in one piece of memory, chroma interleaved, as NVDEC has them.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a plane lies in a piece of memory: its first sample, shape [K, h, w], strides; in samples."""
 
-    Stands for the tuple of the three planes, whose views are made when they are asked for: each view that
-    PyTorch makes gives the interpreter's lock away, and where many threads decode it is waited for.
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class PackedPlanes:
+    """Three planes in one piece of memory.
+
+    Stands for the tuple of them, whose views are made when they are asked for: each view that PyTorch makes
+    gives the interpreter's lock away, and where many threads decode it is waited for.
     """
 
-    __slots__ = ("_views", "count", "height", "memory", "width")
+    __slots__ = ("_views", "memory", "places")
+
+    def __init__(self, memory: Tensor, places: tuple[Place, Place, Place]) -> None:
+        """memory: uint8 or uint16 [N]."""
+        self.memory, self.places = memory, places
+        self._views: tuple[Tensor, ...] | None = None
+
+    def layouts(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
+        """Where the three planes lie."""
+        memory = self.memory
+        dtype, device, start = memory.dtype, memory.device, memory.data_ptr()
+        first, second, third = (
+            PlaneLayout(start + place.start * dtype.itemsize, place.shape, place.strides, dtype, device)
+            for place in self.places
+        )
+        return first, second, third
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._made())
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self._made()[number]
+
+    def _made(self) -> tuple[Tensor, ...]:
+        if self._views is None:
+            begin = self.memory.storage_offset()
+            self._views = tuple(
+                self.memory.as_strided(place.shape, place.strides, begin + place.start)
+                for place in self.places
+            )
+        return self._views
+
+
+class Nv12Pictures(PackedPlanes):
+    """Y, Cb and Cr of K pictures of 4:2:0, chroma interleaved, as NVDEC has them."""
+
+    __slots__ = ("count",)
 
     def __init__(self, memory: Tensor, count: int, height: int, width: int) -> None:
         """memory: uint8 or uint16 [values(count, height, width, its type)]: luma [K, h, w], and at the next
         multiple of ALIGNMENT bytes chroma [K, (h + 1) // 2, (w + 1) // 2, 2].
         """
-        self.memory, self.count, self.height, self.width = memory, count, height, width
-        self._views: tuple[Tensor, Tensor, Tensor] | None = None
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        shape, strides = (count, rows, columns), (2 * rows * columns, 2 * columns, 2)
+        chroma = self.chroma_at(count, height, width, memory.dtype)
+        luma = Place(0, (count, height, width), (height * width, width, 1))
+        super().__init__(memory, (luma, Place(chroma, shape, strides), Place(chroma + 1, shape, strides)))
+        self.count = count
 
     @staticmethod
     def values(count: int, height: int, width: int, dtype: torch.dtype) -> int:
@@ -61,37 +113,6 @@ class Nv12Pictures:
         each = ALIGNMENT // dtype.itemsize
         return -(count * height * width // -each) * each
 
-    def layouts(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
-        """Where the three planes lie."""
-        memory, count, height, width = self.memory, self.count, self.height, self.width
-        dtype, device, start = memory.dtype, memory.device, memory.data_ptr()
-        rows, columns = (height + 1) // 2, (width + 1) // 2
-        shape, strides = (count, rows, columns), (2 * rows * columns, 2 * columns, 2)
-        chroma = start + self.chroma_at(count, height, width, dtype) * dtype.itemsize
-        return (
-            PlaneLayout(start, (count, height, width), (height * width, width, 1), dtype, device),
-            PlaneLayout(chroma, shape, strides, dtype, device),
-            PlaneLayout(chroma + dtype.itemsize, shape, strides, dtype, device),
-        )
-
-    def __len__(self) -> int:
-        return 3
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._made())
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self._made()[number]
-
-    def _made(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self._views is None:
-            size = self.count, self.height, self.width
-            rows, columns = (self.height + 1) // 2, (self.width + 1) // 2
-            chroma = self.memory[self.chroma_at(*size, self.memory.dtype) :]
-            blue, red = chroma.view(self.count, rows, columns, 2).unbind(3)
-            self._views = self.memory[: math.prod(size)].view(size), blue, red
-        return self._views
-
 
 @dataclass(frozen=True, slots=True)
 class Planes:
@@ -102,14 +123,14 @@ class Planes:
     rows: T numbers in [0, K). rotation: 0, 90, 180 or 270 degrees clockwise that make the picture upright.
     """
 
-    planes: tuple[Tensor, Tensor, Tensor] | Nv12Pictures
+    planes: tuple[Tensor, Tensor, Tensor] | PackedPlanes
     rows: tuple[int, ...]
     colour: Colour
     rotation: int = 0
 
     def layouts(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
         """Where the three planes lie."""
-        if isinstance(self.planes, Nv12Pictures):
+        if isinstance(self.planes, PackedPlanes):
             return self.planes.layouts()
         first, second, third = map(_layout, self.planes)
         return first, second, third
@@ -136,12 +157,12 @@ class Planes:
 
     @property
     def _first(self) -> Tensor:
-        return self.planes.memory if isinstance(self.planes, Nv12Pictures) else self.planes[0]
+        return self.planes.memory if isinstance(self.planes, PackedPlanes) else self.planes[0]
 
     @property
     def _size(self) -> tuple[int, ...]:
-        if isinstance(self.planes, Nv12Pictures):
-            return self.planes.height, self.planes.width
+        if isinstance(self.planes, PackedPlanes):
+            return self.planes.places[0].shape[1:]
         return tuple(self.planes[0].shape[1:])
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Final
 
 import torch
-from surgrec.kernels.planes import Planes
+from surgrec.kernels.planes import PackedPlanes, Place, Planes
 from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.engines.arena import Arena
+from surgrec.loaders.engines.arena import Arena, places_of
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Outcome, PooledEngine, check_timeout
 from surgrec.loaders.engines.cpu import count_threads
 from surgrec.loaders.engines.decode_process import Answer, Pictures, Setup, WrongRequest
+from surgrec.loaders.engines.pixels import Layout
 from surgrec.loaders.engines.threads import WorkerThreads
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex
 
@@ -24,6 +28,8 @@ SEQUENTIAL_PATIENCE: Final = 60
 """Times the timeout that a video without random access is given: it is decoded from its start."""
 START_SECONDS: Final = 60.0
 """Longest that a process may take until its first answer, beyond the timeout."""
+
+_log = logging.getLogger(__name__)
 
 
 class CpuProcesses(PooledEngine):
@@ -81,6 +87,7 @@ class ProcessWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._arena: Arena | None = None
+        self._patience = 0.0
 
     def run(self, request: ClipRequest) -> Outcome:
         """Decodes one clip. ClipFailure for bad data or a dead process, ValueError for wrong requests."""
@@ -113,6 +120,7 @@ class ProcessWorker:
         if self._arena is not None:
             self._arena.close()
         self._process = self._connection = self._arena = None
+        self._patience = 0.0
 
     def _ask(self, request: ClipRequest, patience: float) -> Answer:
         """Raises TimeoutError, EOFError or ConnectionError where no answer comes."""
@@ -121,14 +129,18 @@ class ProcessWorker:
             patience += START_SECONDS
         assert self._connection is not None
         self._connection.send(request)
-        if not self._connection.poll(patience):
-            raise TimeoutError
-        answer: Answer = self._connection.recv()
+        if patience != self._patience:
+            _set_patience(self._connection, patience)
+            self._patience = patience
+        try:
+            answer: Answer = self._connection.recv()
+        except BlockingIOError as error:
+            raise TimeoutError from error
         return answer
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        arena = Arena()
+        arena = Arena(pin=None if self._stream is None else _pin_memory)
         # Not -m: the classes of the messages must have the same module's name on both sides.
         code = "import sys; from surgrec.loaders.engines.decode_process import main; main(sys.argv[1:])"
         # One core each: the processes are the parallelism.
@@ -156,17 +168,57 @@ class ProcessWorker:
         return f"the process that decoded it died ({how})"
 
     def _bring(self, answer: Pictures) -> Planes:
-        """The pictures on the device."""
+        """The pictures on the device: in one piece, as the process left them."""
         assert self._arena is not None
-        arrays = [array[: answer.count] for array in self._arena.arrays(answer.layouts)]
+        starts, size = places_of(answer.layouts)
+        content = torch.from_numpy(self._arena.content(size))
         if self._stream is None:
-            tensors = [torch.from_numpy(array).clone() for array in arrays]
+            memory = content.clone()
         else:
-            with torch.cuda.stream(self._stream):
-                tensors = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays]
+            torch.cuda.set_stream(self._stream)  # of this thread
+            memory = content.to(self._device, non_blocking=True)
             self._stream.synchronize()
-        if len(tensors) == 1:
-            first, second, third = tensors[0].unbind(-1)
-        else:
-            first, second, third = tensors
-        return Planes((first, second, third), answer.rows, answer.colour, answer.rotation)
+        pictures = _packed(memory, answer.layouts, starts, answer.count)
+        return Planes(pictures, answer.rows, answer.colour, answer.rotation)
+
+
+def _packed(memory: torch.Tensor, layouts: list[Layout], starts: list[int], count: int) -> PackedPlanes:
+    """The planes in the memory of an arena."""
+    (_, height, width, *channels), kind = layouts[0]
+    if kind.itemsize > 1:
+        memory = memory.view(torch.uint16)
+    if channels:  # interleaved RGB
+        shape, strides = (count, height, width), (height * width * 3, width * 3, 3)
+        return PackedPlanes(
+            memory, (Place(0, shape, strides), Place(1, shape, strides), Place(2, shape, strides))
+        )
+    first, second, third = (
+        Place(start // kind.itemsize, (count, *shape[1:]), (shape[1] * shape[2], shape[2], 1))
+        for start, (shape, _) in zip(starts, layouts, strict=True)
+    )
+    return PackedPlanes(memory, (first, second, third))
+
+
+def _pin_memory(address: int, size: int) -> Callable[[], None]:
+    """Lets the GPU read memory by itself; what undoes it. Without, a core copies each clip once more."""
+    runtime = torch.cuda.cudart()
+    if int(runtime.cudaHostRegister(address, size, 0)) != 0:
+        _log.info("memory of %d bytes cannot be pinned; clips that FFmpeg decodes are copied once more", size)
+        return lambda: None
+    return lambda: _unpin_memory(address)
+
+
+def _unpin_memory(address: int) -> None:
+    error = int(torch.cuda.cudart().cudaHostUnregister(address))
+    if error:
+        _log.warning("memory of a decoding process stays pinned: CUDA error %d", error)
+
+
+def _set_patience(connection: Connection, seconds: float) -> None:
+    """Receiving fails after that time. Cheaper than to wait first, and to receive then."""
+    own = socket.socket(fileno=connection.fileno())
+    try:
+        interval = struct.pack("@ll", *divmod(max(1, round(seconds * 1_000_000)), 1_000_000))
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    finally:
+        own.detach()

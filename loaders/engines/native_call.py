@@ -1,7 +1,7 @@
 """Compiled code that calls C functions by their address, and looks at memory by its address.
 
-An address, not a symbol: so the compiled code can be kept on disk, and tests can put functions of their own in
-the place of a driver's.
+An address, not a symbol: so the compiled code can be kept on disk, and tests can put functions of their own
+in the place of a driver's.
 """
 
 from __future__ import annotations

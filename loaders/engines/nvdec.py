@@ -46,8 +46,8 @@ FORMATS: Final = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
 """Pixel formats that NVDEC decodes, and their depth."""
 TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
 IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
-SESSIONS_PER_ENGINE: Final = 2
-"""One decodes while the other's thread prepares the next clip."""
+SESSIONS_PER_ENGINE: Final = 4
+"""One decodes while the others' threads read and wait for the interpreter. Small clips need them all."""
 GIVE_UP_AFTER: Final = 3
 """Sound clips of a video that NVDEC fails on before it is asked no more for that video."""
 YIELDING: Final = 10
@@ -59,7 +59,7 @@ CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
 class NvdecEngine(PooledEngine):
     """Decodes clips on NVDEC; with `share` FFmpeg's processes take from the same queue (the hybrid engine).
 
-    index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes two for
+    index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes four for
     each of the GPU's decoders. threads: processes of FFmpeg; 0 takes one per core. drop_disposable: leave out
     packets that no wanted frame depends on; the frames are the same. timeout: seconds after which a session
     that does not answer is given up: its clip is a ClipFailure, another thread and session take its place.
@@ -96,7 +96,7 @@ class NvdecEngine(PooledEngine):
         self._refused: Counter[int] = Counter()
         self._failed: set[ClipRequest] = set()
         self._lock = threading.Lock()
-        pool = SessionPool(self._make_session, 2 * self.sessions)
+        pool = SessionPool(self._make_session, self.sessions)
         self._pool = pool
         self.memory_stream = torch.cuda.Stream(device)
         """Whose memory pictures come from: one for all threads, so that each can use what any gave back."""
@@ -212,9 +212,7 @@ class _StreamSession:
 
     def __init__(self, driver: Driver, codec: str, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # kept: the session knows its handle only
-        self.session = NvdecSession(
-            driver, CODECS[codec], codec in IN_ORDER_CODECS, self._stream.cuda_stream
-        )
+        self.session = NvdecSession(driver, CODECS[codec], codec in IN_ORDER_CODECS, self._stream.cuda_stream)
 
     def close(self) -> None:
         self.session.close()

@@ -101,16 +101,20 @@ class FeedReader:
         self._described = lru_cache(maxsize=4096)(lambda video: _describe(reader.index.video(video)))
         self._space = np.empty(1 << 20, np.uint8)  # kept: new pages would cost more than what is read
         # Compiled now, where nobody's patience runs out.
-        nothing = np.empty(0, np.int64), np.empty(0, np.uint8)
-        for function, arguments in ((_gather, ()), (_gather_and_feed, (0,))):
-            function(*self._columns(), np.zeros(_WORDS, np.int64), nothing[0], -1, *self._end(nothing[1]), *arguments)
+        nothing: Any = (*self._columns(), np.zeros(_WORDS, np.int64), np.empty(0, np.int64), -1)
+        end = self._end(np.empty(0, np.uint8))
+        for function, state in ((_gather, ()), (_gather_and_feed, (0,))):
+            compiled: Any = function
+            compiled(*nothing, *end, *state)
 
     def read(self, request: ClipRequest, descriptor: int) -> Feed:
         """The feed of a clip, from its open file. Raises as ClipReader.read does, and RefusedClip for lengths
         of NAL units that leave their packet.
         """
-        found = self._read(_gather, request, descriptor)
-        return Feed(*found[2:], len(self._described(request.video)[1]), found[1])
+        _, count, *arrays = self._read(_gather, request, descriptor)
+        data, places, sizes, restarts, slots, rows = arrays
+        sets = len(self._described(request.video)[1])
+        return Feed(data, places, sizes, restarts, slots, rows, sets, count)
 
     def feed(self, request: ClipRequest, descriptor: int, state: int) -> Fed:
         """Reads a clip and feeds it to the session whose state has this address. Raises as `read` does."""

@@ -291,7 +291,7 @@ def test_what_cannot_be_fed_says_why(copied):
 
 def test_a_read_that_fails(copied, monkeypatch):
     """A file that is cut after its version was looked at, and a disk that fails: found by pread itself."""
-    path, reader = copied
+    _, reader = copied
     feeds, request = FeedReader(reader), ClipRequest(0, 0, (30, 40))
     addresses = nvdec_feed._libc().copy()
     monkeypatch.setattr(nvdec_feed, "_libc", lambda: addresses)
