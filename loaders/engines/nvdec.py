@@ -96,7 +96,7 @@ class NvdecEngine(PooledEngine):
         self._refused: Counter[int] = Counter()
         self._failed: set[ClipRequest] = set()
         self._lock = threading.Lock()
-        pool = SessionPool(self._make_session, self.sessions)
+        pool = SessionPool(self._make_session, 2 * self.sessions)
         self._pool = pool
         self.memory_stream = torch.cuda.Stream(device)
         """Whose memory pictures come from: one for all threads, so that each can use what any gave back."""
