@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
-import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -28,6 +29,8 @@ SEQUENTIAL_PATIENCE: Final = 60
 """Times the timeout that a video without random access is given: it is decoded from its start."""
 START_SECONDS: Final = 60.0
 """Longest that a process may take until its first answer, beyond the timeout."""
+LATE_SECONDS: Final = 0.5
+"""Wait after which a process in the background is given a core like any other's."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,9 +79,20 @@ class CpuProcesses(PooledEngine):
 
 
 class ProcessWorker:
-    """One decoding process, and the thread that talks to it. The process starts with the first clip."""
+    """One decoding process, and the thread that talks to it. The process starts with the first clip.
 
-    def __init__(self, index: PacketIndex, setup: Setup, device: torch.device, timeout: float) -> None:
+    background: whether it has a core only where nobody else wants one. It is given one like any other's for
+    a clip that is waited for too long: where other work holds all cores, it would not come for ever.
+    """
+
+    def __init__(
+        self,
+        index: PacketIndex,
+        setup: Setup,
+        device: torch.device,
+        timeout: float,
+        background: bool = False,
+    ) -> None:
         self._index = index
         self._setup = setup
         self._device = device
@@ -87,7 +101,9 @@ class ProcessWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._arena: Arena | None = None
-        self._patience = 0.0
+        self._ready = select.poll()
+        self._background = background
+        self._back = False
 
     def run(self, request: ClipRequest) -> Outcome:
         """Decodes one clip. ClipFailure for bad data or a dead process, ValueError for wrong requests."""
@@ -120,7 +136,7 @@ class ProcessWorker:
         if self._arena is not None:
             self._arena.close()
         self._process = self._connection = self._arena = None
-        self._patience = 0.0
+        self._back = False
 
     def _ask(self, request: ClipRequest, patience: float) -> Answer:
         """Raises TimeoutError, EOFError or ConnectionError where no answer comes."""
@@ -129,14 +145,33 @@ class ProcessWorker:
             patience += START_SECONDS
         assert self._connection is not None
         self._connection.send(request)
-        if patience != self._patience:
-            _set_patience(self._connection, patience)
-            self._patience = patience
-        try:
-            answer: Answer = self._connection.recv()
-        except BlockingIOError as error:
-            raise TimeoutError from error
+        self._wait(patience)
+        answer: Answer = self._connection.recv()
+        self._stand_back()
         return answer
+
+    def _wait(self, patience: float) -> None:
+        """Waits for an answer. Raises TimeoutError where none comes."""
+        until = time.monotonic() + patience
+        while not self._ready.poll(1000 * min(LATE_SECONDS, patience)):
+            if time.monotonic() >= until:
+                raise TimeoutError
+            if self._back:
+                self._schedule(os.SCHED_OTHER)
+
+    def _stand_back(self) -> None:
+        """From now on the process has a core only where nobody else wants it."""
+        if self._background and not self._back:
+            self._schedule(os.SCHED_IDLE)
+
+    def _schedule(self, policy: int) -> None:
+        assert self._process is not None
+        try:
+            os.sched_setscheduler(self._process.pid, policy, os.sched_param(0))
+        except OSError as error:
+            _log.info("decoding processes run like all others: %s", error)
+            self._background = False
+        self._back = policy == os.SCHED_IDLE
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -153,6 +188,8 @@ class ProcessWorker:
         )
         theirs.close()
         self._connection = Connection(ours.detach())
+        self._ready = select.poll()  # cheaper than Connection.poll
+        self._ready.register(self._connection.fileno(), select.POLLIN)
         self._arena = arena
         self._connection.send(self._setup)
 
@@ -212,13 +249,3 @@ def _unpin_memory(address: int) -> None:
     error = int(torch.cuda.cudart().cudaHostUnregister(address))
     if error:
         _log.warning("memory of a decoding process stays pinned: CUDA error %d", error)
-
-
-def _set_patience(connection: Connection, seconds: float) -> None:
-    """Receiving fails after that time. Cheaper than to wait first, and to receive then."""
-    own = socket.socket(fileno=connection.fileno())
-    try:
-        interval = struct.pack("@ll", *divmod(max(1, round(seconds * 1_000_000)), 1_000_000))
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
-    finally:
-        own.detach()

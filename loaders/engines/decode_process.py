@@ -7,7 +7,6 @@ does. It imports no torch, so that it starts in a second and costs little memory
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,15 +27,12 @@ from surgrec.loaders.packet_index import PacketIndex
 
 @dataclass(frozen=True)
 class Setup:
-    """The first message: what is decoded. open_files: descriptors kept between clips. nice: how far the
-    process stands back behind others, 0 for not at all.
-    """
+    """The first message: what is decoded. open_files: descriptors kept between clips."""
 
     index: str
     engine: str
     drop_disposable: bool
     open_files: int
-    nice: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,6 @@ Answer = Pictures | ClipFailure | WrongRequest
 def serve(connection: Connection, arena: Arena) -> None:
     """Answers requests until the connection ends."""
     setup: Setup = connection.recv()
-    os.nice(setup.nice)
     index = PacketIndex.open(setup.index)
     layouts: list[Layout] = []
 

@@ -50,8 +50,6 @@ SESSIONS_PER_ENGINE: Final = 4
 """One decodes while the others' threads read and wait for the interpreter. Small clips need them all."""
 GIVE_UP_AFTER: Final = 3
 """Sound clips of a video that NVDEC fails on before it is asked no more for that video."""
-YIELDING: Final = 10
-"""Niceness of FFmpeg's processes: a core that feeds NVDEC decodes more than one that decodes itself."""
 EITHER: Final = 0  # lane of all requests
 CPU_ONLY: Final = 1  # lane of those that NVDEC does not take
 
@@ -111,11 +109,11 @@ class NvdecEngine(PooledEngine):
             timeout,
             self._late,
         )
-        setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files, nice=YIELDING)
+        setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
         self._cpu: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
             self.threads,
             "surgrec-cpu",
-            lambda: ProcessWorker(index, setup, device, timeout),
+            lambda: ProcessWorker(index, setup, device, timeout, background=share),
             self._on_cpu,
             queue,
             (CPU_ONLY, EITHER) if share else (CPU_ONLY,),

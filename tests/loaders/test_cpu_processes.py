@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from surgrec.kernels.planes import Planes
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.arena import Arena
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
-from surgrec.loaders.engines.cpu_processes import CpuProcesses
+from surgrec.loaders.engines.cpu_processes import LATE_SECONDS, CpuProcesses, ProcessWorker
+from surgrec.loaders.engines.decode_process import Setup
 
 CPU = torch.device("cpu")
 SMOOTH_CHROMA = ("h264_10bit", "hevc_10bit", "h264_interlaced")
@@ -107,6 +109,34 @@ def test_a_process_that_hangs_is_killed(stream_corpus):
         assert isinstance(failure, ClipFailure)
         assert "did not answer within 0.5 s" in failure.reason
         assert isinstance(engine.decode([request])[0], DecodedClip)
+
+
+def test_a_process_in_the_background_gets_a_core_when_it_is_late(stream_corpus):
+    """It is stopped, which looks to the parent as if all cores were taken."""
+    request = ClipRequest(0, stream_corpus.video["h264_default"], (0, 4))
+    setup = Setup(str(stream_corpus.index.path), "hybrid", True, 16)
+    before = set(children())
+    worker = ProcessWorker(stream_corpus.index, setup, CPU, 30.0, background=True)
+    try:
+        assert isinstance(worker.run(request), DecodedClip)
+        (process,) = set(children()) - before
+        assert os.sched_getscheduler(process) == os.SCHED_IDLE
+        os.kill(process, signal.SIGSTOP)
+        policies = []
+
+        def let_go() -> None:
+            time.sleep(2.5 * LATE_SECONDS)
+            policies.append(os.sched_getscheduler(process))
+            os.kill(process, signal.SIGCONT)
+
+        thread = threading.Thread(target=let_go)
+        thread.start()
+        assert isinstance(worker.run(request), DecodedClip)
+        thread.join()
+        assert policies == [os.SCHED_OTHER]
+        assert os.sched_getscheduler(process) == os.SCHED_IDLE
+    finally:
+        worker.close()
 
 
 def test_processes_end_with_their_parent(stream_corpus, tmp_path: Path):
