@@ -49,7 +49,7 @@ def _surgrec(
         data = DataConfig(engine=name, threads=threads, drop_disposable=drop_disposable)
 
         engine = make_engine(index, data, threads, device)
-        in_flight = 2 * getattr(engine, "parallel", threads) + 8  # as ClipLoader keeps them
+        in_flight = 4 * getattr(engine, "parallel", threads) + 8  # as ClipLoader keeps them
 
         def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
             clips = as_they_come(engine.submit, rounds(requests, forever), in_flight)

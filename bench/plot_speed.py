@@ -52,17 +52,32 @@ class Panel:
 
 
 def newest(paths: Iterable[Path]) -> dict[tuple[str, str], dict[str, Any]]:
-    """The latest result of each benchmark on each device: (bench, device) -> content of the file."""
-    found: dict[tuple[str, str], tuple[tuple[str, int, str], dict[str, Any]]] = {}
+    """The latest results of each benchmark on each device: (bench, device) -> content.
+
+    That is the latest file's, with the rows of earlier ones for corpora that it does not have.
+    """
+    found: dict[tuple[str, str], list[tuple[tuple[str, int, str], dict[str, Any]]]] = {}
     for path in paths:
         content = json.loads(path.read_text())
-        key = (content["bench"], content["device"])
         # Of two results of one day the one with the higher number at the end of its name is later.
         tail = path.stem.rpartition("-")[2]
         age = (content["date"], int(tail) if tail.isdigit() and len(tail) < 8 else 1, path.name)
-        if key not in found or age > found[key][0]:
-            found[key] = (age, content)
-    return {key: content for key, (_, content) in found.items()}
+        found.setdefault((content["bench"], content["device"]), []).append((age, content))
+    return {
+        key: _merged([content for _, content in sorted(files, key=lambda file: file[0])])
+        for key, files in found.items()
+    }
+
+
+def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last content, with all rows of each corpus from the last that has it."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for content in contents:
+        own: dict[str, list[dict[str, Any]]] = {}
+        for row in content["rows"]:
+            own.setdefault(row["corpus"], []).append(row)
+        rows |= own
+    return contents[-1] | {"rows": [row for corpus in rows.values() for row in corpus]}
 
 
 def panels(results: dict[tuple[str, str], dict[str, Any]]) -> list[Panel]:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from numpy.typing import ArrayLike
@@ -36,7 +36,10 @@ from surgrec.loaders.sampler import Mix
 from surgrec.loaders.segments import Unusable
 from torch import Tensor
 
-__all__ = ["Batch", "ClipLoader", "ClipLoaderError"]
+__all__ = ["AHEAD", "Batch", "ClipLoader", "ClipLoaderError"]
+
+AHEAD: Final = 4
+"""Clips that an engine has for each one that it works on, so that what FFmpeg takes last is not due soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class ClipLoader:
             batch=micro_batch,
             stride=self._rows,
             ahead=data.prefetch,
-            in_flight=CHUNK + 2 * _parallel(engine, threads),
+            in_flight=CHUNK + AHEAD * _parallel(engine, threads),
             picture_bytes=data.picture_mib << 20,
         )
         self._producer = ClipProducer(self._source, engine, graph, self._watch, limits)

@@ -117,6 +117,7 @@ class NvdecEngine(PooledEngine):
             self._on_cpu,
             queue,
             (CPU_ONLY, EITHER) if share else (CPU_ONLY,),
+            behind=self.sessions,
         )
         self._share = share
 

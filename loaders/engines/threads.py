@@ -27,9 +27,10 @@ class PassedOn:
 
 @dataclass(eq=False)
 class _Crew:
-    """Threads that take from the same lanes, in this order."""
+    """Threads that take from the same lanes, in this order. behind: as WorkQueue.crew has it."""
 
     lanes: tuple[int, ...]
+    behind: int | None
     idle: deque[threading.Condition] = field(default_factory=deque)
     """One for each thread that waits and has not been woken yet."""
 
@@ -51,9 +52,13 @@ class WorkQueue(Generic[Item, Result]):
         self._crews: list[_Crew] = []
         self.closed = False
 
-    def crew(self, lanes: tuple[int, ...]) -> _Crew:
-        """Registers threads that will `take` from these lanes; those registered first are woken first."""
-        crew = _Crew(lanes)
+    def crew(self, lanes: tuple[int, ...], behind: int | None = None) -> _Crew:
+        """Registers threads that will `take` from these lanes; those registered first are woken first.
+
+        behind: of the first lane, 0, they take the newest item, and only where more than this many wait: so
+        slower threads never hold what is due next, nor leave others without work.
+        """
+        crew = _Crew(lanes, behind)
         self._crews.append(crew)
         return crew
 
@@ -70,7 +75,7 @@ class WorkQueue(Generic[Item, Result]):
                 raise RuntimeError("the engine is closed")
             self._lanes[lane].append((future, item))
             for crew in self._crews:
-                if crew.idle and lane in crew.lanes:
+                if crew.idle and lane in crew.lanes and self._has(crew, lane):
                     crew.idle.popleft().notify()
                     break
 
@@ -80,8 +85,9 @@ class WorkQueue(Generic[Item, Result]):
         with self._lock:
             while True:
                 for lane in crew.lanes:
-                    if self._lanes[lane]:
-                        return self._lanes[lane].popleft()
+                    if self._has(crew, lane):
+                        newest = lane == 0 and crew.behind is not None
+                        return self._lanes[lane].pop() if newest else self._lanes[lane].popleft()
                 if self.closed or not main.is_alive():
                     return None
                 # One for each wait: whoever is woken is off the list, and the next item wakes another.
@@ -90,6 +96,11 @@ class WorkQueue(Generic[Item, Result]):
                 wake.wait(LOOK_UP_SECONDS)
                 if wake in crew.idle:
                     crew.idle.remove(wake)
+
+    def _has(self, crew: _Crew, lane: int) -> bool:
+        """Whether a lane has an item for a crew."""
+        least = crew.behind if lane == 0 and crew.behind is not None else 0
+        return len(self._lanes[lane]) > least
 
     def close(self) -> None:
         """Cancels what is queued; no more items are taken up, and the threads end."""
@@ -136,11 +147,12 @@ class WorkerThreads(Generic[Own, Item, Result]):
         lanes: tuple[int, ...] = (0,),
         timeout: float | None = None,
         late: Callable[[Item], Result] | None = None,
+        behind: int | None = None,
     ) -> None:
         if (timeout is None) != (late is None):
             raise ValueError("timeout and late belong together: give both or neither")
         self.queue: WorkQueue[Item, Result] = WorkQueue() if queue is None else queue
-        self._crew = self.queue.crew(lanes)
+        self._crew = self.queue.crew(lanes, behind)
         self._name = name
         self._make_own = make_own
         self._work = work

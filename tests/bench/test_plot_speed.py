@@ -57,6 +57,22 @@ def test_the_newest_result_of_each_device_counts(tmp_path: Path, plot_speed: Mod
     assert values == {"CPU": 3.0, "GPU": 4.0}
 
 
+def test_a_later_run_on_other_corpora_adds_to_the_earlier(tmp_path: Path, plot_speed: ModuleType) -> None:
+    bench, metric = "loader_throughput", "clips_per_s"
+    first = [
+        ("cpu", "480g250", metric, 1.0),
+        ("decord", "480g250", metric, 2.0),
+        ("cpu", "256g16", metric, 3.0),
+    ]
+    second = [("cpu", "256g16", metric, 4.0), ("cpu", "proxy16", metric, 5.0)]
+    write(tmp_path / f"{bench}-a-20260102.json", bench, "2026-01-02", first)
+    write(tmp_path / f"{bench}-a-20260102-2.json", bench, "2026-01-02", second)
+    (found,) = plot_speed.newest(sorted(tmp_path.glob("*.json"))).values()
+    values = {(row["name"], row["corpus"]): row["value"] for row in found["rows"]}
+    wanted = {("cpu", "480g250"): 1.0, ("decord", "480g250"): 2.0}
+    assert values == wanted | {("cpu", "256g16"): 4.0, ("cpu", "proxy16"): 5.0}
+
+
 def test_panels_hold_what_was_measured(tmp_path: Path, plot_speed: ModuleType) -> None:
     write(
         tmp_path / "s.json",

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from surgrec.configs.data import DataConfig
-from surgrec.loaders.clip_loader import Batch, ClipLoader, ClipLoaderError
+from surgrec.loaders.clip_loader import AHEAD, Batch, ClipLoader, ClipLoaderError
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK, MAX_ATTEMPTS
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
@@ -344,7 +344,7 @@ def test_work_ahead_is_bounded(make: Make, index: PacketIndex) -> None:
     engine = ColourEngine(index)
     loader = make(engine=engine, global_batch=10)
     next(loader)
-    most = 10 * (1 + DATA.prefetch + 1) + CHUNK + 2 * DATA.threads
+    most = 10 * (1 + DATA.prefetch + 1) + CHUNK + AHEAD * DATA.threads
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and len(engine.submitted) < 10 * (1 + DATA.prefetch):
         time.sleep(0.02)

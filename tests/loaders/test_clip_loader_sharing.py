@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from surgrec.configs.data import DataConfig
 from surgrec.kernels.planes import Colour, Planes
-from surgrec.loaders.clip_loader import Batch, ClipLoader
+from surgrec.loaders.clip_loader import AHEAD, Batch, ClipLoader
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK
 from surgrec.loaders.clip_source import ClipSource
@@ -265,7 +265,7 @@ def test_pictures_that_wait_are_bounded(make: Make, index: PacketIndex) -> None:
     assert (1 << 20) - one < loader._producer.most_held <= 1 << 20
     whole = make(data=replace(data, picture_mib=1000), global_batch=64)
     take(whole, 4)
-    assert whole._producer.most_held == (CHUNK + 2 * 3 + CHUNK - 1) * one
+    assert whole._producer.most_held == (CHUNK + AHEAD * 3 + CHUNK - 1) * one
 
 
 def test_a_clip_larger_than_the_bound_is_let_through(make: Make, index: PacketIndex) -> None:
@@ -283,10 +283,10 @@ def test_the_number_of_decodes_in_flight_follows_the_engine(make: Make, index: P
     loader = make(engine=engine, data=replace(DATA, picture_mib=100))
     loader._producer.start(0)
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and len(engine.submitted) < CHUNK + 40:
+    while time.monotonic() < deadline and len(engine.submitted) < CHUNK + AHEAD * 20:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(engine.submitted) == CHUNK + 40
+    assert len(engine.submitted) == CHUNK + AHEAD * 20
 
 
 def test_states_of_another_sharing_are_refused(make: Make) -> None:

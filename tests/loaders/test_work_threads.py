@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
@@ -96,6 +96,55 @@ def test_lanes_are_first_in_first_out_and_taken_in_the_order_of_the_crew(puts, o
     assert [queue.take(crew) for _ in expected] == expected
     queue.close()
     assert queue.take(crew) is None
+
+
+@given(st.lists(st.sampled_from(["put", "first", "last"]), max_size=60), st.integers(0, 5))
+def test_a_crew_behind_takes_the_newest_beyond_what_it_leaves(steps, behind):
+    queue: WorkQueue[int, int] = WorkQueue(lanes=2)
+    first, last = queue.crew((0,)), queue.crew((1, 0), behind)
+    model: deque[int] = deque()
+    for number, step in enumerate(steps):
+        if step == "put":
+            queue.submit(number)
+            model.append(number)
+        elif step == "first" and model:
+            taken = queue.take(first)
+            assert taken is not None
+            assert taken[1] == model.popleft()
+        elif step == "last" and len(model) > behind:
+            taken = queue.take(last)
+            assert taken is not None
+            assert taken[1] == model.pop()
+    queue.put(Future(), -1, 1)  # what nobody else takes, it takes in any case
+    taken = queue.take(last)
+    assert taken is not None
+    assert taken[1] == -1
+    queue.close()
+    assert queue.take(last) is None
+
+
+def test_a_crew_behind_is_woken_by_the_first_item_that_it_may_take():
+    queue: WorkQueue[int, int] = WorkQueue()
+    crew = queue.crew((0,), 2)
+    taken: list[int] = []
+
+    def work() -> None:
+        entry = queue.take(crew)
+        assert entry is not None
+        taken.append(entry[1])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: len(crew.idle) == 1)
+    queue.submit(1)
+    queue.submit(2)
+    time.sleep(0.05)
+    assert taken == []
+    assert len(crew.idle) == 1
+    queue.submit(3)
+    thread.join(5)
+    assert taken == [3]
+    queue.close()
 
 
 def test_a_crew_leaves_lanes_alone_that_are_not_its_own():
