@@ -69,6 +69,11 @@ def newest(paths: Iterable[Path]) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
+def number(value: float) -> str:
+    """A value with three digits, or all of a larger one."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
     """The last content, with all rows of each corpus from the last that has it."""
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -133,7 +138,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         for _, name, value, low, high in group:
             axes.barh(place, value, 0.8, color=BLUE if name in OURS else GREY)
             axes.plot([low, high], [place, place], color=INK, linewidth=1)
-            axes.text(max(value, high), place, f"  {value:,.3g}", va="center", fontsize=8, color=INK)
+            axes.text(max(value, high), place, f"  {number(value)}", va="center", fontsize=8, color=INK)
             ticks.append(place)
             names.append(f"{name}  [{corpus}]")
             place += 1
