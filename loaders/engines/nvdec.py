@@ -271,6 +271,10 @@ class _NvdecWorker:
             size = (info.width, info.picture_height)
             state = held.session.begin(size, depth, luma.address, chroma.address)
             fed = self._feeds.feed(request, descriptor, state)
+        except BaseException:
+            self._pool.give_back(key, held)  # nothing was fed
+            raise
+        try:
             decoded = held.session.end(fed.stage, fed.wanted)
         except BaseException:
             held.close()  # what its hardware's state is now, nobody knows

@@ -20,6 +20,7 @@ from surgrec.loaders.clip_plan import (
     COALESCE_BYTES,
     EMPTY_FIRST,
     LEADING,
+    WANTED,
     ClipRequest,
     byte_ranges,
     select_packets,
@@ -117,7 +118,10 @@ class FeedReader:
         return Feed(data, places, sizes, restarts, slots, rows, sets, count)
 
     def feed(self, request: ClipRequest, descriptor: int, state: int) -> Fed:
-        """Reads a clip and feeds it to the session whose state has this address. Raises as `read` does."""
+        """Reads a clip and feeds it to the session whose state has this address.
+
+        Raises as `read` does, and then has fed nothing.
+        """
         _, count, stage, wanted, packets, rows = self._read(_gather_and_feed, request, descriptor, state)
         return Fed(stage, wanted, tuple(rows.tolist()), packets, count)
 
@@ -248,8 +252,8 @@ def _is_version(statx, descriptor, size, mtime_ns):
 
 @njit(nogil=True, cache=True)
 def without_leading(packets, roles):
-    """(packets, roles) without the leading pictures of an open start."""
-    keep = (roles & LEADING) == 0
+    """(packets, roles) without the leading pictures of an open start. What is wanted stays in any case."""
+    keep = (roles & (LEADING | WANTED)) != LEADING
     return packets[keep], roles[keep]
 
 
