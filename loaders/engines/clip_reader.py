@@ -50,15 +50,15 @@ class ClipReader:
         check_positions(request.frames, info.frame_count, info.path)
         return self._files.borrow(info.path)
 
-    def read(self, request: ClipRequest, info: VideoInfo, room: int = 0) -> tuple[ClipPlan, bytearray]:
-        """The clip's plan, and `room` bytes with those of the plan's ranges behind, one after the other.
+    def read(self, request: ClipRequest, info: VideoInfo) -> tuple[ClipPlan, bytearray]:
+        """The clip's plan, and the bytes of the plan's ranges, one after the other.
 
         Raises as `open` does, and PlanError where the index says that a frame cannot be decoded.
         """
         with self.open(request, info) as descriptor:
             plan = plan_clip(self.index, request, self.drop_disposable)
-            data = bytearray(room + plan.read_bytes)
-            _read_ranges(descriptor, plan, memoryview(data)[room:])
+            data = bytearray(plan.read_bytes)
+            _read_ranges(descriptor, plan, memoryview(data))
             return plan, data
 
 

@@ -27,7 +27,7 @@ from surgrec.loaders.clip_plan import (
 )
 from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
 from surgrec.loaders.engines.base import BadClip
-from surgrec.loaders.engines.clip_reader import ClipReader
+from surgrec.loaders.engines.clip_reader import REINDEX, ClipReader
 from surgrec.loaders.engines.native_call import call_int, call_long, carray, words_at
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED, feed
 from surgrec.loaders.packet_index import VideoInfo
@@ -139,7 +139,7 @@ class FeedReader:
             raise RefusedClip(f"the lengths of NAL units are damaged, packet {found[1]} of the clip")
         if found[0] != READY:
             self._reader.read(request, self._reader.info(request))
-            raise BadClip("the file changed while it was read")
+            raise BadClip(f"the file changed while it was read; {REINDEX}")
         return tuple(found)
 
     def _columns(self) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from surgrec.kernels.nv12_crop import to_rgb
 from surgrec.kernels.planes import Colour, Nv12Pictures, Planes, check_planes
-from surgrec.loaders.clip_plan import LEADING, WANTED, ClipPlan, ClipRequest, plan_clip
+from surgrec.loaders.clip_plan import LEADING, START, WANTED, ClipPlan, ClipRequest, plan_clip
 from surgrec.loaders.engines import nvdec_feed
 from surgrec.loaders.engines.annexb import parameter_sets
 from surgrec.loaders.engines.base import BadClip
@@ -28,7 +28,14 @@ from surgrec.loaders.engines.clip_reader import ClipReader
 from surgrec.loaders.engines.nvcuvid import DecodeCaps
 from surgrec.loaders.engines.nvdec import FORMATS, _Capabilities, colour_of, planes_of
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED
-from surgrec.loaders.engines.nvdec_feed import Feed, FeedReader, RefusedClip, elementary, slots_of
+from surgrec.loaders.engines.nvdec_feed import (
+    Feed,
+    FeedReader,
+    RefusedClip,
+    elementary,
+    slots_of,
+    without_leading,
+)
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import VideoInfo
 
@@ -240,6 +247,13 @@ def test_leading_pictures_of_an_open_group(feed_of, kind):
         assert len(slots) == (~leading).sum()
         assert (slots != IGNORED).all()
     assert fed.feed.rows.tolist() == [0, 1]
+
+
+def test_a_wanted_picture_is_fed_even_if_it_leads():
+    packets, roles = np.arange(4), np.array([START, LEADING, LEADING | WANTED, WANTED], np.uint8)
+    kept, kept_roles = without_leading(packets, roles)
+    assert kept.tolist() == [0, 2, 3]
+    assert kept_roles.tolist() == roles[[0, 2, 3]].tolist()
 
 
 @pytest.fixture
