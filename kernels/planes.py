@@ -11,7 +11,7 @@ import torch
 from surgrec.kernels.colour import Colour
 from torch import Tensor
 
-__all__ = ["Colour", "Nv12Pictures", "PackedPlanes", "Place", "PlaneLayout", "Planes"]
+__all__ = ["Colour", "Layouts", "Nv12Pictures", "PackedPlanes", "Place", "PlaneLayout", "Planes"]
 
 ALIGNMENT: Final = 256
 """Bytes: the chroma of Nv12Pictures begins at a multiple of it."""
@@ -31,6 +31,9 @@ class PlaneLayout:
     def item(self) -> int:
         """Bytes of a sample."""
         return self.dtype.itemsize
+
+
+Layouts = tuple[PlaneLayout, PlaneLayout, PlaneLayout]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class PackedPlanes:
         self.memory, self.places = memory, places
         self._views: tuple[Tensor, ...] | None = None
 
-    def layouts(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
+    def layouts(self) -> Layouts:
         """Where the three planes lie."""
         memory = self.memory
         dtype, device, start = memory.dtype, memory.device, memory.data_ptr()
@@ -128,7 +131,7 @@ class Planes:
     colour: Colour
     rotation: int = 0
 
-    def layouts(self) -> tuple[PlaneLayout, PlaneLayout, PlaneLayout]:
+    def layouts(self) -> Layouts:
         """Where the three planes lie."""
         if isinstance(self.planes, PackedPlanes):
             return self.planes.layouts()
@@ -170,10 +173,13 @@ def _layout(plane: Tensor) -> PlaneLayout:
     return PlaneLayout(plane.data_ptr(), tuple(plane.shape), plane.stride(), plane.dtype, plane.device)
 
 
-def check_planes(b: int, clip: Planes, length: int, device: torch.device) -> None:
+def check_planes(b: int, clip: Planes, length: int, device: torch.device) -> Layouts:
     """Everything that the kernels rely on so as not to read outside a plane.
 
     b: number of the clip in its batch, for messages. length, device: what the batch has.
+
+    Returns:
+        Where the three planes lie.
 
     Raises:
         ValueError: the planes, rows, colour or rotation do not fit each other or the batch.
@@ -219,17 +225,18 @@ def check_planes(b: int, clip: Planes, length: int, device: torch.device) -> Non
                 f"clip {b} has pictures of {height} rows that are {row} samples apart; a picture "
                 f"may span 2**31 bytes"
             )
+    return planes
 
 
-def subsampling(clip: Planes) -> tuple[int, int, int, int]:
+def subsampling(planes: Layouts, rotation: int) -> tuple[int, int, int, int]:
     """half_y, half_x, phase_y, phase_x of the upright picture: pixel k lies in sample (k + phase) >> half."""
-    luma, chroma, _ = clip.layouts()
+    luma, chroma, _ = planes
     _, height, width = luma.shape
     _, chroma_height, chroma_width = chroma.shape
     half_y, half_x = int(chroma_height != height), int(chroma_width != width)
     # Counted from the far end, an odd side begins with the second pixel of a pair.
-    phase_y = half_y & height & int(clip.rotation in (90, 180))
-    phase_x = half_x & width & int(clip.rotation in (180, 270))
-    if clip.rotation % 180:
+    phase_y = half_y & height & int(rotation in (90, 180))
+    phase_x = half_x & width & int(rotation in (180, 270))
+    if rotation % 180:
         return half_x, half_y, phase_x, phase_y
     return half_y, half_x, phase_y, phase_x

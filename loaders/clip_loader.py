@@ -36,10 +36,12 @@ from surgrec.loaders.sampler import Mix
 from surgrec.loaders.segments import Unusable
 from torch import Tensor
 
-__all__ = ["AHEAD", "Batch", "ClipLoader", "ClipLoaderError"]
+__all__ = ["AHEAD", "SPARE", "Batch", "ClipLoader", "ClipLoaderError"]
 
 AHEAD: Final = 4
 """Clips that an engine has for each one that it works on, so that what FFmpeg takes last is not due soon."""
+SPARE: Final = 8
+"""Clips that an engine has besides, so that few that it works on do not all wait while a chunk is cropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class ClipLoader:
             batch=micro_batch,
             stride=self._rows,
             ahead=data.prefetch,
-            in_flight=CHUNK + AHEAD * _parallel(engine, threads),
+            in_flight=SPARE + AHEAD * _parallel(engine, threads),
             picture_bytes=data.picture_mib << 20,
         )
         self._producer = ClipProducer(self._source, engine, graph, self._watch, limits)

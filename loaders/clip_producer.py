@@ -3,9 +3,11 @@
     decodes --submit--> engine (many at a time) --in sample order--> CropGraph --> this batch
                                                                               \\-> pool --> later batches
 
-Clips leave the engine in chunks of a few, so that the pictures of a whole batch never lie in memory at their
-full size. Where several samples share a decode, all of them that are this rank's are cropped when the first
-is due; those of later batches wait in the pool, finished.
+Clips are cropped many at a time: each call that gives the interpreter's lock away may wait long to have it
+back where dozens of threads decode, so that the crop's calls are counted by the chunk, not by the clip. Large
+pictures are cropped earlier: most of the memory is for clips that the engine works on. Where several samples
+share a decode, all of them that are this rank's are cropped when the first is due; those of later batches
+wait in the pool, finished.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -32,8 +34,10 @@ from torch import Tensor
 
 MAX_ATTEMPTS = 16
 """Substitutes that are tried for one decode."""
-CHUNK = 8
-"""Clips that are cropped at a time."""
+CHUNK = 64
+"""Clips that are cropped at a time, at most."""
+CROP_SHARE = 8
+"""Clips are cropped once they take this part of the bytes for pictures, an eighth, however few they are."""
 JOIN_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
@@ -99,13 +103,17 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Run:
-    """What one run of the thread holds. held: bytes of `waiting` and `decoded`."""
+    """What one run of the thread holds.
+
+    decoded: by sample, what is to be cropped, and whether it is a substitute. held: bytes of `waiting` and
+    `decoded`.
+    """
 
     decodes: Iterator[SharedDecode]
     stop: threading.Event
     next: SharedDecode | None = None
     waiting: deque[_Submitted] = field(default_factory=deque)
-    decoded: list[tuple[DecodedClip, bool]] = field(default_factory=list)
+    decoded: dict[int, tuple[DecodedClip, bool]] = field(default_factory=dict)
     decoded_bytes: int = 0
     held: int = 0
     pool: dict[int, _Finished] = field(default_factory=dict)
@@ -122,7 +130,6 @@ class ClipProducer:
         self._graph = graph
         self._watch = watch
         self._limits = limits
-        self._in_flight = max(limits.in_flight, CHUNK)
         self._changed = threading.Condition()
         self._ready: deque[Produced] = deque()
         self._error: BaseException | None = None
@@ -225,14 +232,14 @@ class ClipProducer:
         for sample in samples:
             finished = run.pool.pop(sample, None)
             if finished is not None:
-                self._frames(batch, finished.frames)[sample - samples.start] = finished.frames
+                self._frames(batch, finished.frames.shape)[sample - samples.start] = finished.frames
                 batch.requests[sample] = finished.request
                 batch.substitutes += finished.substitute
         for sample in samples:
-            decoded = (clip.request.sample for clip, _ in run.decoded)
-            if sample not in batch.requests and sample not in decoded:
+            if sample not in batch.requests and sample not in run.decoded:
                 self._decode(run, batch)
-                if len(run.decoded) >= CHUNK:
+                full = run.decoded_bytes * CROP_SHARE >= self._limits.picture_bytes
+                if full or len(run.decoded) >= CHUNK:
                     self._crop(run, batch)
         self._crop(run, batch)
         if self._stream is not None:
@@ -245,19 +252,20 @@ class ClipProducer:
     def _decode(self, run: _Run, batch: _Batch) -> None:
         """Wait for the next decode, and take its clips to those that are to be cropped."""
         self._submit(run)
-        if run.next is not None and len(run.waiting) < self._in_flight:
-            # The bytes are used up: what is decoded gives its share back before more is waited for.
+        if not run.waiting:
+            # The next one is so large that it needs the bytes of what is decoded.
             self._crop(run, batch)
             self._submit(run)
         submitted = run.waiting.popleft()
         decode, clip, attempts = self._resolve(submitted, run.stop)
         batch.decoded_frames += clip.decoded_frames
-        run.decoded += [(part, attempts > 0) for part in decode.cut(clip)]
+        for part in decode.cut(clip):
+            run.decoded[part.request.sample] = (part, attempts > 0)
         run.decoded_bytes += submitted.nbytes
 
     def _submit(self, run: _Run) -> None:
         """Give the engine as many decodes as the limits allow; run.next is the one that must wait."""
-        while len(run.waiting) < self._in_flight:
+        while len(run.waiting) < self._limits.in_flight:
             decode = run.next or next(run.decodes)
             run.next = None
             nbytes = picture_bytes(self._source.index, decode.request, self._graph.device)
@@ -277,7 +285,8 @@ class ClipProducer:
                 decode = self._source.decode(decode.unit, samples, attempt)
                 future = self._engine.submit(decode.request)
             while not future.done() and not stop.is_set():
-                wait([future], _POLL_SECONDS)
+                with suppress(TimeoutError, CancelledError):
+                    future.exception(_POLL_SECONDS)
             # Once the interpreter exits, the engine refuses clips: no fault of theirs.
             if stop.is_set() or not threading.main_thread().is_alive():
                 raise _Stopped
@@ -294,12 +303,13 @@ class ClipProducer:
     def _crop(self, run: _Run, batch: _Batch) -> None:
         """Crop what is decoded: into the batch, or into the pool for a later one."""
         first, count = batch.samples.start, len(batch.samples)
-        for start in range(0, len(run.decoded), self._graph.max_clips):
-            part = run.decoded[start : start + self._graph.max_clips]
+        decoded = list(run.decoded.values())
+        for start in range(0, len(decoded), self._graph.max_clips):
+            part = decoded[start : start + self._graph.max_clips]
             clips = [clip for clip, _ in part]
             cropped = self._graph([clip.frames for clip in clips], self._source.windows(clips))
             rows = [clip.request.sample - first for clip in clips]
-            frames = self._frames(batch, cropped[0])
+            frames = self._frames(batch, cropped.shape[1:])
             together = rows == list(range(rows[0], rows[0] + len(rows))) and rows[-1] < count
             if together:
                 frames[rows[0] : rows[0] + len(rows)] = cropped
@@ -316,11 +326,11 @@ class ClipProducer:
                 self._stream.synchronize()  # DALI takes `cropped` back without regard to the copies
         run.held -= run.decoded_bytes
         run.decoded_bytes = 0
-        run.decoded = []
+        run.decoded.clear()
 
-    def _frames(self, batch: _Batch, clip: Tensor) -> Tensor:
-        """The batch's frames, made like its first clip. On a GPU it is torch's own memory."""
+    def _frames(self, batch: _Batch, clip: torch.Size) -> Tensor:
+        """The batch's frames, made for clips of that shape. On a GPU it is torch's own memory."""
         if batch.frames is None:
-            shape = (len(batch.samples), *clip.shape)
+            shape = (len(batch.samples), *clip)
             batch.frames = torch.empty(shape, dtype=torch.uint8, device=self._graph.device)
         return batch.frames

@@ -16,6 +16,7 @@ once more on a GPU. On a machine without a GPU the same graph runs on the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +24,11 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
+from surgrec.kernels.clip_facts import make_staging
 from surgrec.kernels.nv12_crop import crop_clips, to_rgb
 from surgrec.kernels.planes import Colour, Planes
+from surgrec.kernels.staging import Staging
+from surgrec.kernels.windows import Windows, check_windows
 from surgrec.loaders.crop import CropWindows
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -46,10 +50,22 @@ def choose_way(crop: str, device: torch.device) -> Way:
     return "dali" if device.type == "cpu" or crop == "dali" else "fused"
 
 
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What the fused way writes to, call after call. Making it anew would give the interpreter's lock away.
+
+    cropped: uint8 [max_clips, T, size, size, 3], what DALI reads.
+    """
+
+    cropped: Tensor
+    staging: Staging
+
+
 class CropGraph:
     """Crops and resizes clips on one device. Not thread-safe: one thread calls it.
 
-    On a GPU all work is queued on torch's current stream, or waits for it.
+    On a GPU all work is queued on torch's current stream, or waits for it. The fused way keeps memory for
+    max_clips results.
     """
 
     def __init__(
@@ -66,6 +82,7 @@ class CropGraph:
         self.way = way
         gpu = device.type == "cuda"
         self._done = torch.cuda.Event(blocking=True) if gpu else None
+        self._room: _Room | None = None
         self._pipeline = Pipeline(
             batch_size=max_clips,
             num_threads=threads,
@@ -92,6 +109,10 @@ class CropGraph:
             uint8 [B, T, size, size, 3] on the device. It is DALI's own memory, not a copy, and DALI takes it
             back when the tensor is freed, without regard to kernels that still read it: on a GPU, wait for
             them first, or copy.
+
+        Raises:
+            ValueError: too many clips or none, clips that differ in T, are of another type or on another
+                device, or a window that leaves its picture.
         """
         if not len(clips) == len(windows) <= self.max_clips or not clips:
             raise ValueError(
@@ -99,7 +120,7 @@ class CropGraph:
             )
         length = _length(clips[0])
         for k, clip in enumerate(clips):
-            self._check(k, clip, length, windows)
+            self._check(k, clip, length)
         inputs = self._for_resize(clips, windows) if self.way == "dali" else self._cropped(clips, windows)
         # DALI reads the inputs in place, and does not wait for the stream that makes them. They outlive run,
         # which waits for the result.
@@ -115,6 +136,8 @@ class CropGraph:
 
     def _for_resize(self, clips: Sequence[Pictures], windows: CropWindows) -> dict[str, Any]:
         """Inputs of _resize: RGB clips, and the corners of the windows, exchanged for mirrored clips."""
+        # DALI reads outside a picture without complaint.
+        check_windows(_columns(windows), [_size(clip) for clip in clips])
         top, bottom = windows.top, windows.top + windows.height
         left, right = windows.left, windows.left + windows.width
         first = np.stack([top, np.where(windows.flip, right, left)], axis=1).astype(np.float32)
@@ -124,12 +147,21 @@ class CropGraph:
 
     def _cropped(self, clips: Sequence[Pictures], windows: CropWindows) -> dict[str, Any]:
         """Inputs of _flip: clips that the kernel cropped and resized, and which of them to mirror."""
-        boxes = (windows.top, windows.left, windows.height, windows.width, np.zeros_like(windows.flip))
+        boxes = (*_columns(windows)[:4], np.zeros_like(windows.flip))
         planes = [clip if isinstance(clip, Planes) else self._planes(clip) for clip in clips]
-        return {
-            "frames": self._input(crop_clips(planes, boxes, self.size)),
-            "flip": windows.flip.astype(np.int32),
-        }
+        room = self._room_for(_length(clips[0]))
+        cropped = crop_clips(planes, boxes, self.size, room.cropped[: len(clips)], staging=room.staging)
+        return {"frames": self._input(cropped), "flip": windows.flip.astype(np.int32)}
+
+    def _room_for(self, length: int) -> _Room:
+        """For clips of so many frames. A call waits for its work, so that the next one may write to it."""
+        if self._room is None or self._room.cropped.shape[1] != length:
+            shape = (self.max_clips, length, self.size, self.size, 3)
+            self._room = _Room(
+                torch.empty(shape, dtype=torch.uint8, device=self.device),
+                make_staging(self.max_clips, length, self.device),
+            )
+        return self._room
 
     def _planes(self, clip: NDArray[np.uint8]) -> Planes:
         """An RGB array as planes, on the device."""
@@ -145,34 +177,28 @@ class CropGraph:
     def _tensor(self, clip: NDArray[np.uint8]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(clip)).to(self.device)
 
-    def _check(self, k: int, clip: Pictures, length: int, windows: CropWindows) -> None:
-        """DALI reads outside a picture without complaint, so that windows are checked here."""
+    def _check(self, k: int, clip: Pictures, length: int) -> None:
         if isinstance(clip, Planes):
-            device, height, width = clip.device, clip.height, clip.width
-            if _length(clip) != length or device != self.device:
+            if len(clip.rows) != length or clip.device != self.device:
                 raise ValueError(
-                    f"clip {k} has {_length(clip)} frames on {device}; {length} on {self.device} are needed"
+                    f"clip {k} has {len(clip.rows)} frames on {clip.device}; {length} on {self.device} are "
+                    f"needed"
                 )
         elif clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or clip.shape[0] != length:
             raise ValueError(f"clip {k} is {clip.dtype} {clip.shape}; uint8 [{length}, H, W, 3] is needed")
-        else:
-            height, width = clip.shape[1:3]
-        bottom = windows.top[k] + windows.height[k]
-        right = windows.left[k] + windows.width[k]
-        if (
-            min(windows.top[k], windows.left[k]) < 0
-            or min(windows.height[k], windows.width[k]) < 1
-            or bottom > height
-            or right > width
-        ):
-            raise ValueError(
-                f"window of clip {k}, rows {windows.top[k]}..{bottom} and columns {windows.left[k]}..{right},"
-                f" is not within its picture of {height} x {width}"
-            )
 
 
 def _length(clip: Pictures) -> int:
     return len(clip.rows) if isinstance(clip, Planes) else clip.shape[0]
+
+
+def _size(clip: Pictures) -> tuple[int, int]:
+    """Height and width of the upright picture."""
+    return (clip.height, clip.width) if isinstance(clip, Planes) else (clip.shape[1], clip.shape[2])
+
+
+def _columns(windows: CropWindows) -> Windows:
+    return windows.top, windows.left, windows.height, windows.width, windows.flip
 
 
 def _resize(frames: Any, size: int) -> Any:

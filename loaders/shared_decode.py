@@ -27,6 +27,8 @@ class SharedDecode:
 
     def cut(self, decoded: DecodedClip) -> list[DecodedClip]:
         """The clips of a decoded `request`. Planes are shared, arrays are copied once for each clip."""
+        if self.clips == ((decoded.request, None),):
+            return [decoded]
         parts: dict[Rows, NDArray[np.uint8] | Planes] = {None: decoded.frames}
         for _, rows in self.clips:
             if rows is not None and rows not in parts:

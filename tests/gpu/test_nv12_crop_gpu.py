@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from surgrec.kernels.nv12_crop import TILING, Tiling, Windows, crop_clips, plain_crop, plain_rgb, to_rgb
+from surgrec.kernels.nv12_crop import TILING, Tiling, crop_clips, plain_crop, plain_rgb, to_rgb
 from surgrec.kernels.planes import Colour, Planes
+from surgrec.kernels.windows import Windows
 
 pytestmark = [
     pytest.mark.gpu,

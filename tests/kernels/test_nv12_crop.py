@@ -17,9 +17,17 @@ from av.video.reformatter import VideoReformatter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from surgrec.kernels.clip_facts import make_staging
 from surgrec.kernels.colour import LUMA_WEIGHTS, colour_matrix
-from surgrec.kernels.nv12_crop import Tiling, Windows, crop_clips, plain_crop, plain_rgb, to_rgb
+from surgrec.kernels.nv12_crop import (
+    Tiling,
+    crop_clips,
+    plain_crop,
+    plain_rgb,
+    to_rgb,
+)
 from surgrec.kernels.planes import Colour, Planes
+from surgrec.kernels.windows import Windows
 from surgrec.loaders.crop import CropWindows
 from surgrec.loaders.dali_graph import CropGraph
 from torch import Tensor
@@ -321,6 +329,23 @@ def test_interpreted_colours_are_the_twins(drawn: tuple[Planes, object]) -> None
     assert (kernels != twins).float().mean() < 0.01
 
 
+@in_interpreter
+def test_interpreted_calls_share_a_staging() -> None:
+    staging = make_staging(3, 2, torch.device("cpu"))
+    clips = [
+        clip_of(40, 30, seed=0),
+        clip_of(50, 36, "422", Colour("bt601", True, 10, 6), rotation=90, seed=1),
+        clip_of(33, 47, "444", rotation=270, rows=(1, 1), seed=2),
+    ]
+    boxes = [(0, 0, 30, 40, True), (6, 8, 20, 20, False), (3, 1, 30, 30, True)]
+    for count in (3, 1, 2):
+        some, windows = clips[:count], columns_of(*boxes[:count])
+        assert torch.equal(crop_clips(some, windows, 16, staging=staging), crop_clips(some, windows, 16))
+    longer = [replace(clip, rows=(0, 1, 1)) for clip in clips]
+    with pytest.raises(ValueError, match="has 98 words on cpu; 3 clips of 3 frames on cpu take 99"):
+        crop_clips(longer, columns_of(*boxes), 16, staging=staging)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
 def test_kernels_in_tritons_interpreter() -> None:
     # A process of its own: Triton decides when it is imported whether it interprets.
@@ -335,4 +360,4 @@ def test_kernels_in_tritons_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
+    assert "6 passed" in done.stdout

@@ -18,9 +18,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from surgrec.configs.data import DataConfig
-from surgrec.loaders.clip_loader import AHEAD, Batch, ClipLoader, ClipLoaderError
+from surgrec.loaders.clip_loader import AHEAD, SPARE, Batch, ClipLoader, ClipLoaderError
 from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.clip_producer import CHUNK, MAX_ATTEMPTS
+from surgrec.loaders.clip_producer import MAX_ATTEMPTS
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
 from surgrec.loaders.ledger import REFUSED, Ledger, read_ledger
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex
@@ -330,12 +330,15 @@ def test_videos_left_out_are_listed_and_ledgered(
         assert 5 in {r.video for batch in take(loader, 20) for r in batch.requests}
 
 
-def test_an_error_of_the_thread_reaches_the_consumer(make: Make, index: PacketIndex) -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, TimeoutError])
+def test_an_error_of_the_thread_reaches_the_consumer(
+    make: Make, index: PacketIndex, kind: type[Exception]
+) -> None:
     engine = ColourEngine(index)
     loader = make(engine=engine)
     take(loader, 2)
-    engine.raises = ZeroDivisionError("a bug in the engine")
-    with pytest.raises(ZeroDivisionError, match="a bug in the engine"):
+    engine.raises = kind("a bug in the engine")
+    with pytest.raises(kind, match="a bug in the engine"):
         take(loader, 10)
     engine.raises = None
 
@@ -344,7 +347,7 @@ def test_work_ahead_is_bounded(make: Make, index: PacketIndex) -> None:
     engine = ColourEngine(index)
     loader = make(engine=engine, global_batch=10)
     next(loader)
-    most = 10 * (1 + DATA.prefetch + 1) + CHUNK + AHEAD * DATA.threads
+    most = 10 * (1 + DATA.prefetch + 1) + SPARE + AHEAD * DATA.threads
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and len(engine.submitted) < 10 * (1 + DATA.prefetch):
         time.sleep(0.02)

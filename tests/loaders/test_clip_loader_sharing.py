@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from surgrec.configs.data import DataConfig
 from surgrec.kernels.planes import Colour, Planes
-from surgrec.loaders.clip_loader import AHEAD, Batch, ClipLoader
+from surgrec.loaders.clip_loader import AHEAD, SPARE, Batch, ClipLoader
 from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.clip_producer import CHUNK
+from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE
 from surgrec.loaders.clip_source import ClipSource
+from surgrec.loaders.crop import CropWindows
 from surgrec.loaders.dali_graph import CropGraph, Way
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
 from surgrec.loaders.packet_index import PacketIndex
@@ -265,7 +266,43 @@ def test_pictures_that_wait_are_bounded(make: Make, index: PacketIndex) -> None:
     assert (1 << 20) - one < loader._producer.most_held <= 1 << 20
     whole = make(data=replace(data, picture_mib=1000), global_batch=64)
     take(whole, 4)
-    assert whole._producer.most_held == (CHUNK + AHEAD * 3 + CHUNK - 1) * one
+    assert whole._producer.most_held == (SPARE + AHEAD * 3 + CHUNK - 1) * one
+
+
+class CountingGraph:
+    """A graph that notes, for each call, its clips and the decodes that are with the engine meanwhile."""
+
+    def __init__(self, graph: CropGraph, engine: NoiseEngine) -> None:
+        self.graph, self.engine = graph, engine
+        self.device, self.max_clips = graph.device, graph.max_clips
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, clips: Sequence[Any], windows: CropWindows) -> torch.Tensor:
+        taken = sum(count for count, _ in self.calls) + len(clips)
+        self.calls.append((len(clips), len(self.engine.submitted) - taken))
+        return self.graph(clips, windows)
+
+
+def test_large_pictures_are_cropped_early(make: Make, index: PacketIndex) -> None:
+    """Two clips are an eighth of 1 MiB, which has room for 14."""
+    data = replace(DATA, picture_mib=1, frames=8)
+    one, batches, calls = 8 * HEIGHT * WIDTH * 3, [], []
+    for mib in (1, 1000):
+        engine = NoiseEngine(index)
+        engine.parallel = 30
+        loader = make(engine=engine, data=replace(data, picture_mib=mib), global_batch=2 * CHUNK + 5)
+        graph = CountingGraph(loader._producer._graph, engine)
+        loader._producer._graph = graph  # type: ignore[assignment]  # all that the producer asks of a graph
+        batches.append(take(loader, 2))
+        loader.close()
+        calls.append(graph.calls)
+        assert loader._producer.most_held <= mib << 20
+        assert same(batches[0], batches[-1])
+    early, late = calls
+    assert 2 * one >= (1 << 20) / CROP_SHARE > one
+    assert {count for count, _ in early} == {1, 2}  # 1 at the end of a batch
+    assert min(waiting for _, waiting in early) == (1 << 20) // one - 2
+    assert {count for count, _ in late} == {CHUNK, 5}
 
 
 def test_a_clip_larger_than_the_bound_is_let_through(make: Make, index: PacketIndex) -> None:
@@ -283,10 +320,10 @@ def test_the_number_of_decodes_in_flight_follows_the_engine(make: Make, index: P
     loader = make(engine=engine, data=replace(DATA, picture_mib=100))
     loader._producer.start(0)
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and len(engine.submitted) < CHUNK + AHEAD * 20:
+    while time.monotonic() < deadline and len(engine.submitted) < SPARE + AHEAD * 20:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(engine.submitted) == CHUNK + AHEAD * 20
+    assert len(engine.submitted) == SPARE + AHEAD * 20
 
 
 def test_states_of_another_sharing_are_refused(make: Make) -> None:

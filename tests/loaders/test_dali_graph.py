@@ -135,6 +135,20 @@ def test_planes_and_arrays_mix(graph: CropGraph, fused: CropGraph, way: Way, rot
     assert torch.equal(used([as_planes(frames[0], rotation), frames[1]], boxes), used(frames, boxes))
 
 
+def test_memory_used_again_keeps_earlier_results(fused: CropGraph) -> None:
+    """Calls of fewer and of more clips, and of other lengths, write where earlier ones did."""
+    calls = []
+    for seed, (count, length) in enumerate([(4, 3), (1, 3), (4, 5), (2, 3), (4, 3)]):
+        frames = [clip(90 + 10 * k, 70 + k, length, seed=4 * seed + k) for k in range(count)]
+        boxes = windows(*[(k, 2, 50 + seed, 60, bool((k + seed) % 2)) for k in range(count)])
+        result = fused([as_planes(part) for part in frames], boxes)
+        calls.append((frames, boxes, result, result.clone()))
+    for frames, boxes, result, kept in calls:
+        assert torch.equal(result, kept)
+        fresh = CropGraph(SIZE, len(frames), CPU, threads=1, way="fused")
+        assert torch.equal(fresh([as_planes(part) for part in frames], boxes), kept)
+
+
 def test_rows_of_planes_are_frames(fused: CropGraph) -> None:
     frames = clip(64, 48, frames=5)
     planes = Planes(as_planes(frames).planes, (4, 1, 1), Colour("rgb", full_range=True))

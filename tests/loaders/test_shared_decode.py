@@ -38,6 +38,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> PacketIndex:
             pts=numbers.astype(np.int64),
             rank=numbers,
             flags=flags,
+            checksum=numbers,
             display=numbers,
         )
         return Source(Row(values), lambda: packets)
