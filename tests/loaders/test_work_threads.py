@@ -468,10 +468,10 @@ def test_an_item_passed_on_after_close_ends():
 
 def test_idle_threads_end_at_once_when_closed(monkeypatch):
     monkeypatch.setattr(module, "LOOK_UP_SECONDS", 2 * SOON)
-    made: WorkerThreads[Any, Any, Any] = WorkerThreads(3, "test", nothing, plain)
+    made: WorkerThreads[Any, Any, Any] = WorkerThreads(3, "idle", nothing, plain)
     until(lambda: len(made.queue._crews[0].idle) == 3)
     close_soon(made)
-    assert not any(thread.name.startswith("test-") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("idle-") for thread in threading.enumerate())
 
 
 # Threads that hang
