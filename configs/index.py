@@ -30,5 +30,9 @@ class IndexConfig:
     """Domain of videos for which the manifest names none: endoscopy, laparoscopy, cataract, robotic, ..."""
     dataset: str = ""
     """Data set of videos for which the manifest names none; the folder below the input by default."""
+    verify: bool = False
+    """Decode every video once with FFmpeg, and mark packets that it reports damaged: clips that need them are
+    refused by every engine. Takes the cores of this machine for as long as FFmpeg needs for all frames."""
     timeout: float = 600.0
-    """Seconds after which a file counts as hanging; a second is added for every 2 MB of its size."""
+    """Seconds after which a file counts as hanging; a second is added for every 2 MB of its size, with verify
+    for every 100 kB."""

@@ -24,6 +24,7 @@ from surgrec.loaders.packet_index import (
     BROKEN,
     DISPOSABLE,
     ERROR,
+    FAULTY,
     KEY,
     NO_RANK,
     OPEN_KEY,
@@ -201,12 +202,18 @@ def plan_clip(index: PacketIndex, request: ClipRequest, drop_disposable: bool = 
         check_positions(request.frames, int(table.frame_count[video]), table.path[video])
     if count == _BROKEN_PACKET:
         raise PlanError(
-            f"packet {packets[0]} is needed and damaged (its bytes lie outside the file, or its size lies)"
+            f"packet {packets[0]} is needed and damaged ({_what_is_broken(index.flags[start + packets[0]])})"
         )
     if count == _NO_PACKET:
         raise PlanError("the index names a packet that the video does not have; write the index again")
     places, sizes, ranges = byte_ranges(index.offset, index.size, start, packets, COALESCE_BYTES)
     return ClipPlan(packets, roles, places, sizes, rows, ranges)
+
+
+def _what_is_broken(flags: int) -> str:
+    if flags & BROKEN:
+        return "its bytes lie outside the file, or its size or its header lies"
+    return "FFmpeg reported an error when the index was written"
 
 
 def check_positions(frames: tuple[int, ...], count: int, path: str) -> None:
@@ -219,7 +226,7 @@ def check_positions(frames: tuple[int, ...], count: int, path: str) -> None:
         raise ValueError(f"{path}: display positions must not decrease, got {frames}")
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def _pick(start, end, room, position):
     """The start frame: evenly among those of [start, end) that are below `room`, or room - 1."""
     high = min(end, room)
@@ -227,7 +234,7 @@ def _pick(start, end, room, position):
     return min(low + int(position * (high - low)), high - 1)
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def _snap(flags, display, packet_start, frame_start, first):
     """The last key frame on display at or before `first`; 0 where there is none. Of the frames in one picture
     the first."""
@@ -238,13 +245,13 @@ def _snap(flags, display, packet_start, frame_start, first):
     return first
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, frame):
     """pts of a video's frame by its display position; the columns are those of PacketIndex."""
     return pts[packet_start + display[frame_start + frame]] + frame % stack * frame_ticks
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def _frames_by_time(
     pts,
     flags,
@@ -376,7 +383,7 @@ def select_packets(pts, rank, flags, display, start, count, frame_start, frame_c
                 role |= LEADING
             if flag & DISPOSABLE and not role & (WANTED | START) and (drop or role & LEADING):
                 continue
-            if flag & BROKEN:
+            if flag & (BROKEN | FAULTY):
                 return _BROKEN_PACKET, np.array([packet]), no_roles, rows
             packets[total] = packet
             roles[total] = role

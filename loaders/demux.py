@@ -15,8 +15,10 @@ from typing import Any, Final
 
 import av
 import numpy as np
+import xxhash
 from numba import njit
 from numpy.typing import NDArray
+from surgrec.loaders.checksum import MASK
 
 NO_PTS: Final = -(2**63)
 CONTAINER_KEY: Final = 1
@@ -45,8 +47,9 @@ class Demuxed:
     """Packets of one stream in file order.
 
     pos (-1 unknown), size, pts, dts (NO_PTS unknown): int64 [P]; flags: uint8 [P], CONTAINER_*; start: int64
-    [P], where the bytes of the packet lie, -1 where they are not in one piece. `side_data` names the kinds
-    that packets carry. `error` is why demuxing failed on the way, or empty.
+    [P], where the bytes of the packet lie, -1 where they are not in one piece; checksum: uint32 [P] of the
+    bytes, 0 where `start` is -1. `side_data` names the kinds that packets carry. `error` is why demuxing
+    failed on the way, or empty.
     """
 
     pos: NDArray[np.int64]
@@ -55,6 +58,7 @@ class Demuxed:
     dts: NDArray[np.int64]
     flags: NDArray[np.uint8]
     start: NDArray[np.int64]
+    checksum: NDArray[np.uint32]
     side_data: frozenset[str]
     error: str
 
@@ -131,6 +135,7 @@ class _Collector:
         self.pts, self.dts = array("q"), array("q")
         self.flags = bytearray()
         self.edges = bytearray()
+        self.checksum = array("I")
         self.hints: set[int] = set()
         self.in_one_piece = True
         self.side_data: set[str] = set()
@@ -151,6 +156,7 @@ class _Collector:
         if not self.in_one_piece:
             return
         content = memoryview(packet)
+        self.checksum.append(xxhash.xxh64_intdigest(content) & MASK)
         if size >= EDGE:
             self.edges += content[:EDGE]
             self.edges += content[-EDGE:]
@@ -174,13 +180,21 @@ class _Collector:
     def finish(self, path: Path, error: str) -> Demuxed:
         columns = {name: np.array(getattr(self, name), np.int64) for name in ("pos", "size", "pts", "dts")}
         count = len(self.pos)
-        start = np.full(count, -1, np.int64)
+        start, checksum = np.full(count, -1, np.int64), np.zeros(count, np.uint32)
         if self.in_one_piece and count:
             edges = np.frombuffer(bytes(self.edges), np.uint8).reshape(count, 2, EDGE)
             hints = np.array(sorted(self.hints), np.int64)
             start = locate(map_file(path), columns["pos"], columns["size"], edges, hints)
+            checksum = np.where(start >= 0, np.array(self.checksum, np.uint32), 0).astype(np.uint32)
         flags = np.frombuffer(bytes(self.flags), np.uint8)
-        return Demuxed(**columns, flags=flags, start=start, side_data=frozenset(self.side_data), error=error)
+        return Demuxed(
+            **columns,
+            flags=flags,
+            start=start,
+            checksum=checksum,
+            side_data=frozenset(self.side_data),
+            error=error,
+        )
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import threading
@@ -88,10 +89,11 @@ class FileCache:
 
     def _shrink(self, size: int) -> None:
         """Closes idle files, the least recently used first, until `size` are open. Needs the lock."""
-        if len(self._entries) <= size:
+        surplus = len(self._entries) - size
+        if surplus <= 0:
             return
-        idle = [path for path, entry in self._entries.items() if entry.users == 0]
-        for path in idle[: len(self._entries) - size]:
+        idle = (path for path, entry in self._entries.items() if entry.users == 0)
+        for path in list(itertools.islice(idle, surplus)):  # only as far as it must look
             os.close(self._entries.pop(path).descriptor)
 
 

@@ -41,6 +41,7 @@ class Packets:
     pts: NDArray[np.int64]
     rank: NDArray[np.uint32]
     flags: NDArray[np.uint8]
+    checksum: NDArray[np.uint32]
     display: NDArray[np.uint32]
 
     @staticmethod

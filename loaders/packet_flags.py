@@ -274,8 +274,9 @@ def _mpeg12(view: PacketView) -> Classified:
     intra = kind == picture_types.INTRA
     whole = (shown == 1) | (kind == picture_types.NO_PICTURE)
     reason = "" if whole.all() else f"packet {int(np.argmin(whole))} does not hold exactly one frame; {REMUX}"
+    damaged = (kind != picture_types.NO_PICTURE) & ((extra & picture_types.DAMAGED) > 0)
     hidden = (np.cumsum(intra) == 0) | (shown == 0)
-    return _by_reference(view, kind, hidden, closed, reason)
+    return _by_reference(view, kind, hidden, closed, reason, damaged)
 
 
 def _mpeg4(view: PacketView) -> Classified:
@@ -295,23 +296,24 @@ def _mpeg4(view: PacketView) -> Classified:
         reason = (
             f"packet {int(np.argmax(extra & picture_types.DAMAGED))} has a cut picture header; {TRANSCODE}"
         )
-    found = _by_reference(view, kind, shown == 0, np.zeros(len(kind), bool), reason)
+    none = np.zeros(len(kind), bool)
+    found = _by_reference(view, kind, shown == 0, none, reason, none)
     return Classified(found.flags, found.order, _start_reason("an I-VOP", found.flags) or found.reason)
 
 
 def _by_reference(
-    view: PacketView, kind: NDArray[np.uint8], hidden: Mask, closed: Mask, reason: str
+    view: PacketView, kind: NDArray[np.uint8], hidden: Mask, closed: Mask, reason: str, damaged: Mask
 ) -> Classified:
     """MPEG-1, MPEG-2, MPEG-4 part 2: display order from picture types; B pictures at the start of the
     stream that lack their past reference are not decoded, unless their group is closed."""
+    hidden = hidden | damaged
     intra = kind == picture_types.INTRA
     both = kind == picture_types.BIDIRECTIONAL
     reference = (intra | (kind == picture_types.PREDICTED)) & ~hidden
     closed_group = np.maximum.accumulate(np.where(reference, np.arange(len(kind)), 0))
     hidden = hidden | (both & (np.cumsum(reference) < 2) & ~closed[closed_group])
     order = order_by_reference(reference, ~hidden, ~hidden)
-    none = np.zeros(len(kind), bool)
-    flags = _flags(view, intra & closed & ~hidden, intra & ~closed & ~hidden, both & ~hidden, hidden, none)
+    flags = _flags(view, intra & closed & ~hidden, intra & ~closed & ~hidden, both & ~hidden, hidden, damaged)
     return Classified(flags, order, reason)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT_NAME: Final = "surgrec-packet-index"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 # Flags of a packet.
 KEY: Final = 1  # random access that needs nothing before it: IDR, VP8/VP9/AV1 key frame, intra-only codec
@@ -24,6 +24,7 @@ DISPOSABLE: Final = 4  # no other frame refers to this one
 DISCARD: Final = 8  # decoded but not shown, as an edit list says
 HIDDEN: Final = 16  # gives no frame: VP8/VP9 alt-ref, leading pictures at the start of the stream
 BROKEN: Final = 32  # bytes outside the file, or a size that lies
+FAULTY: Final = 64  # FFmpeg reports it damaged, or gives no frame for it
 
 NO_RANK: Final = 0xFFFFFFFF
 """Rank of a packet that has no frame on display."""
@@ -81,6 +82,7 @@ NUMBER_COLUMNS: Final[dict[str, str]] = {
     "file_size": "i8",
     "mtime_ns": "i8",
     "status": "u1",
+    "verified": "u1",
 }
 PACKET_COLUMNS: Final[dict[str, str]] = {
     "offset": "u8",
@@ -88,6 +90,7 @@ PACKET_COLUMNS: Final[dict[str, str]] = {
     "pts": "i8",
     "rank": "u4",
     "flags": "u1",
+    "checksum": "u4",
 }
 
 
@@ -119,7 +122,7 @@ class VideoInfo:
 
     `stack` frames stand in one coded picture, one above the other; 1 but for stacked proxies. `height` and
     `width` are those of a frame. Frames within a picture are `frame_ticks` of the time base apart, 0 where
-    `stack` is 1.
+    `stack` is 1. `verified` is 1 where FFmpeg has decoded all of the video once, to find FAULTY packets.
     """
 
     path: str
@@ -128,6 +131,7 @@ class VideoInfo:
     case: str
     split: str
     status: int
+    verified: int
     reason: str
     note: str
     container: str
@@ -216,14 +220,16 @@ class VideoTable:
     file_size: NDArray[np.int64]
     mtime_ns: NDArray[np.int64]
     status: NDArray[np.uint8]
+    verified: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
     """An opened index. Read-only, cheap to share between threads; a forked or spawned worker opens its own.
 
-    `offset` u64, `size` u32, `pts` i64, `rank` u32 and `flags` u8 hold one entry per packet of the whole
-    corpus, in decode order within a video: those of video v are [packet_start[v], +packet_count[v]).
+    `offset` u64, `size` u32, `pts` i64, `rank` u32, `flags` u8 and `checksum` u32 hold one entry per packet
+    of the whole corpus, in decode order within a video: those of video v are [packet_start[v],
+    +packet_count[v]). A checksum (loaders/checksum.py) is 0 where the packet does not lie in one piece.
     `display` u32 holds, for video v, at [frame_start[v], +frame_count[v]), the packet number within the
     video of the n-th frame that a full FFmpeg decode from the start gives. Of a stacked proxy, frames
     stack * k to stack * k + stack - 1 are those in the k-th picture, from its top, and have its packet.
@@ -236,6 +242,7 @@ class PacketIndex:
     pts: NDArray[np.int64]
     rank: NDArray[np.uint32]
     flags: NDArray[np.uint8]
+    checksum: NDArray[np.uint32]
     display: NDArray[np.uint32]
     extradata: NDArray[np.uint8]
     digest: str

@@ -7,6 +7,7 @@ scanned.row.values["status"], scanned.packets.display
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,11 +35,11 @@ from surgrec.loaders.packet_flags import (
     classify,
     frames_shown,
 )
-from surgrec.loaders.packet_index import BROKEN, DISCARD, HIDDEN, KEY, OK, OPEN_KEY, SEQUENTIAL
+from surgrec.loaders.packet_index import BROKEN, DISCARD, HIDDEN, KEY, OK, OPEN_KEY, SEQUENTIAL, VideoInfo
 from surgrec.loaders.stacking import stacking_of
 from surgrec.loaders.video_stream import UnusableVideoError, VideoStream, describe
 
-SCANNER_VERSION: Final = 2
+SCANNER_VERSION: Final = 3
 """Raised when a scan of the same file gives another row or other packets."""
 WHOLE_DIGEST_BYTES: Final = 64 << 20
 DIGEST_SAMPLE_BYTES: Final = 1 << 20
@@ -77,8 +78,12 @@ def digest_file(path: Path) -> str:
     return str(state.hexdigest())
 
 
-def scan_file(path: Path) -> Scanned:
-    """Scan one file. What cannot be indexed comes back as a row of status ERROR with the reason."""
+def scan_file(path: Path, then: Callable[[Scanned], Scanned] | None = None) -> Scanned:
+    """Scan one file. What cannot be indexed comes back as a row of status ERROR with the reason.
+
+    then: what is done with the scan while the file must not change; OSError and FFmpegError of it are the
+    file's.
+    """
     values = default_values(str(path))
     try:
         before = path.stat()
@@ -89,6 +94,8 @@ def scan_file(path: Path) -> Scanned:
             raise UnusableVideoError("the file is empty")
         values["xxh3"] = digest_file(path)
         scanned = _scan(path, values)
+        if then is not None:
+            scanned = then(scanned)
         after = path.stat()
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise UnusableVideoError("the file changed while it was being indexed; run the index again")
@@ -105,6 +112,15 @@ def scan_file(path: Path) -> Scanned:
         return _failed(values, f"no video file that FFmpeg can read, or a truncated one: {problem.strerror}")
     except (av.error.FFmpegError, OSError, ValueError) as problem:
         return _failed(values, getattr(problem, "strerror", None) or str(problem))
+
+
+def info_of(row: Row) -> VideoInfo:
+    """What an index that holds this video alone would say of it."""
+    values = dict(row.values) | {"packet_start": 0, "frame_start": 0, "extradata": row.extradata}
+    values["sar"] = (values.pop("sar_num"), values.pop("sar_den"))
+    values["time_base"] = (values.pop("time_base_num"), values.pop("time_base_den"))
+    values.pop("extradata_size")
+    return VideoInfo(**values)
 
 
 def failed_scan(path: str, reason: str) -> Scanned:
@@ -197,6 +213,7 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
         pts=pts,
         rank=rank_of(display, len(found.pos)),
         flags=classified.flags,
+        checksum=found.checksum,
         display=display if stacking is None else stacking.display(display),
     )
     return Scanned(Row(values, stream.extradata), packets)

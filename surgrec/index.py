@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            report = build_index(entries, config.out, config.workers, config.timeout, progress)
+            report = build_index(entries, config.out, config.workers, config.timeout, config.verify, progress)
     except (InputError, BuildError, JournalBusyError) as error:
         print(f"surgrec.index: {error}", file=sys.stderr)
         return 1

@@ -75,15 +75,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def build_index_of() -> Callable[[list[Path], Path], PacketIndex]:
-    """Indexes videos with the real indexer, in their order: build_index_of(paths, out)."""
+    """Indexes videos with the real indexer, in their order: build_index_of(paths, out, verify=False)."""
 
-    def build(paths: list[Path], out: Path) -> PacketIndex:
+    def build(paths: list[Path], out: Path, verify: bool = False) -> PacketIndex:
         from surgrec.loaders.packet_index import PacketIndex
 
         from surgrec.corpus.build import build_index
         from surgrec.corpus.discovery import Entry
 
-        build_index([Entry(str(path), "test", "test") for path in paths], out, workers=1)
+        build_index([Entry(str(path), "test", "test") for path in paths], out, workers=1, verify=verify)
         return PacketIndex.open(out)
 
     return build

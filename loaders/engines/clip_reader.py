@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
+from surgrec.loaders.checksum import first_changed
 from surgrec.loaders.clip_plan import ClipPlan, ClipRequest, check_positions, plan_clip
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.file_cache import FileCache, Loan
@@ -16,13 +18,19 @@ REINDEX = "run `python -m surgrec.index` again"
 
 
 class ClipReader:
-    """Reads what clips need. Threads may share it."""
+    """Reads what clips need. Threads may share it.
 
-    def __init__(self, index: PacketIndex, files: FileCache, drop_disposable: bool = True) -> None:
+    check: whether packets are compared with the index's checksums.
+    """
+
+    def __init__(
+        self, index: PacketIndex, files: FileCache, drop_disposable: bool = True, check: bool = True
+    ) -> None:
         self.index = index
         self._files = files
         self._videos = lru_cache(maxsize=4096)(index.video)
         self.drop_disposable = drop_disposable
+        self.check = check
 
     def info(self, request: ClipRequest) -> VideoInfo:
         """What the index knows of the clip's video. ValueError for a video that it does not hold."""
@@ -53,13 +61,27 @@ class ClipReader:
     def read(self, request: ClipRequest, info: VideoInfo) -> tuple[ClipPlan, bytearray]:
         """The clip's plan, and the bytes of the plan's ranges, one after the other.
 
-        Raises as `open` does, and PlanError where the index says that a frame cannot be decoded.
+        Raises as `open` does, BadClip where a packet is not the one that was indexed, and PlanError where the
+        index says that a frame cannot be decoded.
         """
         with self.open(request, info) as descriptor:
             plan = plan_clip(self.index, request, self.drop_disposable)
             data = bytearray(plan.read_bytes)
             _read_ranges(descriptor, plan, memoryview(data))
-            return plan, data
+        if self.check:
+            self._compare(plan, data, info)
+        return plan, data
+
+    def _compare(self, plan: ClipPlan, data: bytearray, info: VideoInfo) -> None:
+        """Raises BadClip where a packet is not the one that was indexed."""
+        content = np.frombuffer(data, np.uint8)
+        checksums = self.index.checksum
+        bad = first_changed(content, plan.places, plan.sizes, plan.packets, checksums, info.packet_start)
+        if bad >= 0:
+            raise BadClip(
+                f"packet {plan.packets[bad]} has other bytes than when it was indexed: the file was damaged"
+                f" or changed since, and kept its size and time of change; restore it, or {REINDEX}"
+            )
 
 
 def os_reason(error: OSError) -> str:

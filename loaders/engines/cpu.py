@@ -1,8 +1,8 @@
 """The cpu engine: packets from the index, decoded by FFmpeg in threads that release the interpreter lock.
 
-Each thread keeps its decoders open. A clip costs one plan, a few preads, and the decoding of the packets
-that its frames depend on; only the wanted frames are converted to RGB. Every packet is stamped with its
-number, so that a frame is known by the packet it came from, never by counting.
+A clip costs one plan, a few preads, a new decoder, and the decoding of the packets that its frames depend
+on; only the wanted frames are converted to RGB. Every packet is stamped with its number, so that a frame is
+known by the packet it came from, never by counting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from surgrec.loaders.clip_plan import (
 )
 from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome, PooledEngine
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
-from surgrec.loaders.engines.decoders import DecoderCache, parameter_sets
+from surgrec.loaders.engines.decoders import DecoderCache
 from surgrec.loaders.engines.pixels import ClipPictures, PictureWriter, PlaneArrays, RgbWriter
 from surgrec.loaders.engines.sequential import SequentialReader
 from surgrec.loaders.engines.threads import WorkerThreads
@@ -116,25 +116,20 @@ class CpuWorker:
 
     def _decode(self, request: ClipRequest, info: VideoInfo, plan: ClipPlan, data: memoryview) -> DecodedClip:
         """Feeds the plan's packets to a decoder. Raises BadClip where FFmpeg reports an error."""
-        decoder = self._decoders.get(info)
+        decoder = self._decoders.take(info)
         sink = _Sink(plan, self._writer.start(request.places(info.stack), info.stack, info.rotation))
         try:
-            fed = _feed(decoder, info, plan, data, sink)
+            fed = _feed(decoder, plan, data, sink)
         except av.FFmpegError as error:
-            self._decoders.drop(info)
             raise BadClip(f"FFmpeg reports damaged data: {error}") from error
-        except BadClip:
-            self._decoders.drop(info)
-            raise
-        decoder.flush_buffers()
+        self._decoders.give_back(info, decoder)
         # PlaneArrays stay within a decoding process: outside of it they are Planes.
         frames = cast(NDArray[np.uint8], sink.result())
         return DecodedClip(request, frames, fed * info.stack, fed, plan.read_bytes)
 
 
-def _feed(decoder: VideoCodecContext, info: VideoInfo, plan: ClipPlan, data: memoryview, sink: _Sink) -> int:
+def _feed(decoder: VideoCodecContext, plan: ClipPlan, data: memoryview, sink: _Sink) -> int:
     """Feeds packets until all wanted frames are out; how many were fed."""
-    sets = parameter_sets(info)
     fed = 0
     steps = zip(
         plan.packets.tolist(), plan.roles.tolist(), plan.places.tolist(), plan.sizes.tolist(), strict=True
@@ -149,9 +144,6 @@ def _feed(decoder: VideoCodecContext, info: VideoInfo, plan: ClipPlan, data: mem
         packet = Packet(size)
         packet.update(cast(bytes, data[place : place + size]))  # any buffer will do
         packet.pts = number
-        if sets is not None:
-            packet.set_sidedata(sets)
-            sets = None
         fed += 1
         try:
             frames = decoder.decode(packet)

@@ -1,14 +1,12 @@
-"""FFmpeg's decoders, fed with packets from the index instead of a demuxer, and kept for the next clip."""
+"""FFmpeg's decoders, fed with packets from the index instead of a demuxer."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Final, cast
 
 import av
-from av.packet import PacketSideData
 from av.video.codeccontext import VideoCodecContext
 from surgrec.loaders.demux import open_video
 from surgrec.loaders.engines.base import BadClip
@@ -42,33 +40,29 @@ COLOR_RANGES: Final = {"tv": 1, "pc": 2}
 
 
 class DecoderCache:
-    """The decoders of one thread: those used last are kept, for a new one costs more than a flush."""
+    """The decoders of one thread.
+
+    A clip gets a new one: a flush leaves parameter sets and marks of recovery behind, so that what FFmpeg
+    says of damaged data would depend on the clips before. Where the decoder is set up by opening the file,
+    those used last are kept.
+    """
 
     def __init__(self, capacity: int = 6) -> None:
         self._capacity = capacity
-        self._decoders: OrderedDict[Hashable, VideoCodecContext] = OrderedDict()
+        self._kept: OrderedDict[str, VideoCodecContext] = OrderedDict()
 
-    def get(self, info: VideoInfo) -> VideoCodecContext:
+    def take(self, info: VideoInfo) -> VideoCodecContext:
         """A decoder for the video, with nothing in it. Raises BadClip where FFmpeg has none."""
-        key = decoder_key(info)
-        decoder = self._decoders.pop(key, None)
-        if decoder is None:
-            decoder = open_decoder(info)
-        self._decoders[key] = decoder
-        while len(self._decoders) > self._capacity:
-            self._decoders.popitem(last=False)
-        return decoder
+        return self._kept.pop(info.path, None) or open_decoder(info)
 
-    def drop(self, info: VideoInfo) -> None:
-        """Forgets a decoder whose state is in doubt."""
-        self._decoders.pop(decoder_key(info), None)
-
-
-def decoder_key(info: VideoInfo) -> Hashable:
-    """Videos with the same key can share a decoder, one after the other."""
-    if info.codec in DECODERS:
-        return (info.codec, info.extradata, info.color_space, info.color_range)
-    return info.path
+    def give_back(self, info: VideoInfo, decoder: VideoCodecContext) -> None:
+        """Keeps a decoder for another clip of its video, if that is worth it; not one that met an error."""
+        if info.codec in DECODERS:
+            return
+        decoder.flush_buffers()
+        self._kept[info.path] = decoder
+        while len(self._kept) > self._capacity:
+            self._kept.popitem(last=False)
 
 
 def open_decoder(info: VideoInfo) -> VideoCodecContext:
@@ -104,14 +98,3 @@ def _open(decoder: VideoCodecContext) -> None:
         # It would leave the rest of a damaged picture as it finds it in memory, and say nothing.
         decoder.options = {"err_detect": "explode"}
     decoder.open(strict=False)
-
-
-def parameter_sets(info: VideoInfo) -> PacketSideData | None:
-    """Side data that gives the file's parameter sets to a decoder again, after another clip's own ones."""
-    if info.codec not in ("h264", "hevc") or not info.extradata:
-        return None
-    padded = info.extradata + bytes(64)  # FFmpeg's parsers may look past the end
-    # PyAV's type stub leaves the constructor out. 1 is AV_PKT_DATA_NEW_EXTRADATA.
-    data: PacketSideData = cast(Any, PacketSideData)(1, len(padded))
-    data.update(padded)
-    return data

@@ -34,7 +34,7 @@ from surgrec.loaders.engines.cpu import count_threads
 from surgrec.loaders.engines.cpu_processes import ProcessWorker
 from surgrec.loaders.engines.decode_process import Setup
 from surgrec.loaders.engines.nvcuvid import CODECS, Driver, NvdecUnavailable, decode_caps, load_driver
-from surgrec.loaders.engines.nvdec_feed import Fed, FeedReader, RefusedClip
+from surgrec.loaders.engines.nvdec_feed import Describer, Fed, FeedReader, RefusedClip, describer
 from surgrec.loaders.engines.nvdec_pool import SessionPool
 from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
 from surgrec.loaders.engines.pixels import MATRIX_NAMES
@@ -91,6 +91,7 @@ class NvdecEngine(PooledEngine):
         self.threads = count_threads(threads)
         self._files = FileCache(open_files)
         reader = ClipReader(index, self._files, drop_disposable)
+        describe = describer(index)
         self._refused: Counter[int] = Counter()
         self._failed: set[ClipRequest] = set()
         self._lock = threading.Lock()
@@ -102,7 +103,7 @@ class NvdecEngine(PooledEngine):
         self._gpu: WorkerThreads[_NvdecWorker, ClipRequest, Outcome] = WorkerThreads(
             self.sessions,
             "surgrec-nvdec",
-            lambda: _NvdecWorker(self, reader, pool),
+            lambda: _NvdecWorker(self, reader, describe, pool),
             _NvdecWorker.run,
             queue,
             (EITHER,),
@@ -220,10 +221,16 @@ class _StreamSession:
 class _NvdecWorker:
     """What one thread does: everything but the decoding itself, which the session's hardware does."""
 
-    def __init__(self, engine: NvdecEngine, reader: ClipReader, pool: SessionPool[_StreamSession]) -> None:
+    def __init__(
+        self,
+        engine: NvdecEngine,
+        reader: ClipReader,
+        describe: Describer,
+        pool: SessionPool[_StreamSession],
+    ) -> None:
         self._engine = engine
         self._reader = reader
-        self._feeds = FeedReader(reader)
+        self._feeds = FeedReader(reader, describe)
         self._pool = pool
         torch.cuda.set_device(engine.device)
         torch.cuda.set_stream(engine.memory_stream)

@@ -15,7 +15,7 @@ from surgrec.loaders.engines.clip_reader import ClipReader
 from surgrec.loaders.engines.nvcuvid import CODECS, load_driver
 from surgrec.loaders.engines.nvdec import FORMATS, IN_ORDER_CODECS
 from surgrec.loaders.engines.nvdec_callbacks import UNWANTED
-from surgrec.loaders.engines.nvdec_feed import Feed, FeedReader
+from surgrec.loaders.engines.nvdec_feed import Feed, FeedReader, describer
 from surgrec.loaders.engines.nvdec_session import NvdecSession
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import PacketIndex
@@ -33,6 +33,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
     videos that NVDEC decodes may be in the index. Raises BadClip for damaged ones.
     """
     reader = ClipReader(index, FileCache(), drop_disposable=False)
+    describe = describer(index)
     start, stop = threading.Barrier(sessions + 1), threading.Event()
     rates, errors = [0.0] * sessions, []
 
@@ -45,7 +46,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
         session = NvdecSession(
             load_driver(), CODECS[info.codec], info.codec in IN_ORDER_CODECS, stream.cuda_stream
         )
-        feeds = FeedReader(reader)
+        feeds = FeedReader(reader, describe)
         stretches = []
         for first in range(0, info.frame_count, STRETCH):
             frames = tuple(range(first, min(first + STRETCH, info.frame_count)))

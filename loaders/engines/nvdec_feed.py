@@ -1,6 +1,7 @@
 """From a clip request to what an NVDEC session is fed with: compiled, in one trip without the interpreter.
 
-    plan --> file still the indexed one? --> read its byte ranges --> start codes --> slot of each packet
+    plan --> file still the indexed one? --> read its byte ranges --> packets still the indexed ones?
+         --> bytes that an encoder may write? --> start codes --> slot of each packet
 
 Many threads do this for thousands of clips a second: each time that one gives the interpreter's lock away, it
 waits for all others. What goes wrong is found out by ClipReader, which has the words for it.
@@ -9,6 +10,7 @@ waits for all others. What goes wrong is found out by ClipReader, which has the 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -16,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from surgrec.loaders.checksum import first_changed
 from surgrec.loaders.clip_plan import (
     COALESCE_BYTES,
     EMPTY_FIRST,
@@ -28,9 +31,10 @@ from surgrec.loaders.clip_plan import (
 from surgrec.loaders.engines.annexb import parameter_sets, to_start_codes
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.clip_reader import REINDEX, ClipReader
+from surgrec.loaders.engines.nal_rules import first_unlawful
 from surgrec.loaders.engines.native_call import call_int, call_long, carray, words_at
 from surgrec.loaders.engines.nvdec_callbacks import IGNORED, UNWANTED, feed
-from surgrec.loaders.packet_index import VideoInfo
+from surgrec.loaders.packet_index import PacketIndex, VideoInfo
 
 # What `_gather` returns first.
 READY: Final = 0
@@ -39,6 +43,8 @@ UNPLANNED: Final = 2
 OTHER_VERSION: Final = 3
 UNREADABLE: Final = 4
 BAD_LENGTHS: Final = 5
+CHANGED: Final = 6  # packets
+UNLAWFUL: Final = 7  # a packet
 
 # Words that describe a video to `_gather`.
 _PACKET_START: Final = 0
@@ -49,7 +55,8 @@ _FILE_SIZE: Final = 4
 _MTIME_NS: Final = 5
 _LENGTH_SIZE: Final = 6  # 0 where packets are fed as they are
 _SKIPS_LEADING: Final = 7
-_WORDS: Final = 8
+_HAS_UNITS: Final = 8  # NAL units
+_WORDS: Final = 9
 
 # statx of Linux: the same on all machines, unlike stat.
 _EMPTY_PATH: Final = 0x1000
@@ -94,12 +101,24 @@ class RefusedClip(BadClip):
     """NVDEC does not decode it. It cannot say what is wrong, and takes less than FFmpeg does."""
 
 
-class FeedReader:
-    """Reads what sessions are fed with. Each thread has its own: clips lie in its memory, one at a time."""
+Describer = Callable[[int], tuple[NDArray[np.int64], NDArray[np.uint8]]]
+"""From the number of a video to its words for `_gather`, and its parameter sets."""
 
-    def __init__(self, reader: ClipReader) -> None:
+
+def describer(index: PacketIndex) -> Describer:
+    """Describes the videos of an index; keeps those asked for last."""
+    return lru_cache(maxsize=4096)(lambda video: _describe(index.video(video)))
+
+
+class FeedReader:
+    """Reads what sessions are fed with. Each thread has its own: clips lie in its memory, one at a time.
+
+    describe: what readers of one index share (`describer`).
+    """
+
+    def __init__(self, reader: ClipReader, describe: Describer) -> None:
         self._reader = reader
-        self._described = lru_cache(maxsize=4096)(lambda video: _describe(reader.index.video(video)))
+        self._described = describe
         self._space = np.empty(1 << 20, np.uint8)  # kept: new pages would cost more than what is read
         # Compiled now, where nobody's patience runs out.
         nothing: Any = (*self._columns(), np.zeros(_WORDS, np.int64), np.empty(0, np.int64), -1)
@@ -109,8 +128,10 @@ class FeedReader:
             compiled(*nothing, *end, *state)
 
     def read(self, request: ClipRequest, descriptor: int) -> Feed:
-        """The feed of a clip, from its open file. Raises as ClipReader.read does, and RefusedClip for lengths
-        of NAL units that leave their packet.
+        """The feed of a clip, from its open file.
+
+        Raises as ClipReader.read does, and RefusedClip for NAL units that leave their packet, or that no
+        encoder writes.
         """
         _, count, *arrays = self._read(_gather, request, descriptor)
         data, places, sizes, restarts, slots, rows = arrays
@@ -137,6 +158,8 @@ class FeedReader:
             self._space = np.empty(2 * found[1], np.uint8)
         if found[0] == BAD_LENGTHS:
             raise RefusedClip(f"the lengths of NAL units are damaged, packet {found[1]} of the clip")
+        if found[0] == UNLAWFUL:
+            raise RefusedClip(f"NAL units hold bytes that no encoder writes, packet {found[1]} of the clip")
         if found[0] != READY:
             self._reader.read(request, self._reader.info(request))
             raise BadClip(f"the file changed while it was read; {REINDEX}")
@@ -144,10 +167,10 @@ class FeedReader:
 
     def _columns(self) -> tuple[Any, ...]:
         index = self._reader.index
-        return index.pts, index.rank, index.flags, index.display, index.offset, index.size
+        return index.pts, index.rank, index.flags, index.display, index.offset, index.size, index.checksum
 
     def _end(self, sets: NDArray[np.uint8]) -> tuple[Any, ...]:
-        return self._reader.drop_disposable, _libc(), sets, self._space
+        return self._reader.drop_disposable, self._reader.check, _libc(), sets, self._space
 
 
 @lru_cache(maxsize=1)
@@ -164,7 +187,8 @@ def _describe(info: VideoInfo) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     words[_PACKET_START], words[_PACKET_COUNT] = info.packet_start, info.packet_count
     words[_FRAME_START], words[_FRAME_COUNT] = info.frame_start, info.frame_count
     words[_FILE_SIZE], words[_MTIME_NS] = info.file_size, info.mtime_ns
-    words[_LENGTH_SIZE] = info.nal_length_size if info.codec in ("h264", "hevc") else 0
+    words[_HAS_UNITS] = info.codec in ("h264", "hevc")
+    words[_LENGTH_SIZE] = info.nal_length_size if words[_HAS_UNITS] else 0
     # In HEVC no trailing picture refers to a leading one (H.265, 8.3.2), and NVDEC's parser skips them at a
     # start. H.264 counts frames, and would conceal a gap.
     words[_SKIPS_LEADING] = info.codec == "hevc"
@@ -173,11 +197,26 @@ def _describe(info: VideoInfo) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 @njit(nogil=True, cache=True)
 def _gather_and_feed(
-    pts, rank, flags, display, offset, size, words, positions, descriptor, drop, libc, sets, space, state
+    pts, rank, flags, display, offset, size, checksums, words, positions, descriptor, drop, check, libc, sets,
+    space, state
 ):  # fmt: skip
     """(status, bytes, and the rest of Fed); bytes as `_gather` has them."""
     status, count, data, places, sizes, restarts, slots, rows = _gather(
-        pts, rank, flags, display, offset, size, words, positions, descriptor, drop, libc, sets, space
+        pts,
+        rank,
+        flags,
+        display,
+        offset,
+        size,
+        checksums,
+        words,
+        positions,
+        descriptor,
+        drop,
+        check,
+        libc,
+        sets,
+        space,
     )
     if status != READY:
         return status, count, 0, 0, 0, rows
@@ -187,7 +226,8 @@ def _gather_and_feed(
 
 @njit(nogil=True, cache=True)
 def _gather(
-    pts, rank, flags, display, offset, size, words, positions, descriptor, drop, libc, sets, space
+    pts, rank, flags, display, offset, size, checksums, words, positions, descriptor, drop, check, libc, sets,
+    space
 ):  # fmt: skip
     """(status, bytes read or needed or the bad packet, and the arrays of Feed)."""
     start = words[_PACKET_START]
@@ -224,8 +264,15 @@ def _gather(
             at += count
             begin += count
             left -= count
+    places = places + sets.size
+    if check and first_changed(space, places, sizes, packets, checksums, start) >= 0:
+        return CHANGED, 0, space[:0], none, none, none, none, none
+    if words[_HAS_UNITS]:
+        bad = first_unlawful(space, places, sizes, words[_LENGTH_SIZE])
+        if bad >= 0:
+            return UNLAWFUL, bad, space[:0], none, none, none, none, none
     space[: sets.size] = sets
-    bad, data, places, sizes = elementary(space, places + sets.size, sizes, words[_LENGTH_SIZE], sets.size)
+    bad, data, places, sizes = elementary(space, places, sizes, words[_LENGTH_SIZE], sets.size)
     if bad >= 0:
         return BAD_LENGTHS, bad, space[:0], none, none, none, none, none
     slots, numbers = slots_of(packets, roles, rows)

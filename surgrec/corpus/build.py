@@ -17,6 +17,7 @@ from surgrec.loaders.index_writer import Packets, Row, Source, default_values, w
 from surgrec.loaders.packet_index import (
     ERROR,
     NUMBER_COLUMNS,
+    PACKET_COLUMNS,
     REMOVED,
     STATUS_NAMES,
     TEXT_COLUMNS,
@@ -26,7 +27,7 @@ from surgrec.loaders.packet_index import (
 )
 from surgrec.loaders.packet_scan import SCANNER_VERSION, failed_scan
 
-BYTES_PER_PACKET: Final = 29  # offset, size, pts, rank, flags, display
+BYTES_PER_PACKET: Final = 33  # offset, size, pts, rank, flags, checksum, display
 BYTES_PER_VIDEO: Final = 4096
 
 
@@ -67,9 +68,12 @@ def build_index(
     out: Path,
     workers: int = 0,
     timeout: float = 600.0,
+    verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Index `entries` into `out`. progress(done, of) is called after each file.
+
+    verify: whether FFmpeg decodes all of each video once; what an earlier run verified is not decoded again.
 
     Videos keep their numbers from run to run: rows of an earlier index come first, in their order, new ones
     behind them. Raises BuildError, JournalBusyError, OSError.
@@ -81,7 +85,7 @@ def build_index(
     except OSError as error:
         raise BuildError(f"{out}: cannot be written: {error.strerror or error}") from error
     try:
-        report = _build(list(entries), out, old, journal, workers, timeout, progress)
+        report = _build(list(entries), out, old, journal, workers, timeout, verify, progress)
     except BaseException:
         journal.close()
         raise
@@ -111,6 +115,7 @@ def _build(
     journal: Journal,
     workers: int,
     timeout: float,
+    verify: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Report:
     numbers = {path: number for number, path in enumerate(old.videos.path)} if old else {}
@@ -126,15 +131,16 @@ def _build(
         status = _stat(path)
         if status is None and path in known and (known[path].values["status"] != ERROR or path not in wanted):
             continue
-        if path in recorded and _same_time(recorded[path], status):
+        if path in recorded and _same_time(recorded[path], status, verify):
             fresh[path] = recorded[path]
-        elif current and path in known and _same_time(known[path], status):
+        elif current and path in known and _same_time(known[path], status, verify):
             reused[path] = known[path]
         else:
             size = status.st_size if status else 0
             digest = known[path].values["xxh3"] if current and path in known else ""
             same_size = bool(digest) and known[path].values["file_size"] == size
-            jobs.append(Job(path, digest if same_size and _usable(known[path]) else "", size))
+            same = same_size and _usable(known[path], verify)
+            jobs.append(Job(path, digest if same else "", size, verify))
     total, done = len(paths), len(fresh) + len(reused)
     if progress:
         progress(done, total)
@@ -180,13 +186,14 @@ def _stat(path: str) -> os.stat_result | None:
         return None
 
 
-def _usable(row: Row) -> bool:
-    return row.values["status"] not in (ERROR, REMOVED)
+def _usable(row: Row, verify: bool) -> bool:
+    """Whether a scan that this row came from is as good as a new one."""
+    return row.values["status"] not in (ERROR, REMOVED) and row.values["verified"] >= verify
 
 
-def _same_time(row: Row, status: os.stat_result | None) -> bool:
+def _same_time(row: Row, status: os.stat_result | None, verify: bool) -> bool:
     """Whether size and time of change are those of the row. Files that failed are always tried again."""
-    if status is None or not _usable(row):
+    if status is None or not _usable(row, verify):
         return False
     return (row.values["file_size"], row.values["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
 
@@ -240,7 +247,8 @@ def _source(
 def _old_packets(old: PacketIndex, number: int) -> Packets:
     part = old.packets(number)
     return Packets(
-        old.offset[part], old.size[part], old.pts[part], old.rank[part], old.flags[part], old.frames(number)
+        **{name: getattr(old, name)[part] for name in PACKET_COLUMNS},
+        display=old.frames(number),
     )
 
 

@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
-BYTES_PER_EXTRA_SECOND: Final = 2_000_000
+BYTES_PER_EXTRA_SECOND: Final = {False: 2_000_000, True: 100_000}
+"""Of a file that is only scanned, and of one that is verified, too."""
 POLL_SECONDS: Final = 1.0
 
 
@@ -25,11 +26,12 @@ class ScanAborted(RuntimeError):  # noqa: N818 - not an error of its own, but th
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file to scan. Where its content has the digest `known_digest`, it counts as unchanged."""
+    """A file to scan, and to verify. Where its content has the digest `known_digest`, it is unchanged."""
 
     path: str
     known_digest: str = ""
     size: int = 0
+    verify: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,9 @@ class _Worker:
 
     def give(self, job: Job, timeout: float) -> None:
         self.job = job
-        self._deadline = time.monotonic() + timeout + job.size / BYTES_PER_EXTRA_SECOND
+        self._deadline = time.monotonic() + timeout + job.size / BYTES_PER_EXTRA_SECOND[job.verify]
         try:
-            self.connection.send((job.path, job.known_digest))
+            self.connection.send((job.path, job.known_digest, job.verify))
         except OSError:
             # It died between two files; `answer` sees that at once and starts another.
             self._deadline = 0.0
@@ -111,7 +113,8 @@ class _Worker:
             name = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
             crash = f"the process that read the file died ({name})"
         if not crash and time.monotonic() > self._deadline:
-            crash = f"the file kept its reader busy for longer than {timeout:g} s and a second per 2 MB"
+            extra = f"a second per {BYTES_PER_EXTRA_SECOND[job.verify] / 1e6:g} MB"
+            crash = f"the file kept its reader busy for longer than {timeout:g} s and {extra}"
         if not crash:
             return None
         self.job = None
@@ -131,13 +134,14 @@ def work(connection: Connection, out: str) -> None:
     import av.logging
 
     from surgrec.corpus.journal import Journal
+    from surgrec.loaders.engines.verify import verified
     from surgrec.loaders.packet_scan import digest_file, scan_file
 
     av.logging.set_level(av.logging.PANIC)
     journal = Journal(Path(out))
     while True:
         try:
-            path, known_digest = connection.recv()
+            path, known_digest, verify = connection.recv()
         except EOFError:
             return
         try:
@@ -146,7 +150,7 @@ def work(connection: Connection, out: str) -> None:
                 continue
         except OSError:
             pass  # scan_file says in the row what is wrong with the file
-        scanned = scan_file(Path(path))
+        scanned = scan_file(Path(path), verified if verify else None)
         try:
             journal.write(scanned)
         except OSError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xxhash
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from surgrec.configs.transcode import TranscodeConfig
 from surgrec.corpus.discovery import InputError, find_entries
 from surgrec.loaders.packet_index import ERROR, OK, SEQUENTIAL, PacketIndex, VideoInfo
-from surgrec.loaders.packet_scan import digest_file, scan_file
+from surgrec.loaders.packet_scan import digest_file, info_of, scan_file
 from surgrec.loaders.proxy_tag import read_tag
 
 FOREIGN: Final = -1
@@ -167,11 +167,6 @@ def describe_source(wanted: Wanted, index: Path | None) -> SourceVideo:
 
 def _scanned(path: Path) -> SourceVideo:
     scanned = scan_file(path)
-    values: dict[str, Any] = dict(scanned.row.values)
-    if values["status"] == ERROR:
-        raise SourceError(values["reason"])
-    values |= {"packet_start": 0, "frame_start": 0, "extradata": scanned.row.extradata}
-    values["sar"] = (values.pop("sar_num"), values.pop("sar_den"))
-    values["time_base"] = (values.pop("time_base_num"), values.pop("time_base_den"))
-    values.pop("extradata_size")
-    return SourceVideo(path, VideoInfo(**values), scanned.packets.pts[scanned.packets.display])
+    if scanned.row.values["status"] == ERROR:
+        raise SourceError(scanned.row.values["reason"])
+    return SourceVideo(path, info_of(scanned.row), scanned.packets.pts[scanned.packets.display])

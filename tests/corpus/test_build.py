@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from surgrec.loaders.engines.verify import verified
 from surgrec.loaders.index_writer import Packets, Row
 from surgrec.loaders.packet_index import ERROR, OK, REMOVED, PacketIndex
 from surgrec.loaders.packet_scan import Scanned, scan_file
@@ -45,7 +46,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 yield Done(job.path, True)
                 continue
             scanned.append(Path(job.path).name)
-            journal.write(scan_file(Path(job.path)))
+            journal.write(scan_file(Path(job.path), verified if job.verify else None))
             yield Done(job.path, False)
 
     def workers_digest(job: Job) -> str:
@@ -130,6 +131,23 @@ def test_changed_touched_new_and_removed_files(
     streams.make_stream("mpeg4_avi", films / "a/three", frames=12, size=(96, 64))
     run(films, out)
     assert statuses(out)["three.avi"] == OK
+
+
+def test_what_was_verified_is_not_decoded_again(films: Path, tmp_path: Path, in_process: list[str]) -> None:
+    out = tmp_path / "c.h5"
+    run(films, out)
+    plain = PacketIndex.open(out)
+    in_process.clear()
+    run(films, out, verify=True)
+    assert sorted(in_process) == ["bad.mp4", "one.mp4", "three.avi", "two.webm"]
+    index = PacketIndex.open(out)
+    assert dict(zip(index.videos.status, index.videos.verified, strict=True)) == {OK: 1, ERROR: 0}
+    assert (index.flags == plain.flags).all()
+    for again in (True, False):
+        in_process.clear()
+        run(films, out, verify=again)
+        assert in_process == ["bad.mp4"]
+    assert (PacketIndex.open(out).videos.verified == index.videos.verified).all()
 
 
 def test_videos_of_earlier_runs_stay_and_labels_change(
@@ -289,14 +307,14 @@ import os, signal, time
 
 def crash(connection, out):
     while True:
-        path, _ = connection.recv()
+        path, *_ = connection.recv()
         if "bad" in path:
             os.kill(os.getpid(), signal.SIGSEGV)
         connection.send(("done", ""))
 
 def hang(connection, out):
     while True:
-        path, _ = connection.recv()
+        path, *_ = connection.recv()
         if "bad" in path:
             time.sleep(1000)
         connection.send(("done", ""))

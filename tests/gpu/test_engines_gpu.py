@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,36 +180,42 @@ def test_stacked_frames(make_stacked, tmp_path: Path, codec: str, stack: int, go
 
 
 def test_damaged_and_missing_files(stream_corpus, tmp_path: Path):
-    """FFmpeg has the last word on damage; a file that is gone is a failure with a remedy."""
-    import os
-
+    """One file is gone, one has changed since, and one was damaged before it was indexed: FFmpeg decides."""
     from surgrec.loaders.engines.nvdec import NvdecEngine
 
     from surgrec.index import main as index_command
 
-    source = Path(stream_corpus.index.video(stream_corpus.video["h264_default"]).path)
-    damaged, gone = tmp_path / ("damaged" + source.suffix), tmp_path / ("gone" + source.suffix)
-    for path in (damaged, gone):
+    clean, video = stream_corpus.index, stream_corpus.video["h264_default"]
+    source = Path(clean.video(video).path)
+    paths = [tmp_path / (name + source.suffix) for name in ("changed", "damaged", "gone")]
+    for path in paths:
         shutil.copy(source, path)
+    offsets, sizes = (column[clean.packets(video)].tolist()[1:] for column in (clean.offset, clean.size))
+    changed, damaged, gone = paths
+    spoil(damaged, offsets, sizes)
     assert index_command([str(tmp_path), "--out", str(tmp_path / "corpus.h5"), "--workers", "1"]) == 0
     index = PacketIndex.open(tmp_path / "corpus.h5")
-    video = index.videos.path.index(str(damaged))
-    where, info = index.packets(video), index.video(video)
-    with damaged.open("r+b") as file:
-        for offset, size in zip(
-            index.offset[where].tolist()[1:], index.size[where].tolist()[1:], strict=True
-        ):
-            file.seek(offset + size // 2)
-            file.write(os.urandom(max(1, size // 3)))
-    os.utime(damaged, ns=(info.mtime_ns, info.mtime_ns))
+    spoil(changed, offsets, sizes)
     gone.unlink()
+    wanted = [
+        ClipRequest(k, index.videos.path.index(str(path)), (20, 24, 28)) for k, path in enumerate(paths)
+    ]
     with NvdecEngine(index, torch.device("cuda", 0), threads=2) as engine:
-        results = engine.decode([ClipRequest(0, video, (20, 24, 28)), ClipRequest(1, 1 - video, (0,))])
-    assert isinstance(results[0], ClipFailure), results[0]
-    assert "FFmpeg" in results[0].reason
-    assert isinstance(results[1], ClipFailure)
-    assert "put the file back" in results[1].reason
+        results = engine.decode(wanted)
+    for result, remedy in zip(results, ("surgrec.index", "FFmpeg", "put the file back"), strict=True):
+        assert isinstance(result, ClipFailure), result
+        assert remedy in result.reason
     assert engine.fallbacks.total() == 1
+
+
+def spoil(path: Path, offsets: list[int], sizes: list[int]) -> None:
+    """Noise in the middle of packets; the time of change stays."""
+    noise, stamp = random.Random(0), path.stat()
+    with path.open("r+b") as file:
+        for offset, size in zip(offsets, sizes, strict=True):
+            file.seek(offset + size // 2)
+            file.write(noise.randbytes(max(1, size // 3)))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
 def test_memory_stays_where_it_is(stream_corpus, engine):

@@ -37,6 +37,7 @@ def _source(number: int, video: dict[str, Any]) -> Source:
         pts=pts,
         rank=np.arange(n, dtype=np.uint32),
         flags=np.full(n, KEY, np.uint8),
+        checksum=np.zeros(n, np.uint32),
         display=np.arange(n, dtype=np.uint32),
     )
     return Source(Row(values), lambda: packets)

@@ -3,13 +3,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
-from surgrec.loaders.engines.cpu import CpuEngine
+from surgrec.loaders.engines.cpu import CpuEngine, CpuWorker
 
 
 def request_for(corpus, kind, *frames, sample=0):
@@ -93,14 +94,23 @@ def test_wrong_requests_raise(stream_corpus, engine):
         CpuEngine(stream_corpus.index, threads=-1)
 
 
-def test_close_cancels_what_is_queued_and_ends_the_threads(stream_corpus):
+def test_close_cancels_what_is_queued_and_ends_the_threads(stream_corpus, monkeypatch):
+    busy, released, run = threading.Event(), threading.Event(), CpuWorker.run
+
+    def held(worker, request):
+        busy.set()
+        assert released.wait(60)
+        return run(worker, request)
+
+    monkeypatch.setattr(CpuWorker, "run", held)
     engine = CpuEngine(stream_corpus.index, threads=1)
-    futures = [engine.submit(request_for(stream_corpus, "h264_many_b", 80)) for _ in range(200)]
-    futures[0].result()
+    futures = [engine.submit(request_for(stream_corpus, "h264_many_b", 80)) for _ in range(20)]
+    assert busy.wait(60)
+    futures[-1].add_done_callback(lambda _: released.set())
     engine.close()
     engine.close()
-    assert all(future.done() for future in futures)
-    assert any(future.cancelled() for future in futures)
+    assert isinstance(futures[0].result(0), DecodedClip)
+    assert all(future.cancelled() for future in futures[1:])
     with pytest.raises(RuntimeError):
         engine.submit(request_for(stream_corpus, "h264_many_b", 80))
 

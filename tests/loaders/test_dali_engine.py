@@ -373,23 +373,35 @@ def test_a_file_that_is_refused_costs_the_others_nothing(stream_corpus, make_eng
 
 
 def test_failures_name_this_engine(stream_corpus, streams, build_index_of, tmp_path, make_engine):
-    gone = streams.make_stream("h264_default", tmp_path / "gone", frames=30)
-    damaged = streams.make_stream("vp9", tmp_path / "damaged", frames=30)
-    index = build_index_of([gone, damaged], tmp_path / "corpus.h5")
+    """One file is gone, one has changed since, and one was damaged before it was indexed."""
+    gone, changed, damaged = paths = [
+        streams.make_stream("h264_default" if name == "gone" else "vp9", tmp_path / name, frames=30)
+        for name in ("gone", "changed", "damaged")
+    ]
+    clean = build_index_of([damaged], tmp_path / "clean.h5")
+    first, second = (int(at) for at in clean.offset[:2])
+    overwrite(damaged, second + 6)
+    index = build_index_of(paths, tmp_path / "corpus.h5")
     gone.unlink()
-    content = bytearray(damaged.read_bytes())
-    stamp = damaged.stat()
-    at = int(index.offset[index.packets(1)][0])
-    content[at : at + 40] = bytes(40)
-    damaged.write_bytes(content)
-    os.utime(damaged, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    overwrite(changed, first)
     engine = make_engine(index=index)
-    failures = engine.decode([ClipRequest(7, 0, (1, 2)), ClipRequest(8, 1, (1, 2))])
-    for failure, path in zip(failures, (gone, damaged), strict=True):
+    failures = engine.decode([ClipRequest(7 + video, video, (1, 2)) for video in range(3)])
+    for failure, path in zip(failures, paths, strict=True):
         assert isinstance(failure, ClipFailure), failure
         assert (failure.engine, failure.path) == ("dali", str(path))
     assert "surgrec.index" in failures[0].reason
+    assert "surgrec.index" in failures[1].reason
+    assert "FFmpeg" in failures[2].reason
     assert engine.fallbacks.total() == 1
+
+
+def overwrite(path, at):
+    """40 bytes become 0; the time of change stays."""
+    stamp = path.stat()
+    content = bytearray(path.read_bytes())
+    content[at : at + 40] = bytes(40)
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
 def test_wrong_requests_raise(make_engine, request_for):

@@ -32,6 +32,7 @@ from surgrec.loaders.engines.nvdec_feed import (
     Feed,
     FeedReader,
     RefusedClip,
+    describer,
     elementary,
     slots_of,
     without_leading,
@@ -80,7 +81,7 @@ def clip_of(reader: ClipReader, request: ClipRequest) -> Clip:
     """The feed of a request, and the plan that ClipReader makes for it."""
     info = reader.info(request)
     plan = plan_clip(reader.index, request, reader.drop_disposable)
-    return Clip(info, plan, read_feed(FeedReader(reader), reader, request))
+    return Clip(info, plan, read_feed(FeedReader(reader, describer(reader.index)), reader, request))
 
 
 def read_feed(feeds: FeedReader, reader: ClipReader, request: ClipRequest) -> Feed:
@@ -268,12 +269,12 @@ def copied(stream_corpus, build_index_of, tmp_path) -> Any:
 def test_a_clip_larger_than_all_before(copied):
     """The memory for a clip's bytes grows, and a small clip comes after a large one."""
     path, reader = copied
-    feeds = FeedReader(reader)
+    feeds = FeedReader(reader, describer(reader.index))
     feeds._space = feeds._space[:1].copy()
     whole = read_feed(feeds, reader, ClipRequest(0, 0, tuple(range(70))))
     assert whole.data.size > whole.read_bytes > path.stat().st_size / 2
     after = read_feed(feeds, reader, ClipRequest(0, 0, (3, 5)))
-    again = read_feed(FeedReader(reader), reader, ClipRequest(0, 0, (3, 5)))
+    again = read_feed(FeedReader(reader, describer(reader.index)), reader, ClipRequest(0, 0, (3, 5)))
     for place, size in zip(again.places, again.sizes, strict=True):
         assert (after.data[place : place + size] == again.data[place : place + size]).all()
 
@@ -281,7 +282,7 @@ def test_a_clip_larger_than_all_before(copied):
 def test_what_cannot_be_fed_says_why(copied):
     """Each with the words of ClipReader; the descriptor stays open all the while."""
     path, reader = copied
-    feeds, request = FeedReader(reader), ClipRequest(0, 0, (30, 40))
+    feeds, request = FeedReader(reader, describer(reader.index)), ClipRequest(0, 0, (30, 40))
     read_feed(feeds, reader, request)
     with pytest.raises(ValueError, match="1000 asked, the video has"):
         read_feed(feeds, reader, ClipRequest(0, 0, (3, 1000)))
@@ -296,8 +297,18 @@ def test_what_cannot_be_fed_says_why(copied):
     first = int(plan.ranges[0, 0])
     path.write_bytes(content[:first] + b"\xff\xff" + content[first + 2 :])
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    with pytest.raises(RefusedClip, match="lengths of NAL units are damaged, packet 0 of the clip"):
+    number = plan.packets[0]
+    with pytest.raises(BadClip, match=f"packet {number} has other bytes than when it was indexed"):
         read_feed(feeds, reader, request)
+    unchecked = ClipReader(reader.index, FileCache(4), check=False)
+    feeds = FeedReader(unchecked, describer(reader.index))
+    with pytest.raises(RefusedClip, match="lengths of NAL units are damaged, packet 0 of the clip"):
+        read_feed(feeds, unchecked, request)
+    second = plan.ranges[0, 0] + plan.places[1] + 20
+    path.write_bytes(content[:second] + bytes(8) + content[second + 8 :])
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(RefusedClip, match="bytes that no encoder writes, packet 1 of the clip"):
+        read_feed(feeds, unchecked, request)
     path.write_bytes(content[: first + 2])
     with pytest.raises(BadClip, match=r"another version|the file ends"):
         read_feed(feeds, reader, request)
@@ -306,7 +317,7 @@ def test_what_cannot_be_fed_says_why(copied):
 def test_a_read_that_fails(copied, monkeypatch):
     """A file that is cut after its version was looked at, and a disk that fails: found by pread itself."""
     _, reader = copied
-    feeds, request = FeedReader(reader), ClipRequest(0, 0, (30, 40))
+    feeds, request = FeedReader(reader, describer(reader.index)), ClipRequest(0, 0, (30, 40))
     addresses = nvdec_feed._libc().copy()
     monkeypatch.setattr(nvdec_feed, "_libc", lambda: addresses)
     never = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(lambda *_: -1)

@@ -25,6 +25,7 @@ def make_source(number: int, packets: int, frames: int, extradata: bytes) -> Sou
         pts=generator.integers(-(2**62), 2**62, packets),
         rank=generator.integers(0, 2**32, packets).astype(np.uint32),
         flags=generator.integers(0, 64, packets).astype(np.uint8),
+        checksum=generator.integers(0, 2**32, packets).astype(np.uint32),
         display=generator.integers(0, packets or 1, frames).astype(np.uint32),
     )
     values = default_values(f"/films/fall {number} \udcff ä.mp4")
@@ -126,7 +127,7 @@ def test_other_format_version_says_how_to_go_on(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file.attrs["format_version"] = 99
     with pytest.raises(
-        PacketIndexError, match=r"format version 99, this SurgRec reads version 2\. Write it again"
+        PacketIndexError, match=r"format version 99, this SurgRec reads version 3\. Write it again"
     ):
         PacketIndex.open(tmp_path / "a.h5")
 
