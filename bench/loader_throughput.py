@@ -164,12 +164,12 @@ def make_case(args: Args, corpus: str, videos: list[Path], stride: int) -> Case:
     return Case(corpus, stride, index, requests, checked, expected)
 
 
-def index_of(name: str, videos: list[Path], cache: Path) -> Path:
+def index_of(name: str, videos: list[Path], cache: Path, options: tuple[str, ...] = ()) -> Path:
     """The packet index of the videos, written by the project's own command."""
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{name}.h5"
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "surgrec.index", *map(str, videos), "--out", str(path)]
+    command = [sys.executable, "-m", "surgrec.index", *map(str, videos), "--out", str(path), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

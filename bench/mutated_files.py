@@ -1,15 +1,20 @@
 """Does an engine refuse damaged video where FFmpeg does? Clips of randomly mutated files, decoded twice.
 
-    python bench/mutated_files.py --engine nvdec --clips 10000
+    python bench/mutated_files.py --engine nvdec --clips 10000 --damage after
 
-Small videos of several codecs are indexed clean; then packets of each file are damaged in place (flipped
-bits, runs of zeros or noise, a lost end, packets swapped), all by seed. Every clip is decoded by the engine
-and by the cpu engine, which is FFmpeg and takes no error for a picture. Outcomes, by codec:
+Small videos of several codecs are damaged packet by packet, in place and by seed: flipped bits, runs of zeros
+or noise, a lost end, packets swapped. That happens after they are indexed (a disk or a copy that went bad),
+before (they came damaged), or before with an index that was made with --verify. Every clip is decoded by the
+engine, and by FFmpeg, which knows nothing of the index's checksums and takes no error for a picture.
+Outcomes, by codec:
 
-    both_refuse             an error here and there equal                   two clips with equal frames
-    engine_refuses          FFmpeg decodes it accepts_where_ffmpeg_reports_an_error   must be 0 different
-    two clips with unlike frames: FFmpeg and the engine conceal or misread in their own ways unledgered
-    a refused clip that the ledger does not hold: must be 0
+    both_refuse                            an error here and there
+    equal                                  two clips with equal frames
+    engine_refuses                         FFmpeg decodes it: the engine knows of damage that FFmpeg overlooks
+    accepts_where_ffmpeg_reports_an_error  must be 0
+    different                              two clips with unlike frames; must be 0 where each damaged packet
+                                           is known (after) and where the engine is FFmpeg, too (cpu)
+    unledgered                             a refused clip that the ledger does not hold: must be 0
 
 Decoding happens in a child process: one that crashes, or gives no answer for --hang seconds, is counted with
 the clips that it was at, and replaced. At last a ClipLoader draws from the same files: every clip that it
@@ -37,6 +42,8 @@ from loader_throughput import clip_requests, has_gpu, index_of
 
 if TYPE_CHECKING:
     from surgrec.loaders.clip_plan import ClipRequest
+    from surgrec.loaders.engines.cpu import CpuWorker
+    from surgrec.loaders.engines.threads import WorkerThreads
     from surgrec.loaders.packet_index import PacketIndex
 
 OUTCOMES: Final = (
@@ -47,7 +54,6 @@ OUTCOMES: Final = (
     "different",
     "unledgered",
 )
-MUST_BE_ZERO: Final = ("accepts_where_ffmpeg_reports_an_error", "unledgered")
 START_SECONDS: Final = 120.0
 
 
@@ -56,7 +62,9 @@ class Args:
     """What is damaged and decoded."""
 
     engine: Literal["cpu", "nvdec", "dali", "hybrid"] = "cpu"
-    """Engine that is tested; cpu is compared with a second one of its kind."""
+    """Engine that is tested."""
+    damage: Literal["after", "before", "verified"] = "after"
+    """When the files are damaged: after they are indexed, before, or before with surgrec.index --verify."""
     clips: int = 10_000
     """Clips to decode."""
     seconds: float = 0.0
@@ -106,6 +114,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Damaged videos. index: what the engine knows of them. plain: an index without FFmpeg's verdict on them.
+    damage: what was done to each, by video.
+    """
+
+    index: Path
+    plain: Path
+    damage: dict[int, str]
+
+
+@dataclass(frozen=True)
 class Death:
     """A child that crashed or hung, and the first of the clips that it was at."""
 
@@ -121,21 +140,21 @@ def main() -> int:
     device = "cuda" if has_gpu() else "cpu"
     from surgrec.loaders.packet_index import PacketIndex
 
-    index_path, damage = make_files(args)
-    index = PacketIndex.open(index_path)
+    files = make_files(args)
+    index = PacketIndex.open(files.index)
     requests = clip_requests(index, args.clips, args.frames, args.stride, args.seed)
-    ledger = index_path.with_suffix(".jsonl")
+    ledger = files.index.with_suffix(".jsonl")
     ledger.unlink(missing_ok=True)
-    outcomes, deaths = decode_all(args, index_path, requests, ledger, device)
+    outcomes, deaths = decode_all(args, files, requests, ledger, device)
     counts = count(outcomes, ledger, index)
     problems = [f"{death.what} at clip {death.first}" for death in deaths]
     if args.loader_batches:
-        problems += through_loader(args, index_path, device)
+        problems += through_loader(args, files.index, device)
     rows = make_rows(args, counts, deaths, problems, len(outcomes), len(requests))
     print_table(rows)
-    show(outcomes, damage, index)
+    show(outcomes, files.damage, index)
     total: Counter[str] = sum(counts.values(), Counter())
-    problems += [f"{total[name]} clips: {name}" for name in MUST_BE_ZERO if total[name]]
+    problems += [f"{total[name]} clips: {name}" for name in must_be_zero(args) if total[name]]
     for problem in problems:
         print(f"WRONG {problem}")
     if args.save:
@@ -143,12 +162,19 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def make_files(args: Args) -> tuple[Path, dict[int, str]]:
-    """The index of the files as they were, and what was then done to each of them, by video."""
+def must_be_zero(args: Args) -> list[str]:
+    """Outcomes of which there may be none."""
+    same_frames = args.damage == "after" or args.engine == "cpu"
+    return ["accepts_where_ffmpeg_reports_an_error", "unledgered"] + ["different"] * same_frames
+
+
+def make_files(args: Args) -> Files:
+    """Copies of clean videos, damaged, and their indexes."""
     from mutations import make_kinds, mutate
     from surgrec.loaders.packet_index import PacketIndex
 
-    folder = args.cache / f"mutated-{args.engine}"
+    name = f"mutated-{args.engine}-{args.damage}"
+    folder = args.cache / name
     shutil.rmtree(folder, ignore_errors=True)
     clean = make_kinds(args.kinds, folder / "clean")
     each = -(-args.clips // (args.clips_per_file * len(args.kinds)))
@@ -156,13 +182,20 @@ def make_files(args: Args) -> tuple[Path, dict[int, str]]:
         (folder / "files" / kind).mkdir(parents=True)
         for number in range(each):
             shutil.copyfile(path, folder / "files" / kind / f"{number:04d}{path.suffix}")
-    index_path = index_of(f"mutated-{args.engine}", [folder / "files"], args.cache)
-    index = PacketIndex.open(index_path)
-    return index_path, {video: mutate(index, video, args.seed) for video in range(len(index))}
+    videos = [folder / "files"]
+    plain = index_of(name, videos, args.cache)
+    before = PacketIndex.open(plain)
+    damage = {video: mutate(before, video, args.seed) for video in range(len(before))}
+    if args.damage == "after":
+        return Files(plain, plain, damage)
+    plain = index_of(name, videos, args.cache)
+    if args.damage == "before":
+        return Files(plain, plain, damage)
+    return Files(index_of(f"{name}-index", videos, args.cache, ("--verify",)), plain, damage)
 
 
 def decode_all(
-    args: Args, index_path: Path, requests: list[ClipRequest], ledger: Path, device: str
+    args: Args, files: Files, requests: list[ClipRequest], ledger: Path, device: str
 ) -> tuple[list[Outcome], list[Death]]:
     """The outcomes of all clips that time allows, by a child that is replaced when it dies or hangs."""
     context = multiprocessing.get_context("spawn")
@@ -173,7 +206,7 @@ def decode_all(
     while first < len(requests) and time.monotonic() < until and len(deaths) < 20:
         here, there = context.Pipe()
         child = context.Process(
-            target=_child, args=(there, args, index_path, requests, first, ledger, device), daemon=True
+            target=_child, args=(there, args, files, requests, first, ledger, device), daemon=True
         )
         child.start()
         there.close()
@@ -209,7 +242,7 @@ def decode_all(
 def _child(
     pipe: Connection,
     args: Args,
-    index_path: Path,
+    files: Files,
     requests: list[ClipRequest],
     first: int,
     ledger_path: Path,
@@ -225,11 +258,10 @@ def _child(
         from surgrec.loaders.ledger import Ledger
         from surgrec.loaders.packet_index import PacketIndex
 
-        index = PacketIndex.open(index_path)
-        engine, ffmpeg = (
-            make_engine(index, DataConfig(engine=name), 0, torch.device(device))
-            for name in (args.engine, "cpu")
+        engine = make_engine(
+            PacketIndex.open(files.index), DataConfig(engine=args.engine), 0, torch.device(device)
         )
+        ffmpeg = make_reference(PacketIndex.open(files.plain), device)
         with Ledger(ledger_path) as ledger:
             for at in range(first, len(requests), args.batch):
                 batch = requests[at : at + args.batch]
@@ -251,6 +283,23 @@ def _child(
         pipe.send(f"{type(error).__name__}: {error}")
 
 
+def make_reference(index: PacketIndex, device: str) -> WorkerThreads[CpuWorker, ClipRequest, Any]:
+    """FFmpeg, which decodes what it finds: to RGB arrays, or to PlaneArrays where the engine gives planes."""
+    from surgrec.loaders.engines.clip_reader import ClipReader
+    from surgrec.loaders.engines.cpu import CpuWorker, count_threads
+    from surgrec.loaders.engines.pixels import PlaneWriter, RgbWriter
+    from surgrec.loaders.engines.threads import WorkerThreads
+    from surgrec.loaders.file_cache import FileCache
+
+    reader = ClipReader(index, FileCache(512), check=False)
+
+    def make() -> CpuWorker:
+        planes = PlaneWriter(lambda layouts: [np.empty(shape, kind) for shape, kind in layouts])
+        return CpuWorker(reader, RgbWriter() if device == "cpu" else planes, "ffmpeg")
+
+    return WorkerThreads(count_threads(0), "ffmpeg", make, CpuWorker.run)
+
+
 def compare(request: ClipRequest, found: Any, wanted: Any) -> Outcome:
     """The outcome of a clip that the engine and FFmpeg decoded or refused."""
     refused = getattr(found, "reason", ""), getattr(wanted, "reason", "")
@@ -266,13 +315,17 @@ def compare(request: ClipRequest, found: Any, wanted: Any) -> Outcome:
 
 
 def same(found: Any, wanted: Any) -> bool:
-    """Whether two clips, arrays or Planes, have equal RGB frames."""
+    """Whether two clips, arrays or Planes and PlaneArrays, have equal RGB frames."""
     if isinstance(found, np.ndarray) and isinstance(wanted, np.ndarray):
         return np.array_equal(found, wanted)
     import torch
     from surgrec.kernels.nv12_crop import to_rgb
+    from surgrec.kernels.planes import Planes
 
-    one, other = to_rgb(found), to_rgb(wanted)
+    arrays = [torch.from_numpy(array).to(found.device) for array in wanted.arrays]
+    first, second, third = arrays[0].unbind(3) if len(arrays) == 1 else arrays
+    reference = Planes((first, second, third), wanted.rows, wanted.colour, wanted.rotation)
+    one, other = to_rgb(found), to_rgb(reference)
     return one.shape == other.shape and bool(torch.equal(one, other))
 
 
@@ -319,7 +372,7 @@ def _loader(pipe: Connection, args: Args, index_path: Path, ledger_path: Path, d
     try:
         from surgrec.configs.data import DataConfig
         from surgrec.loaders.clip_loader import ClipLoader
-        from surgrec.loaders.ledger import Ledger, read_ledger
+        from surgrec.loaders.ledger import REFUSED, Ledger, read_ledger
         from surgrec.loaders.packet_index import PacketIndex
 
         data = DataConfig(
@@ -344,7 +397,8 @@ def _loader(pipe: Connection, args: Args, index_path: Path, ledger_path: Path, d
         ):
             for _ in range(args.loader_batches):
                 substitutes += next(loader).substitutes
-        held = read_ledger(ledger_path)  # closed by now: clips that were decoded ahead are in it, too
+        # Closed by now: clips that were decoded ahead are in it, too.
+        held = [entry for entry in read_ledger(ledger_path) if entry.sample != REFUSED]
         account = (
             f"{substitutes} rows with substitutes, {loader.failures} clips refused, {len(held)} in its ledger"
         )
@@ -365,7 +419,7 @@ def make_rows(
 ) -> list[Row]:
     """A row for each outcome and kind that occurred, their totals, crashes and hangs."""
     rows = [
-        row(args.engine, kind, name, [counts[kind][name]])
+        row(args.engine, kind, name, [counts[kind][name]], damage=args.damage)
         for kind in sorted(counts)
         for name in OUTCOMES
         if counts[kind][name]

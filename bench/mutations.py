@@ -56,8 +56,7 @@ def make_kinds(names: tuple[str, ...], folder: Path) -> dict[str, Path]:
 def mutate(index: PacketIndex, video: int, seed: int) -> str:
     """Damages one to three packets of a file in place; size and time of change stay. Returns what was done.
 
-    The index keeps describing the file as it was: what is tested is a file that went bad after it was
-    indexed.
+    index: of the file as it was.
     """
     generator = np.random.default_rng([seed, video])
     path = Path(index.videos.path[video])

@@ -89,7 +89,7 @@ def test_a_child_that_dies_or_hangs_is_counted_and_replaced(bench_module, monkey
     script = bench_module("mutated_files")
     script_args = script.Args(batch=4, hang=0.3)
 
-    def child(pipe, args, index_path, requests, first, ledger, device):
+    def child(pipe, args, files, requests, first, ledger, device):
         for at in range(first, len(requests), args.batch):
             if at == 4:
                 os._exit(7)
@@ -120,9 +120,28 @@ def _fork(module):
     return {"Pipe": context.Pipe, "Process": context.Process}
 
 
-def test_the_script_finds_an_engine_equal_to_itself(tmp_path):
+def test_frames_are_compared_as_the_engine_gives_them(bench_module):
+    """Planes of one kind of memory, and arrays of another, of which one value differs."""
+    import torch
+    from surgrec.kernels.planes import Colour, Planes
+    from surgrec.loaders.engines.pixels import PlaneArrays
+
+    same = bench_module("mutated_files").same
+    generator = np.random.default_rng(0)
+    colour = Colour("bt601", full_range=False)
+    arrays = [generator.integers(40, 200, (2, *shape), np.uint8) for shape in ((8, 6), (4, 3), (4, 3))]
+    planes = Planes(tuple(torch.from_numpy(array.copy()) for array in arrays), (0, 1, 1), colour)
+    assert same(planes, PlaneArrays(tuple(arrays), (0, 1, 1), colour, 0))
+    assert not same(planes, PlaneArrays(tuple(arrays), (0, 0, 1), colour, 0))
+    arrays[0][1, 5, 2] ^= 64
+    assert not same(planes, PlaneArrays(tuple(arrays), (0, 1, 1), colour, 0))
+
+
+@pytest.mark.parametrize("damage", ["after", "verified"])
+def test_the_script_runs(tmp_path, damage):
+    """The cpu engine refuses what FFmpeg refuses, and with checksums also what FFmpeg overlooks."""
     command = [sys.executable, str(ROOT / "bench" / "mutated_files.py"), "--engine", "cpu", "--clips", "60"]
-    command += ["--kinds", "h264", "mpeg4", "--loader-batches", "2", "--batch", "16"]
+    command += ["--kinds", "h264", "vp9", "--damage", damage, "--loader-batches", "2", "--batch", "16"]
     command += ["--cache", str(tmp_path), "--out", str(tmp_path / "results")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -131,5 +150,7 @@ def test_the_script_finds_an_engine_equal_to_itself(tmp_path):
     total = {entry["metric"]: entry["value"] for entry in rows if entry["corpus"] == "all"}
     assert total["clips"] == 60
     assert total["both_refuse"] > 0
-    assert total["both_refuse"] + total["equal"] + total["different"] == 60
-    assert total["accepts_where_ffmpeg_reports_an_error"] == total["unledgered"] == total["crashes"] == 0
+    assert total["both_refuse"] + total["equal"] + total["engine_refuses"] == 60
+    assert (total["engine_refuses"] > 0) == (damage == "after")
+    for name in ("accepts_where_ffmpeg_reports_an_error", "different", "unledgered", "crashes", "hangs"):
+        assert total[name] == 0
