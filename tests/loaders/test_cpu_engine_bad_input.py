@@ -166,24 +166,28 @@ def test_random_damage_before_indexing_gives_failures_or_what_ffmpeg_gives_witho
     path, index = copy_of(stream_corpus, build_index_of, tmp_path, kind)
     clean = path.read_bytes()
     generator = np.random.default_rng(5)
+    paths = [path.with_stem(f"spoilt{number}") for number in range(12)]
+    for spoilt in paths:
+        spoilt.write_bytes(damage(generator, index, clean)[0])
+    plain, verified = (
+        build_index_of(paths, tmp_path / f"verify-{verify}.h5", verify=verify) for verify in (False, True)
+    )
     failures = 0
-    for number in range(12):
-        path.write_bytes(damage(generator, index, clean)[0])
-        spoilt = build_index_of([path], tmp_path / f"spoilt{number}.h5")
-        if spoilt.video(0).status != OK:
-            continue
-        verified = build_index_of([path], tmp_path / f"verified{number}.h5", verify=True)
-        times = spoilt.frame_pts(0)
-        full = frames_by_time(path)
-        with CpuEngine(spoilt, threads=1) as engine:
+    with CpuEngine(plain, threads=1) as engine:
+        for video, spoilt in enumerate(paths):
+            assert plain.videos.path[video] == str(spoilt)
+            if plain.video(video).status != OK:
+                continue
+            times = plain.frame_pts(video)
+            full = frames_by_time(spoilt)
             for first in (0, 20, 40, 60):
                 frames = tuple(range(first, min(first + 24, len(times)), 3))
-                clip = engine.decode([ClipRequest(0, 0, frames)])[0]
+                clip = engine.decode([ClipRequest(0, video, frames)])[0]
                 if isinstance(clip, ClipFailure):
                     assert clip.reason
                     failures += 1
                     with pytest.raises(PlanError, match="is needed and damaged"):
-                        plan_clip(verified, ClipRequest(0, 0, frames))
+                        plan_clip(verified, ClipRequest(0, video, frames))
                     continue
                 if kind == "vp8":  # FFmpeg leaves the rest of a damaged picture as it was, and says nothing
                     continue
