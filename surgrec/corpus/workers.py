@@ -114,7 +114,10 @@ class _Worker:
             crash = f"the process that read the file died ({name})"
         if not crash and time.monotonic() > self._deadline:
             extra = f"a second per {BYTES_PER_EXTRA_SECOND[job.verify] / 1e6:g} MB"
-            crash = f"the file kept its reader busy for longer than {timeout:g} s and {extra}; allow more (--timeout)"
+            crash = (
+                f"the file kept its reader busy for longer than {timeout:g} s and {extra};"
+                " allow more (--timeout)"
+            )
         if not crash:
             return None
         self.job = None
