@@ -45,6 +45,8 @@ class Args:
     """Stop after this long, counted from the first batch; 0 takes all clips."""
     engine: Literal["auto", "cpu", "nvdec", "dali", "hybrid"] = "auto"
     """Engine of the loader."""
+    crop: Literal["auto", "fused", "dali"] = "auto"
+    """How its clips are cropped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the batches are wanted; auto is the GPU where there is one."""
     files: int = 10_000
@@ -182,7 +184,12 @@ def _soak(pipe: Connection, args: Args, index_path: Path, device: str, start: fl
     try:
         base = device_used()  # the context
         data = DataConfig(
-            index=index_path, frames=args.frames, stride=args.stride, size=args.size, engine=args.engine
+            index=index_path,
+            frames=args.frames,
+            stride=args.stride,
+            size=args.size,
+            engine=args.engine,
+            crop=args.crop,
         )
         with ClipLoader(
             PacketIndex.open(index_path), data, args.seed, global_batch=args.batch, device=device

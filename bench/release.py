@@ -1,0 +1,225 @@
+"""Runs all tests and measurements that a release needs on a machine with a GPU, part by part.
+
+    python bench/release.py tests runs clips proxies large memory damage crop --out results
+
+A part takes two to six minutes on an H100 with 16 cores; without a name all are run. Logs and results go to
+--out, generated videos to --cache and stay there. A step that fails, or takes longer than its limit, is
+reported and keeps none of the others from running. Exit status 1 where one failed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from harness import RESULTS, ROOT, print_machine
+
+GPU_TESTS: Final = ROOT / "tests" / "gpu"
+MEMORY_TEST: Final = "test_memory_stays_where_it_is"
+"""It looks at the memory of the whole GPU, so that nothing may run beside it."""
+SHOWN_LINES: Final = 12
+KILL_SECONDS: Final = 20.0
+"""What a command may take to end itself once it is interrupted."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """What is run."""
+
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """tests, runs, clips, proxies, large, memory, damage, crop; all where none is named."""
+    out: Path = RESULTS
+    """Folder of logs and JSON files."""
+    cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
+    """Where generated videos and training runs are kept."""
+    limit: float = 1.0
+    """Factor on the seconds that each step may take, for machines that are slower."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and the seconds after which it is interrupted. until: it is killed once this is there."""
+
+    name: str
+    seconds: float
+    command: tuple[str, ...]
+    until: Path | None = None
+
+
+Together = tuple[Step, ...]
+"""Steps that run side by side."""
+
+
+def python(name: str, seconds: float, *arguments: object, until: Path | None = None) -> Step:
+    """A step of this interpreter."""
+    return Step(name, seconds, (sys.executable, *map(str, arguments)), until)
+
+
+def tests(_: Args) -> list[Together]:
+    """tests/gpu, in five processes with about as much to do each."""
+
+    def pytest(name: str, *arguments: object) -> Step:
+        options = ("-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "--durations=3")
+        return python(name, 300, *options, *arguments)
+
+    dali, engines, loader = (
+        GPU_TESTS / f"test_{name}_gpu.py" for name in ("dali_engine", "engines", "loader")
+    )
+    others = sorted(set(GPU_TESTS.glob("test_*.py")) - {dali, engines, loader})
+    together = (
+        pytest("tests-others", *others),
+        pytest("tests-loader", loader),
+        pytest("tests-engines", engines, "-k", f"not {MEMORY_TEST}"),
+        pytest("tests-dali-kinds", dali, "-k", "every_kind"),
+        pytest("tests-dali-others", dali, "-k", "not every_kind"),
+    )
+    return [together, (pytest("tests-memory", engines, "-k", MEMORY_TEST),)]
+
+
+def runs(args: Args) -> list[Together]:
+    """The doctor, an index, and every kind of pretraining run; one is killed and resumed."""
+    from corpora import make_corpora
+
+    made = make_corpora(["256g16", "480g250"], args.cache)
+    folder = args.cache / "runs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    index = folder / "corpus.h5"
+
+    def pretrain(name: str, preset: str, *options: object, until: Path | None = None) -> Step:
+        place = folder / name.removesuffix("-again")
+        line = ("-m", "surgrec.pretrain", preset, "--data.index", index, "--out", place, *options)
+        return python(f"run-{name}", 150, *line, until=until)
+
+    mae = ("mae-vitb", "--batch", 64, "--steps", 30, "--log.every", 5, "--checkpoint.every", 10)
+    first = folder / "killed" / "checkpoints" / "step-00000010"
+    steps = [
+        python("doctor", 60, "-m", "surgrec.doctor", "--data", args.cache),
+        python("index", 60, "-m", "surgrec.index", *itertools.chain(*made.values()), "--out", index),
+        pretrain("mae", *mae),
+        pretrain("killed", *mae, until=first),
+        pretrain("killed-again", *mae),
+        pretrain("jepa", "jepa-vitl", "--batch", 32, "--steps", 10, "--log.every", 2),
+        pretrain("jepa-256", "jepa-vitl-256", "--batch", 16, "--steps", 6, "--log.every", 2),
+        pretrain("demo", "demo", "--steps", 20),
+    ]
+    return [(step,) for step in steps]
+
+
+def crop(args: Args) -> list[Together]:
+    """The crop by itself, and the loader with either way of cropping."""
+    alone = python("crop", 150, "bench/crop.py", "--sweep", "--out", args.out)
+    loaders = [
+        bench(args, f"crop-{way}", 90, "loader_soak", "--stride", 1, "--seconds", 30, "--crop", way)
+        for way in ("fused", "dali")
+    ]
+    return [(alone,), *itertools.chain.from_iterable(loaders)]
+
+
+def bench(args: Args, name: str, seconds: float, script: str, *arguments: object) -> list[Together]:
+    """One benchmark."""
+    line = (f"bench/{script}.py", "--cache", args.cache, "--out", args.out, *arguments)
+    return [(python(name, seconds, *line),)]
+
+
+def throughput(args: Args, name: str, seconds: float, corpora: str, engines: str) -> list[Together]:
+    """loader_throughput.py on some corpora."""
+    line = ("--corpora", *corpora.split(), "--engines", *engines.split())
+    times = ("--max-seconds", 3, "--warmup", 2, "--ceiling", 14)
+    return bench(args, name, seconds, "loader_throughput", *line, *times)
+
+
+OURS: Final = "nvdec hybrid cpu"
+# DALI's readers last: they are the slowest.
+OTHERS: Final = (
+    "decord pynvvideocodec torchcodec torchcodec-cuda spdl spdl-nvdec pyav dali dali-decoders"
+    " dali-experimental dali-readers"
+)
+PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
+    "tests": tests,
+    "runs": runs,
+    "clips": lambda args: throughput(args, "clips", 420, "480g250", f"{OURS} {OTHERS}"),
+    "proxies": lambda args: throughput(
+        args, "proxies", 330, "256g16 proxy16 proxy16-key proxy16s4 proxy4s4", f"{OURS} decord dali-decoders"
+    ),
+    "large": lambda args: throughput(args, "large", 420, "1080g250 mixed", OURS),
+    "memory": lambda args: bench(args, "memory", 420, "loader_soak", "--stride", 1, "--seconds", 330),
+    "damage": lambda args: bench(args, "damage", 300, "mutated_files", "--engine", "hybrid"),
+    "crop": crop,
+}
+
+
+def main() -> int:
+    args = tyro.cli(Args, prog="bench/release.py", description=__doc__)
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        print(f"unknown: {unknown}; parts are {list(PARTS)}", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    print_machine()
+    failed = []
+    for part in args.parts or PARTS:
+        print(f"##### {part}", flush=True)
+        for together in PARTS[part](args):
+            failed += run(together, args.out, args.limit)
+    print(f"FAILED: {', '.join(failed)}" if failed else "all ended well")
+    return 1 if failed else 0
+
+
+def run(steps: Together, out: Path, limit: float = 1.0) -> list[str]:
+    """Runs steps side by side; the names of those that failed. Each has its log in `out`."""
+    begin = time.monotonic()
+    processes = []
+    for step in steps:
+        with (out / f"{step.name}.log").open("w") as log:
+            started = subprocess.Popen(
+                step.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        processes.append((step, started))
+    failed = []
+    for step, process in processes:
+        right = _wait(step, process, begin + limit * step.seconds)
+        seconds = time.monotonic() - begin
+        print(f"=== {step.name}: exit status {process.returncode} after {seconds:.0f} s", flush=True)
+        lines = (out / f"{step.name}.log").read_text(errors="replace").replace("\r", "\n").splitlines()
+        print("\n".join(lines[-SHOWN_LINES:]), flush=True)
+        if not right:
+            failed.append(step.name)
+    return failed
+
+
+def _wait(step: Step, process: subprocess.Popen[bytes], until: float) -> bool:
+    """Waits for a step, and ends it where it must. Whether it did what it should."""
+    while process.poll() is None:
+        if step.until is not None and step.until.exists():
+            process.kill()
+            process.wait()
+            return True
+        if time.monotonic() > until:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            return False
+        time.sleep(0.05)
+    return process.returncode == 0 and step.until is None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
