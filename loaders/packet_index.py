@@ -229,7 +229,7 @@ class PacketIndex:
 
     `offset` u64, `size` u32, `pts` i64, `rank` u32, `flags` u8 and `checksum` u32 hold one entry per packet
     of the whole corpus, in decode order within a video: those of video v are [packet_start[v],
-    +packet_count[v]). A checksum (loaders/checksum.py) is 0 where the packet does not lie in one piece.
+    +packet_count[v]). See loaders/checksum.py for `checksum`.
     `display` u32 holds, for video v, at [frame_start[v], +frame_count[v]), the packet number within the
     video of the n-th frame that a full FFmpeg decode from the start gives. Of a stacked proxy, frames
     stack * k to stack * k + stack - 1 are those in the k-th picture, from its top, and have its packet.

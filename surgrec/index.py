@@ -32,7 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            report = build_index(entries, config.out, config.workers, config.timeout, config.verify, progress)
+            report = build_index(
+                entries,
+                config.out,
+                config.workers,
+                config.timeout,
+                config.verify,
+                config.rescan,
+                progress,
+            )
     except (InputError, BuildError, JournalBusyError) as error:
         print(f"surgrec.index: {error}", file=sys.stderr)
         return 1

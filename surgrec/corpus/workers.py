@@ -41,7 +41,7 @@ class Done:
     path: str
     unchanged: bool
     crash: str = ""
-    """Why the worker did not answer; there is no record then."""
+    """Why the worker did not answer. There is no record then, but of the scan before a verification."""
 
 
 def run_jobs(
@@ -153,9 +153,12 @@ def work(connection: Connection, out: str) -> None:
                 continue
         except OSError:
             pass  # scan_file says in the row what is wrong with the file
-        scanned = scan_file(Path(path), verified if verify else None)
+        scanned = scan_file(Path(path))
         try:
+            # Verifying may take hours, and be killed for it: what the scan found is kept.
             journal.write(scanned)
+            if verify:
+                journal.write(verified(scanned))
         except OSError as error:
             connection.send(("failed", f"{journal.folder}: {error.strerror or error}"))
             return
