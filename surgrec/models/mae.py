@@ -6,13 +6,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from surgrec.configs.model import VIT_SHAPES, MaeConfig
 from surgrec.kernels.counter_rng import stream_key
 from surgrec.kernels.masking import Grid, TubeMask, tube_mask
 from surgrec.kernels.patchify import patchify, token_grid, unpatchify
-from surgrec.kernels.pixel_target import pixel_target, token_statistics
+from surgrec.kernels.pixel_loss import pixel_loss
+from surgrec.kernels.pixel_target import token_statistics
 from surgrec.models.initial import initialise_mae
 from surgrec.models.objective import Objective, ObjectiveOutput, check_clips
 from surgrec.models.vit import (
@@ -93,9 +93,10 @@ class MaskedAutoencoder(Objective):
     def loss(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Mean squared error over the masked tokens, float32 []."""
         config = self.config
-        predicted = self.predict(frames, mask).float()
-        target = pixel_target(frames, mask.masked, config.tubelet, config.patch, config.normalise_target)
-        return functional.mse_loss(predicted, target)
+        predicted = self.predict(frames, mask)
+        return pixel_loss(
+            predicted, frames, mask.masked, config.tubelet, config.patch, config.normalise_target
+        )
 
     def predict(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Values of the masked tokens as the decoder gives them: [B, Nm, tubelet * patch * patch * 3]."""

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from surgrec.configs.model import AttentionBackend, Position
 from surgrec.kernels.attention import attention
 from surgrec.kernels.masking import Grid
-from surgrec.models.position import rotary_3d, rotate, sincos_3d, sinusoid_1d
+from surgrec.kernels.rotary import rotate
+from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 
 Lengths = Sequence[int] | None
 KeyBias = Literal["learned", "zero"]
