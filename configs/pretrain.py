@@ -86,6 +86,9 @@ class PretrainConfig:
     """Where to train; `auto` takes the GPU where there is one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic under autocast; `auto` is bf16 on a GPU and fp32 on the CPU. Weights are fp32 always."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the transformer's blocks (torch.compile); `auto` does on a GPU. The first start compiles, later
+    ones find the result in PyTorch's cache."""
     max_bad_steps: int = 0
     """Steps with a loss or gradient that is not finite which are skipped before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -125,6 +128,7 @@ FREE = (
     "name",
     "device",
     "micro_batch",
+    "compile",
     "max_bad_steps",
     "checkpoint",
     "log",

@@ -26,6 +26,7 @@ from surgrec.loaders.clip_loader import ClipLoader, ClipLoaderError
 from surgrec.loaders.ledger import Ledger
 from surgrec.loaders.packet_index import PacketIndex, PacketIndexError
 from surgrec.models.build import build_objective
+from surgrec.models.compiled import compile_blocks
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.models.objective import Objective
 from surgrec.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
@@ -106,6 +107,8 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         except ValueError as error:
             raise UserError(str(error)) from error
         objective.to(world.device)
+        if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
+            compile_blocks(objective)
         optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
         start, totals = 0, Totals()
         if place.checkpoint is not None:
