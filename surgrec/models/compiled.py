@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,8 +25,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     for block in blocks:
         halves = block.before, block.behind
         for packed, dynamic in ((False, None), (True, True)):
-            before, behind = (
+            compiled: Any = [
                 torch.compile(half, fullgraph=True, dynamic=dynamic, backend=backend) for half in halves
-            )
-            block.halves[packed] = before, behind
+            ]
+            block.halves[packed] = compiled[0], compiled[1]
     return len(blocks)
