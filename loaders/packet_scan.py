@@ -193,6 +193,8 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
         notes.append(f"the container promises {stream.declared_frames} packets, {len(found.pos)} can be read")
     tick = stream.time_base[0] / stream.time_base[1]
     span = float(times.max() - times.min()) * tick
+    # Matroska's duration counts from zero, where the first frame need not be.
+    notes += _cut_short(stream, max(span, float(times.max()) * tick) + 1 / rate)
     values |= stream.values | {
         "status": SEQUENTIAL if reason else OK,
         "reason": reason,
@@ -224,6 +226,14 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
         display=display if stacking is None else stacking.display(display),
     )
     return Scanned(Row(values, stream.extradata), packets)
+
+
+def _cut_short(stream: VideoStream, seconds: float) -> list[str]:
+    """A note where much less can be read than the container promises, and it does not count frames."""
+    short = stream.declared_seconds - seconds
+    if stream.declared_frames or short <= max(1.0, 0.01 * seconds):
+        return []
+    return [f"the container promises {stream.declared_seconds:.1f} s, {seconds:.1f} s can be read"]
 
 
 def _classify(path: Path, stream: VideoStream, found: Demuxed) -> Classified:

@@ -21,11 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     from surgrec.corpus.build import BuildError, build_index
-    from surgrec.corpus.discovery import InputError, find_entries
+    from surgrec.corpus.discovery import InputError, check_workers, find_entries
     from surgrec.corpus.journal import JournalBusyError
 
+    remarks: list[str] = []
     try:
-        entries = find_entries(config.inputs, config.manifest, config.dataset, config.domain)
+        check_workers(config.workers, config.timeout)
+        entries = find_entries(config.inputs, config.manifest, config.dataset, config.domain, remarks)
+        for remark in remarks:
+            print(f"surgrec.index: {remark}", file=sys.stderr)
         with tqdm(total=len(entries), desc="indexing", unit="video", dynamic_ncols=True, disable=None) as bar:
 
             def progress(done: int, total: int) -> None:

@@ -46,8 +46,9 @@ def parse(arguments: list[str]) -> PretrainConfig:
             if not rest:
                 raise ConfigError("--config needs the path of a config.yaml")
             name, rest = rest[0], rest[1:]
+        document = load_yaml(Path(name))
         try:
-            config = from_document(load_yaml(Path(name)))
+            config = from_document(document)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
         return tyro.cli(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -132,8 +133,16 @@ def _build(
     fresh: dict[str, Row] = {}
     reused: dict[str, Row] = {}
     jobs = []
+    unseen: dict[str, str] = {}
     for path in paths:
-        status = _stat(path)
+        try:
+            status = _stat(path)
+        except OSError as error:
+            if current and path in known and known[path].values["status"] not in (ERROR, REMOVED):
+                unseen[path] = f"cannot be looked at ({error.strerror}); what the index knows of it is kept"
+                reused[path] = known[path]
+                continue
+            status = None
         if status is None and path in known and (known[path].values["status"] != ERROR or path not in wanted):
             continue
         checked = verify and path in wanted
@@ -181,13 +190,14 @@ def _build(
     same = old is not None and current and [s.row for s in sources] == list(known.values())
     same = same and all(_same_packets(old, numbers[path], journal.packets(path)) for path in fresh)
     digest = old.digest if same and old else _write(out, sources)
-    return _report(sources, len(fresh), len(reused), not same, digest)
+    return _report(sources, len(fresh), len(reused), not same, digest, unseen)
 
 
 def _stat(path: str) -> os.stat_result | None:
+    """None for a file that is gone. Raises OSError where the system does not say."""
     try:
         return os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -218,7 +228,10 @@ def _telling_digest(row: Row | None, size: int, verify: bool) -> str:
 def _what_is_left(journal: Journal, answer: Done) -> Scanned:
     """The record of a file whose worker died or was killed: its scan, where only verifying it failed."""
     found = journal.row(answer.path)
-    if found is None or not _same_time(found, _stat(answer.path), False):
+    with suppress(OSError):
+        if found is not None and not _same_time(found, _stat(answer.path), False):
+            found = None
+    if found is None:
         return failed_scan(answer.path, answer.crash)
     note = "; ".join(filter(None, (found.values["note"], f"not verified: {answer.crash}")))
     return Scanned(Row(found.values | {"note": note}, found.extradata), journal.packets(answer.path))
@@ -302,7 +315,9 @@ def _write(out: Path, sources: list[Source]) -> str:
         ) from error
 
 
-def _report(sources: list[Source], scanned: int, reused: int, written: bool, digest: str) -> Report:
+def _report(
+    sources: list[Source], scanned: int, reused: int, written: bool, digest: str, unseen: dict[str, str]
+) -> Report:
     counts = dict.fromkeys(STATUS_NAMES, 0)
     packets = frames = 0
     hours = 0.0
@@ -313,7 +328,7 @@ def _report(sources: list[Source], scanned: int, reused: int, written: bool, dig
         packets += values["packet_count"]
         frames += values["frame_count"]
         hours += values["duration"] / 3600
-        if values["reason"] or values["note"]:
-            remarks = "; ".join(filter(None, (values["reason"], values["note"])))
+        remarks = "; ".join(filter(None, (unseen.get(values["path"]), values["reason"], values["note"])))
+        if remarks:
             problems.append(Problem(values["path"], values["status"], remarks))
     return Report(counts, scanned, reused, packets, frames, hours, problems, written, digest)

@@ -153,6 +153,23 @@ def test_what_was_verified_is_not_decoded_again(films: Path, tmp_path: Path, in_
     assert (PacketIndex.open(out).videos.verified == index.videos.verified).all()
 
 
+def test_a_file_that_cannot_be_looked_at_is_not_gone(
+    films: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    out, path = tmp_path / "c.h5", films / "b/one.mp4"
+    run(films, out)
+    path.unlink()
+    path.symlink_to(path)  # as a folder without permission, or a disk that fails: neither there nor gone
+    report = run(films, out)
+    assert (report.counts["OK"], report.counts["REMOVED"]) == (3, 0)
+    assert not report.written
+    assert [p.reason for p in report.problems if p.path == str(path)] == [
+        "cannot be looked at (Too many levels of symbolic links); what the index knows of it is kept"
+    ]
+    fresh = run(films, tmp_path / "other.h5")
+    assert fresh.counts["ERROR"] == 2
+
+
 def test_only_the_videos_named_are_verified(films: Path, tmp_path: Path, in_process: list[str]) -> None:
     out = tmp_path / "c.h5"
     run(films, out)
