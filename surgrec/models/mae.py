@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surgrec.configs.model import VIT_SHAPES, MaeConfig
 from surgrec.kernels.counter_rng import stream_key
-from surgrec.kernels.masking import Grid, TubeMask, tube_mask
+from surgrec.kernels.masking import Grid, TubeMask, hidden_positions, tube_mask
 from surgrec.kernels.patchify import patchify, token_grid, unpatchify
 from surgrec.kernels.pixel_loss import pixel_loss
 from surgrec.kernels.pixel_target import token_statistics
@@ -137,8 +137,7 @@ class MaskedAutoencoder(Objective):
     def flops_per_clip(self) -> float:
         """See `Objective.flops_per_clip`."""
         config, encoder = self.config, self.encoder
-        area = self.grid[1] * self.grid[2]
-        hidden = int(config.mask_ratio * area) * self.grid[0]
+        hidden = hidden_positions(self.grid, config.mask_ratio) * self.grid[0]
         tokens = math.prod(self.grid)
         visible = tokens - hidden
         forward = 2.0 * visible * self.values * encoder.width

@@ -9,6 +9,7 @@ import torch
 
 from surgrec.configs.model import VIT_SHAPES
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain, PretrainConfig
+from surgrec.kernels.masking import hidden_positions
 from surgrec.models.build import build_objective
 from surgrec.models.jepa import Jepa
 from surgrec.models.mae import MaskedAutoencoder
@@ -88,7 +89,7 @@ def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype) -
 def _mae_clip(model: MaskedAutoencoder, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:
     """Tokens seen and predicted, and bytes of activations, of one clip."""
     config, shape = model.config, VIT_SHAPES[model.config.size]
-    hidden = int(config.mask_ratio * model.grid[1] * model.grid[2]) * model.grid[0]
+    hidden = hidden_positions(model.grid, config.mask_ratio) * model.grid[0]
     seen = tokens - hidden
     size = precision.itemsize
     kept = _stack(shape.depth, shape.width, seen, precision, config.checkpoint_activations)

@@ -41,12 +41,13 @@ from surgrec.training.optim import build_adamw, load_optimizer_tensors, optimize
 from surgrec.training.panels import panel, save_png
 from surgrec.training.peaks import peak_flops
 from surgrec.training.recorder import Recorder, Totals
-from surgrec.training.resolve import batch_shape, check_values, choose_precision
+from surgrec.training.resolve import batch_shape, choose_precision
 from surgrec.training.run_folder import RunFolder, choose_folder, find_checkpoint, open_folder, write_config
 from surgrec.training.run_record import IndexRecord, describe_device, end_record, start_record
 from surgrec.training.signals import StopRequest
 from surgrec.training.step import Batch, Parts
 from surgrec.training.summary import proxies_text, summarise, summary_text
+from surgrec.training.values import check_values
 
 SHOWN_UNUSABLE = 5
 
