@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgrec.configs.data import DataConfig
@@ -34,7 +34,7 @@ def check_values(config: PretrainConfig) -> None:
         raise UserError(str(error)) from error
 
 
-def _at_least(least: int, values: dict[str, float]) -> Iterator[Check]:
+def _at_least(least: int, values: Mapping[str, float]) -> Iterator[Check]:
     for name, value in values.items():
         yield name, value, value >= least, f"at least {least}"
 
