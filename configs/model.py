@@ -63,6 +63,9 @@ class MaeConfig:
     """Width of the decoder."""
     decoder_heads: int = 6
     """Attention heads of the decoder."""
+    decoder_share: float = 1.0
+    """Share of the hidden tokens of a clip that the decoder rebuilds, drawn anew for each clip: below 1 it is
+    cheaper, and another objective (VideoMAE V2's, with tokens drawn at random)."""
     normalise_target: bool = True
     """Normalise each token's pixels by their own mean and standard deviation, per colour channel."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -79,6 +79,26 @@ def hidden_positions(grid: Grid, ratio: float) -> int:
     return hidden
 
 
+def some_tokens(key: int, samples: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """`count` of each clip's tokens, drawn at random from (key, sample), in their order.
+
+    Args:
+        samples: int64 [B]. tokens: int64 [B, N], on the device of the samples.
+
+    Returns:
+        int64 [B, count].
+
+    Raises:
+        ValueError: count is not between 1 and N.
+    """
+    if not 1 <= count <= tokens.shape[1]:
+        raise ValueError(f"{count} of {tokens.shape[1]} tokens asked for")
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    draws = random_u64(random_u64(key, samples)[:, None], places)
+    chosen = draws.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
+    return tokens.gather(1, chosen)
+
+
 def block_size(key: int, step: int, group_number: int, grid: Grid, group: BlockGroup) -> tuple[int, int]:
     """Rows and columns of every block of one group in one batch, by V-JEPA's formula.
 

@@ -68,7 +68,6 @@ def print_plan(config: PretrainConfig) -> None:
     """The resolved configuration as YAML, and what it will cost as comments below it."""
     import torch
 
-    from surgrec.training.errors import UserError
     from surgrec.training.estimate import describe, estimate
     from surgrec.training.resolve import batch_shape, choose_precision
     from surgrec.training.values import check_values
@@ -77,10 +76,7 @@ def print_plan(config: PretrainConfig) -> None:
     shape = batch_shape(config, int(os.environ.get("WORLD_SIZE", "1")))
     gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     precision = choose_precision(config, torch.device("cuda" if gpu else "cpu"))
-    try:
-        costs = estimate(config, shape.micro_batch, precision)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    costs = estimate(config, shape.micro_batch, precision)
     print(dump_yaml(to_document(config)), end="")
     print(f"# micro-batch {shape.micro_batch}, accumulation {shape.accumulation}, {precision}")
     for line in describe(config, costs, shape.micro_batch).splitlines():

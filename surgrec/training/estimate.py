@@ -90,16 +90,16 @@ def _mae_clip(model: MaskedAutoencoder, tokens: int, precision: torch.dtype) -> 
     """Tokens seen and predicted, and bytes of activations, of one clip."""
     config, shape = model.config, VIT_SHAPES[model.config.size]
     hidden = hidden_positions(model.grid, config.mask_ratio) * model.grid[0]
-    seen = tokens - hidden
+    seen, rebuilt = tokens - hidden, model.rebuilt
     size = precision.itemsize
     kept = _stack(shape.depth, shape.width, seen, precision, config.checkpoint_activations)
     kept += _stack(
-        config.decoder_depth, config.decoder_width, tokens, precision, config.checkpoint_activations
+        config.decoder_depth, config.decoder_width, seen + rebuilt, precision, config.checkpoint_activations
     )
     kept += seen * model.values * size
-    # Prediction, its fp32 copy, target, and their difference's gradient.
-    kept += hidden * model.values * (size + 3 * 4)
-    return seen, hidden, kept
+    # The prediction and its gradient; without the kernel, in fp32, the target and their difference besides.
+    kept += rebuilt * model.values * (2 * size if precision == torch.bfloat16 else size + 3 * 4)
+    return seen, rebuilt, kept
 
 
 def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:

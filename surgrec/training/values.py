@@ -87,7 +87,10 @@ def _model(model: MaeConfig | JepaConfig) -> Iterator[Check]:
         yield from _at_least(1, {f"model.{part}_width": width, f"model.{part}_heads": heads})
         if heads >= 1:
             yield f"model.{part}_heads", heads, width % heads == 0, f"a divisor of the width, {width}"
-    if isinstance(model, JepaConfig):
+    if isinstance(model, MaeConfig):
+        share = model.decoder_share
+        yield "model.decoder_share", share, 0 < share <= 1, "above 0 and at most 1"
+    else:
         for name in ("ema_start", "ema_end"):
             value = getattr(model, name)
             yield f"model.{name}", value, 0 <= value <= 1, "between 0 and 1"

@@ -39,6 +39,7 @@ WRONG = [
     ("--model.mask-ratio 0", "mask ratio 0.0 must hide at least 1"),
     ("--model.mask-ratio 1.5", "mask ratio 1.5 must hide at least 1"),
     ("--model.mask-ratio nan", "mask ratio nan must hide at least 1"),
+    ("--model.decoder-share 0", "--model.decoder-share is 0.0; it must be above 0 and at most 1"),
     ("--model.decoder-heads 7", "--model.decoder-heads is 7; it must be a divisor of the width, 192"),
 ]
 WRONG_JEPA = [
