@@ -144,9 +144,7 @@ def make_inputs(shape: Shape, lengths: Sequence[int], seed: int, device: torch.d
     return q, k, v, gradient
 
 
-def run_once(
-    backend: str, inputs: Inputs, lengths: Sequence[int], packed: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_once(backend: str, inputs: Inputs, lengths: Sequence[int], packed: bool) -> tuple[Tensor, ...]:
     """The result, and the gradients of q, k and v."""
     import torch
     from surgrec.kernels.attention import attention
