@@ -1,6 +1,6 @@
 """Runs all tests and measurements that a release needs on a machine with a GPU, part by part.
 
-    python bench/release.py tests runs clips proxies large memory damage crop --out results
+    python bench/release.py tests runs clips proxies large memory damage crop training --out results
 
 A part takes two to six minutes on an H100 with 16 cores; without a name all are run. Logs and results go to
 --out, generated videos to --cache and stay there. A step that fails, or takes longer than its limit, is
@@ -40,7 +40,7 @@ class Args:
     """What is run."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """tests, runs, clips, proxies, large, memory, damage, crop; all where none is named."""
+    """tests, runs, clips, proxies, large, memory, damage, crop, training; all where none is named."""
     out: Path = RESULTS
     """Folder of logs and JSON files."""
     cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
@@ -129,6 +129,17 @@ def crop(args: Args) -> list[Together]:
     return [(alone,), *itertools.chain.from_iterable(loaders)]
 
 
+def training(args: Args) -> list[Together]:
+    """The step from clips on the device, beside those of others, and from proxies, end to end."""
+    peers = ("--peers", "transformers", "transformers-compiled", "videomae", "vjepa2")
+    sources = ("--cases", "mae-vitb", "jepa-vitl", "--inputs", "cached", "proxy16")
+    return [
+        (python("attention", 150, "bench/attention.py", "--out", args.out),),
+        *bench(args, "training", 540, "train_throughput", *peers),
+        *bench(args, "end-to-end", 400, "train_throughput", *sources, "--peers", "transformers-compiled"),
+    ]
+
+
 def bench(args: Args, name: str, seconds: float, script: str, *arguments: object) -> list[Together]:
     """One benchmark."""
     line = (f"bench/{script}.py", "--cache", args.cache, "--out", args.out, *arguments)
@@ -159,6 +170,7 @@ PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
     "memory": lambda args: bench(args, "memory", 420, "loader_soak", "--stride", 1, "--seconds", 330),
     "damage": lambda args: bench(args, "damage", 300, "mutated_files", "--engine", "hybrid"),
     "crop": crop,
+    "training": training,
 }
 
 
