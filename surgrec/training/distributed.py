@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -19,13 +19,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others. `control` is a gloo group for host messages; None for one process."""
+    """This process among the others.
+
+    `control` is a gloo group for host messages, `storage` another for those of the thread that writes
+    checkpoints; None for one process.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
     control: dist.ProcessGroup | None = None
+    storage: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -41,17 +46,17 @@ class World:
         return box[0]
 
     def share_result(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, on every rank; a UserError of its is raised on every rank."""
-        result: T | UserError | None = None
+        """What `work` gives on rank 0, on every rank; a UserError or OSError is raised on every rank."""
+        result: T | UserError | OSError | None = None
         if self.first:
             try:
                 result = work()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 if self.control is None:
                     raise
                 result = error
         shared = self.share(result)
-        if isinstance(shared, UserError):
+        if isinstance(shared, UserError | OSError):
             raise shared
         return shared  # type: ignore[return-value]  # rank 0 has set it
 
@@ -69,10 +74,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.control is not None:
-            dist.barrier(group=self.control)
+    def for_storage(self) -> World:
+        """The same ranks, talking over `storage`: for a thread beside the one that trains."""
+        return replace(self, control=self.storage)
+
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+"""One process that computes on the CPU."""
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
@@ -112,8 +120,11 @@ def start_world(device: str) -> World:
     dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
     # Host messages have their own group: they wait for slow ranks (a checkpoint) and never touch the GPU.
     control = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
+    # Two threads must not use one group: their messages would be taken for one another.
+    storage = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
     assert isinstance(control, dist.ProcessGroup)
-    return World(rank, local_rank, size, chosen, control)
+    assert isinstance(storage, dist.ProcessGroup)
+    return World(rank, local_rank, size, chosen, control, storage)
 
 
 def stop_world(world: World) -> None:

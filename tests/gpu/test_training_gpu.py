@@ -19,7 +19,7 @@ from surgrec.training.distributed import World
 from surgrec.training.errors import UserError
 from surgrec.training.estimate import estimate
 from surgrec.training.guard import BadStepError, FiniteGuard
-from surgrec.training.optim import build_adamw, load_optimizer_tensors, optimizer_tensors
+from surgrec.training.optim import build_adamw, optimizer_tensors, prepare_state
 from surgrec.training.peaks import peak_flops
 from surgrec.training.resolve import batch_shape
 from surgrec.training.run_folder import RunFolder
@@ -118,7 +118,8 @@ def test_optimizer_state_moves_to_the_host_and_back():
     one, other = make_parts(DEMOS[0]), make_parts(DEMOS[0])
     train_step(one, 1)
     saved = {name: value.cpu() for name, value in optimizer_tensors(one.optimizer).items()}
-    load_optimizer_tensors(other.optimizer, saved)
+    for name, room in prepare_state(other.optimizer, {name: t.shape for name, t in saved.items()}).items():
+        room.copy_(saved[name])
     other.objective.load_state_dict({k: v.cpu() for k, v in one.objective.state_dict().items()})
     other.batches.next_sample = one.batches.next_sample
     train_step(one, 2)
