@@ -14,9 +14,11 @@ from surgrec.configs.pretrain import Parallel, PretrainConfig
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from surgrec.models.shards import local_tensors
 from surgrec.models.vit import Block
 from surgrec.training.distributed import World, start_world, stop_world
 from surgrec.training.errors import UserError
+from surgrec.training.optim import optimizer_tensors
 from surgrec.training.parallel import needs_all_ranks
 from surgrec.training.saver import Saver, restore
 from surgrec.training.step import Parts, train_step
@@ -43,6 +45,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
                 path = Path(start) / f"{kind}-{before}" / f"step-{SAVED:08d}"
                 results[f"{path.parent} as {after}"] = resumed_run(kind, after, world, path)
+    results["bad steps"] = [bad_step(parallel, world) for parallel in ("ddp", "fsdp")]
     results["full disk"] = full_disk(world, Path(job["out"]) / "full")
     stop_world(world)
     return results
@@ -118,6 +121,29 @@ def resumed_run(kind: str, parallel: Parallel, world: World, path: Path) -> list
     step, position = restore(path, parts.objective, parts.optimizer, world)
     parts.batches.load_state_dict(position)
     return take(parts, step + 1, STEPS)
+
+
+def bad_step(parallel: Parallel, world: World) -> dict[str, bool]:
+    """A loss that is NaN on the last rank only; and the flag by which AdamW skips a step on a GPU."""
+    parts = make_parts(configured("mae", parallel), world)
+    take(parts, 1, 1)
+    tensors = [*parts.objective.parameters(), *optimizer_tensors(parts.optimizer).values()]
+    before = [tensor.clone() for tensor in local_tensors(tensors)]
+
+    def unchanged() -> bool:
+        return all(torch.equal(a, b) for a, b in zip(before, local_tensors(tensors), strict=True))
+
+    original = parts.objective.loss
+    if world.rank == world.size - 1:
+        parts.objective.loss = lambda frames, mask: original(frames, mask) * float("nan")
+    found = {"seen": bool(train_step(parts, 2).bad), "skipped": unchanged()}
+    parts.objective.loss = original
+    parts.optimizer.found_inf = torch.ones(())
+    train_step(parts, 2)
+    found["skipped by the flag"] = unchanged()
+    parts.optimizer.found_inf = torch.zeros(())
+    train_step(parts, 2)
+    return found | {"trained again": not unchanged()}
 
 
 def full_disk(world: World, folder: Path) -> dict[str, Any]:

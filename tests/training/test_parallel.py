@@ -179,3 +179,9 @@ def test_a_full_disk_on_one_rank_is_told_on_all(many):
         assert "the checkpoint of step 2 cannot be written" in found["message"]
         assert "File too large" in found["message"]
         assert found["left"] == ["step-00000001"]
+
+
+def test_a_bad_step_of_one_rank_is_skipped_by_all(many):
+    expected = {"seen": True, "skipped": True, "skipped by the flag": True, "trained again": True}
+    for answer in many[1]:
+        assert answer["bad steps"] == [expected, expected]
