@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -135,7 +135,7 @@ def start_world(device: str) -> World:
     return World(rank, local_rank, size, chosen, control, storage)
 
 
-def _fresh_store() -> dist.Store | None:
+def _fresh_store() -> Any:
     """A part of torchrun's store in which no earlier start of the ranks has written; None where it has none.
 
     torchrun keeps its store from one restart to the next, and with it the addresses of ranks that are gone,
@@ -154,7 +154,8 @@ def _fresh_store() -> dist.Store | None:
             "machine, and start again with the same command."
         )
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.PrefixStore(f"restart-{restarts}", dist.TCPStore(address, port, is_master=False))
+    store = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]  # not in its stubs
+    return dist.PrefixStore(f"restart-{restarts}", store)  # type: ignore[attr-defined]  # nor this
 
 
 def stop_world(world: World) -> None:

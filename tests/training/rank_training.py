@@ -40,6 +40,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         for parallel in ("ddp", "fsdp"):
             name = f"{kind}-{parallel}"
             results[name] = whole_run(kind, parallel, world, Path(job["out"]) / name)
+        results[f"{kind}-recomputed"] = recomputed_run(kind, world)
         for start in job["resume"]:
             # What DDP wrote goes on under FSDP, and the other way round.
             for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
@@ -93,6 +94,14 @@ def whole_run(kind: str, parallel: Parallel, world: World, folder: Path) -> dict
         run["collectives of one micro-batch"] = collectives(undivided, 3)
         run["blocks"] = [isinstance(part, Block) for part in parts.objective.modules()].count(True)
     return run
+
+
+def recomputed_run(kind: str, world: World) -> list[dict[str, float]]:
+    """FSDP2, and blocks that are computed once more in the backward pass."""
+    config = configured(kind, "fsdp")
+    return take(
+        make_parts(replace(config, model=replace(config.model, checkpoint_activations=True)), world), 1, 2
+    )
 
 
 class CollectiveCounter(TorchDispatchMode):

@@ -63,12 +63,12 @@ def one(folders, new_parts) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def four(ranks, folders, one) -> list[dict[str, Any]]:
-    return ranks("rank_training", 4, out=str(folders[4]), resume=[str(folders[1])])
+def four(ranks, folders) -> list[dict[str, Any]]:
+    return ranks("rank_training", 4, out=str(folders[4]), resume=[])
 
 
 @pytest.fixture(scope="module")
-def two(ranks, folders, four) -> list[dict[str, Any]]:
+def two(ranks, folders, one, four) -> list[dict[str, Any]]:
     return ranks("rank_training", 2, out=str(folders[2]), resume=[str(folders[1]), str(folders[4])])
 
 
@@ -126,11 +126,9 @@ def test_only_the_last_micro_batch_communicates(two, kind, mode):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpoints_are_for_any_number_of_ranks_and_either_mode(many, one, folders, kind):
-    size, answers = many
-    sources = [folders[1]] if size == 4 else [folders[1], folders[4]]
-    for answer in answers:
-        for source in sources:
+def test_two_ranks_go_on_from_one_and_from_four_in_either_mode(two, one, folders, kind):
+    for answer in two:
+        for source in (folders[1], folders[4]):
             for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
                 points = answer[f"{source / f'{kind}-{before}'} as {after}"]
                 same_curve(points, one[kind]["points"][SAVED:])
@@ -185,3 +183,9 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all(many):
     expected = {"seen": True, "skipped": True, "skipped by the flag": True, "trained again": True}
     for answer in many[1]:
         assert answer["bad steps"] == [expected, expected]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_may_be_recomputed_under_fsdp(many, one, kind):
+    for answer in many[1]:
+        same_curve(answer[f"{kind}-recomputed"], one[kind]["points"][:2])
