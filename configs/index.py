@@ -31,8 +31,11 @@ class IndexConfig:
     dataset: str = ""
     """Data set of videos for which the manifest names none; the folder below the input by default."""
     verify: bool = False
-    """Decode every video once with FFmpeg, and mark packets that it reports damaged: clips that need them are
-    refused by every engine. Takes the cores of this machine for as long as FFmpeg needs for all frames."""
+    """Decode the videos named once with FFmpeg, and mark packets that it reports damaged: clips that need
+    them are refused by every engine. Takes all cores for as long as FFmpeg needs for all frames."""
+    rescan: bool = False
+    """Scan the videos named even where size and time of change are those of the last run: for files that
+    were damaged, or repaired, without a trace."""
     timeout: float = 600.0
     """Seconds after which a file counts as hanging; a second is added for every 2 MB of its size, with verify
     for every 100 kB."""

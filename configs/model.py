@@ -7,7 +7,7 @@ from typing import Literal
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
 Position = Literal["sinusoid_1d", "sincos_3d", "rotary_3d"]
-AttentionBackend = Literal["auto", "xformers", "sdpa"]
+AttentionBackend = Literal["auto", "xformers", "cudnn", "flash", "sdpa"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -63,6 +63,9 @@ class MaeConfig:
     """Width of the decoder."""
     decoder_heads: int = 6
     """Attention heads of the decoder."""
+    decoder_share: float = 1.0
+    """Share of the hidden tokens of a clip that the decoder rebuilds, drawn anew for each clip: below 1 it is
+    cheaper, and another objective (VideoMAE V2's, with tokens drawn at random)."""
     normalise_target: bool = True
     """Normalise each token's pixels by their own mean and standard deviation, per colour channel."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -70,7 +73,7 @@ class MaeConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of the input's colour channels, of values in 0..1."""
     attention: AttentionBackend = "auto"
-    """auto takes xformers on a GPU where it has a kernel, PyTorch's own attention elsewhere."""
+    """auto takes what is fastest for the shape on a GPU, and PyTorch's own on the CPU."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
@@ -108,6 +111,6 @@ class JepaConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of the input's colour channels, of values in 0..1."""
     attention: AttentionBackend = "auto"
-    """auto takes xformers on a GPU where it has a kernel, PyTorch's own attention elsewhere."""
+    """auto takes what is fastest for the shape on a GPU, and PyTorch's own on the CPU."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""

@@ -91,6 +91,9 @@ class PretrainConfig:
     parallel: Parallel = "ddp"
     """How several ranks share the work: `ddp` gives each the whole model, `fsdp` (FSDP2) divides weights,
     gradients and optimizer state among them. One process does without either."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the transformer's blocks (torch.compile); `auto` does on a GPU. The first start compiles, later
+    ones find the result in PyTorch's cache."""
     max_bad_steps: int = 0
     """Steps with a loss or gradient that is not finite which are skipped before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -131,6 +134,7 @@ FREE = (
     "device",
     "micro_batch",
     "parallel",
+    "compile",
     "max_bad_steps",
     "checkpoint",
     "log",

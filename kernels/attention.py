@@ -1,25 +1,44 @@
-"""Attention of a batch of equal sequences, or of packed sequences of any lengths.
+"""Attention of a batch of equal sequences, or of packed sequences of any lengths, behind one function.
 
-xformers runs where q is on a GPU and one of its kernels takes the shape; PyTorch's own attention elsewhere.
-Packed sequences attend within themselves only (a block-diagonal mask), without padding.
+On a GPU `attention_table` says which way is fastest for a shape; where one has no kernel for a case, the next
+is taken. On the CPU it is PyTorch's own. Packed sequences attend within themselves only (a block-diagonal
+mask), without padding; where all are of one length, they are a batch.
+
+| backend | equal sequences | packed sequences |
+|---|---|---|
+| `xformers` | `memory_efficient_attention` | the same with `BlockDiagonalMask` |
+| `cudnn` | PyTorch's attention by cuDNN | none |
+| `flash` | PyTorch's by FlashAttention | the same, `torch.nn.attention.varlen` |
+| `sdpa` | PyTorch's, whichever it takes | the same, length by length |
+
+FlashAttention is version 2, or 4 or 3 where its package is installed and PyTorch can use it.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
+from surgrec.kernels.attention_table import order_for
 from torch import Tensor
+from torch.nn import attention as torch_attention
 from torch.nn import functional
 
-Backend = Literal["auto", "xformers", "sdpa"]
+Backend = Literal["auto", "xformers", "cudnn", "flash", "sdpa"]
+Sizes = tuple[int, ...]
 
-# (device, dtype, head width, packed, differentiated) that xformers has no kernel for.
-_refused: set[tuple[torch.device, torch.dtype, int, bool, bool]] = set()
+NEWER_FLASH: Final = (("FA4", "flash_attn.cute"), ("FA3", "flash_attn_interface"))
+"""FlashAttention's newer versions as PyTorch calls them, and the modules that they come in."""
+
+_log = logging.getLogger(__name__)
+# (backend, device, dtype, head width, packed, differentiated) that there is no kernel for.
+_refused: set[tuple[str, torch.device, torch.dtype, int, bool, bool]] = set()
 
 
 def attention(
@@ -34,14 +53,14 @@ def attention(
     Args:
         q, k, v: [B, N, heads, d]; or, with `lengths`, [sum of lengths, heads, d].
         lengths: tokens of each packed sequence. Pass a sequence of ints, or a tensor that is on the CPU.
-        backend: `auto` as described above; `xformers` insists on it; `sdpa` is PyTorch's.
+        backend: `auto` takes the fastest that runs; any other insists on one (see the module).
 
     Returns:
         The shape of q; its dtype, or autocast's where autocast is on.
 
     Raises:
         ValueError: lengths do not add up to the tokens, or shapes do not fit.
-        RuntimeError: backend is `xformers` and it is not installed, or has no kernel for this.
+        RuntimeError: the backend asked for is not installed, or has no kernel for this.
     """
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
@@ -50,33 +69,75 @@ def attention(
     if q.dim() != (4 if sizes is None else 3):
         wanted = "[B, N, heads, d] without lengths" if sizes is None else "[tokens, heads, d] with lengths"
         raise ValueError(f"q has shape {tuple(q.shape)}; attention takes {wanted}")
-    if sizes is not None and sum(sizes) != len(q):
-        raise ValueError(f"lengths add up to {sum(sizes)} tokens; q has {len(q)}")
-
-    if backend == "xformers":
-        try:
-            return _xformers_attention(q, k, v, sizes)
-        except (ImportError, NotImplementedError) as error:
-            raise RuntimeError(
-                f"xformers has no kernel for {tuple(q.shape)} {q.dtype} on {q.device}, or is not installed "
-                f"({error}); take attention backend `sdpa` or `auto`, and see `python -m surgrec.doctor`"
-            ) from error
-    if backend == "auto" and q.is_cuda:
-        differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        case = (q.device, q.dtype, q.shape[-1], sizes is not None, differentiated)
-        if case not in _refused:
-            try:
-                return _xformers_attention(q, k, v, sizes)
-            except (ImportError, NotImplementedError):
-                _refused.add(case)
     if sizes is None:
-        return _sdpa(q, k, v)
-    return _packed_sdpa(q, k, v, sizes)
+        return _dense(q, k, v, backend)
+    if sum(sizes) != len(q):
+        raise ValueError(f"lengths add up to {sum(sizes)} tokens; q has {len(q)}")
+    if len(set(sizes)) == 1:
+        batch = [x.unflatten(0, (len(sizes), sizes[0])) for x in (q, k, v)]
+        return _dense(batch[0], batch[1], batch[2], backend).flatten(0, 1)
+    return _packed(q, k, v, sizes, backend)
 
 
-def _as_sizes(lengths: Sequence[int] | Tensor) -> tuple[int, ...]:
+def _as_sizes(lengths: Sequence[int] | Tensor) -> Sizes:
     values = lengths.tolist() if isinstance(lengths, Tensor) else lengths
     return tuple(int(value) for value in values)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
+    return _by(backend, DENSE, q, k, v, False, q.shape[1])
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes, backend: Backend) -> Tensor:
+    return _by(backend, PACKED, q, k, v, True, max(sizes, default=0), sizes)
+
+
+def _by(
+    backend: Backend,
+    ways: dict[str, Callable[..., Tensor]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: bool,
+    tokens: int,
+    *sizes: Sizes,
+) -> Tensor:
+    """Attention by one backend, or by the first of several that has a kernel."""
+    if backend != "auto":
+        return _insist(backend, ways, q, k, v, *sizes)
+    if q.is_cuda:
+        differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        for name in order_for(_capability(q.device), packed, tokens):
+            case = (name, q.device, q.dtype, q.shape[-1], packed, differentiated)
+            if name not in ways or case in _refused:
+                continue
+            try:
+                return ways[name](q, k, v, *sizes)
+            except torch.OutOfMemoryError:
+                raise
+            except (ImportError, NotImplementedError, RuntimeError) as error:
+                _refused.add(case)
+                _log.info("attention by %s has no kernel for %s %s: %s", name, tuple(q.shape), q.dtype, error)
+    return ways["sdpa"](q, k, v, *sizes)
+
+
+def _insist(backend: str, ways: dict[str, Callable[..., Tensor]], q: Tensor, *others: Any) -> Tensor:
+    try:
+        if backend not in ways:
+            raise NotImplementedError(f"it takes no {'packed' if ways is PACKED else 'equal'} sequences")
+        return ways[backend](q, *others)
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        raise RuntimeError(
+            f"{backend} has no kernel for {tuple(q.shape)} {q.dtype} on {q.device}, or is not installed "
+            f"({error}); take attention backend `sdpa` or `auto`, and see `python -m surgrec.doctor`"
+        ) from error
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -85,15 +146,40 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _packed_sdpa(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and len(set(sizes)) > 1:
-        variable = _varlen()
-        if variable is not None:
-            starts = _starts(sizes, q.device)
-            longest = max(sizes)
-            out: Tensor = variable(q, k, v, starts, starts, longest, longest)
-            return out
-    # Neighbours of the same length go together: V-JEPA's equal lengths make one call per mask group.
+def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with torch_attention.sdpa_kernel(torch_attention.SDPBackend.CUDNN_ATTENTION):
+        return _sdpa(q, k, v)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    _newest_flash(q.is_cuda)
+    with torch_attention.sdpa_kernel(torch_attention.SDPBackend.FLASH_ATTENTION):
+        return _sdpa(q, k, v)
+
+
+@functools.cache
+def _newest_flash(gpu: bool) -> None:
+    """Lets PyTorch's flash attention, of equal and of packed sequences, run the newest version installed."""
+    activate = getattr(torch_attention, "activate_flash_attention_impl", None)
+    for name, module in NEWER_FLASH:
+        if not gpu or activate is None or not _is_there(module):
+            continue
+        try:
+            activate(name)
+            return
+        except (ImportError, RuntimeError, ValueError) as error:
+            _log.warning("%s is installed, but PyTorch cannot use it as %s: %s", module, name, error)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def _packed_sdpa(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
+    """Neighbours of the same length go together."""
     outs = []
     start = 0
     for size, run in itertools.groupby(sizes):
@@ -102,23 +188,27 @@ def _packed_sdpa(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...]) -> Ten
         batch = [x[part].unflatten(0, (count, size)) for x in (q, k, v)]
         outs.append(_sdpa(batch[0], batch[1], batch[2]).flatten(0, 1))
         start = part.stop
-    return outs[0] if len(outs) == 1 else torch.cat(outs)
+    return torch.cat(outs)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if not q.is_cuda:
+        raise NotImplementedError("it runs on GPUs only")
+    _newest_flash(True)
+    starts, longest = _starts(sizes, q.device), max(sizes)
+    out = varlen_attn(q, k, v, starts, starts, longest, longest)
+    assert isinstance(out, Tensor)
+    return out
 
 
 @functools.lru_cache(maxsize=16)
-def _starts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32 [len + 1], where each sequence starts, and the end."""
-    return torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32).to(device, non_blocking=True)
-
-
-@functools.cache
-def _varlen() -> Any:
-    """PyTorch's flash attention of packed sequences, where this PyTorch has it."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn
+def _starts(sizes: Sizes, device: torch.device) -> Tensor:
+    """int32 [len + 1], where each sequence starts, and the end. One for all layers of a pass."""
+    starts = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32)
+    # Only from pinned memory does the copy not wait for what the GPU is doing.
+    return starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts
 
 
 @functools.cache
@@ -131,19 +221,36 @@ def _xformers() -> ModuleType:
 
 
 @functools.lru_cache(maxsize=16)
-def _block_diagonal(sizes: tuple[int, ...], device: torch.device) -> Any:
+def _block_diagonal(sizes: Sizes, device: torch.device) -> Any:
     """One mask for all layers of a pass: making it copies the lengths to the device."""
     return _xformers().fmha.BlockDiagonalMask.from_seqlens(list(sizes), device=device)
 
 
-def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
-    """Raises ImportError where there is no xformers, NotImplementedError where it takes no such inputs."""
+def _xformers_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not q.is_cuda:
         raise NotImplementedError("it runs on GPUs only")
-    ops = _xformers()
-    if sizes is None:
-        dense: Tensor = ops.memory_efficient_attention(q, k, v)
-        return dense
+    out: Tensor = _xformers().memory_efficient_attention(q, k, v)
+    return out
+
+
+def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
+    if not q.is_cuda:
+        raise NotImplementedError("it runs on GPUs only")
     bias = _block_diagonal(sizes, q.device)
-    packed: Tensor = ops.memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)
-    return packed[0]
+    out: Tensor = _xformers().memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)
+    return out[0]
+
+
+DENSE: Final[dict[str, Callable[..., Tensor]]] = {
+    "xformers": _xformers_dense,
+    "cudnn": _cudnn,
+    "flash": _flash,
+    "sdpa": _sdpa,
+}
+"""By backend: q, k, v [B, N, heads, d] -> [B, N, heads, d]."""
+PACKED: Final[dict[str, Callable[..., Tensor]]] = {
+    "xformers": _xformers_packed,
+    "flash": _varlen,
+    "sdpa": _packed_sdpa,
+}
+"""By backend: q, k, v [sum of lengths, heads, d] and the lengths -> [sum of lengths, heads, d]."""

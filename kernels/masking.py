@@ -56,13 +56,7 @@ def tube_mask(key: int, samples: Tensor, grid: Grid, ratio: float) -> TubeMask:
         ValueError: the ratio hides nothing, or everything.
     """
     steps, height, width = grid
-    area = height * width
-    hidden = int(ratio * area)
-    if not 0 < hidden < area:
-        raise ValueError(
-            f"mask ratio {ratio} hides {hidden} of the {area} positions of a {height} x {width} grid; "
-            f"it must hide at least 1 and leave at least 1"
-        )
+    area, hidden = height * width, hidden_positions(grid, ratio)
     places = torch.arange(area, device=samples.device)
     draws = random_u64(random_u64(key, samples)[:, None], places)
     order = draws.argsort(dim=1, stable=True)
@@ -70,6 +64,39 @@ def tube_mask(key: int, samples: Tensor, grid: Grid, ratio: float) -> TubeMask:
     visible, masked = order[:, hidden:].sort(dim=1).values, order[:, :hidden].sort(dim=1).values
     starts = torch.arange(steps, device=samples.device)[:, None] * area
     return TubeMask((starts + visible[:, None]).flatten(1), (starts + masked[:, None]).flatten(1))
+
+
+def hidden_positions(grid: Grid, ratio: float) -> int:
+    """Spatial positions that a tube mask hides. Raises ValueError where these are none, or all."""
+    _, height, width = grid
+    area = height * width
+    hidden = int(ratio * area) if 0 <= ratio <= 1 else -1
+    if not 0 < hidden < area:
+        raise ValueError(
+            f"mask ratio {ratio} must hide at least 1 and leave at least 1 of the {area} positions of a "
+            f"{height} x {width} grid"
+        )
+    return hidden
+
+
+def some_tokens(key: int, samples: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """`count` of each clip's tokens, drawn at random from (key, sample), in their order.
+
+    Args:
+        samples: int64 [B]. tokens: int64 [B, N], on the device of the samples.
+
+    Returns:
+        int64 [B, count].
+
+    Raises:
+        ValueError: count is not between 1 and N.
+    """
+    if not 1 <= count <= tokens.shape[1]:
+        raise ValueError(f"{count} of {tokens.shape[1]} tokens asked for")
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    draws = random_u64(random_u64(key, samples)[:, None], places)
+    chosen = draws.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
+    return tokens.gather(1, chosen)
 
 
 def block_size(key: int, step: int, group_number: int, grid: Grid, group: BlockGroup) -> tuple[int, int]:

@@ -19,7 +19,6 @@ plain PyTorch twins `plain_rgb` and `plain_crop`.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,11 +44,9 @@ from surgrec.kernels.clip_facts import (
 from surgrec.kernels.colour import colour_matrix
 from surgrec.kernels.planes import Layouts, Planes, check_planes, subsampling
 from surgrec.kernels.staging import Staging
+from surgrec.kernels.triton_mode import INTERPRETED
 from surgrec.kernels.windows import Windows, check_windows
 from torch import Tensor
-
-# Triton reads the variable when it sees the kernels below, that is now.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ def to_rgb(clip: Planes) -> Tensor:
     Raises:
         ValueError: the planes, rows, colour or rotation do not fit each other.
     """
-    if not _on_triton([clip]):
+    if clip.device.type != "cuda" and not INTERPRETED:
         return plain_rgb(clip)
     layouts = [check_planes(0, clip, len(clip.rows), clip.device)]
     height, width = clip.height, clip.width
@@ -129,7 +126,7 @@ def crop_clips(
         ValueError: a window leaves its picture, or clips, `out` or `staging` do not fit.
     """
     boxes, layouts = _check(clips, windows, size, out)
-    if not _on_triton(clips):
+    if clips[0].device.type != "cuda" and not INTERPRETED:
         return _plain_crop(clips, boxes, size, out)
     frames, device = len(clips[0].rows), clips[0].device
     if out is None:
@@ -225,10 +222,6 @@ def _rounded(samples: Tensor, clip: Planes) -> Tensor:
     matrix, bias = (torch.from_numpy(part.astype(np.float32)) for part in colour_matrix(clip.colour))
     rgb = torch.einsum("cp,phw->hwc", matrix.to(samples.device), samples) + bias.to(samples.device)
     return (rgb + 0.5).floor().clamp(0, 255).byte()
-
-
-def _on_triton(clips: Sequence[Planes]) -> bool:
-    return clips[0].device.type == "cuda" or _INTERPRETED
 
 
 def _is_wide(layouts: Sequence[Layouts]) -> bool:

@@ -3,7 +3,13 @@
 A token is a block of `tubelet` frames by `patch` by `patch` pixels. Its values are in the order (time, row,
 column, channel). (A Conv3d of shape [D, channel, time, row, column] is the same linear map with its weight
 permuted by (0, 2, 3, 4, 1) and flattened.)
+
+On a GPU one Triton kernel reads the pixels of the asked tokens, normalises and casts them. Elsewhere PyTorch
+does the same (`plain_patches`).
 """
+
+# In Triton's kernels only the constants have types.
+# mypy: allow-incomplete-defs
 
 from __future__ import annotations
 
@@ -11,7 +17,11 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import triton
+import triton.language as tl
 from surgrec.kernels.masking import Grid
+from surgrec.kernels.token_pixels import check_frames, colours, layout, of_channel, token_pixels
+from surgrec.kernels.triton_mode import on_triton
 from torch import Tensor
 
 
@@ -67,8 +77,8 @@ def patchify(
     Returns:
         [B, N, tubelet * patch * patch * 3]: (value / 255 - mean) / std.
     """
-    clips = torch.arange(len(frames), device=frames.device)[:, None]
-    return _normalise(gather_tokens(frames, clips, tokens, tubelet, patch), mean, std, dtype)
+    clips = torch.arange(len(frames), device=frames.device)[:, None].expand_as(tokens)
+    return _patches(frames, clips, tokens, tubelet, patch, mean, std, dtype)
 
 
 def patchify_packed(
@@ -91,7 +101,7 @@ def patchify_packed(
         [sum of lengths, tubelet * patch * patch * 3].
     """
     clips = clip_of_token(lengths, len(frames), len(tokens))
-    return _normalise(gather_tokens(frames, clips, tokens, tubelet, patch), mean, std, dtype)
+    return _patches(frames, clips, tokens, tubelet, patch, mean, std, dtype)
 
 
 def clip_of_token(lengths: Tensor, clips: int, total: int) -> Tensor:
@@ -120,8 +130,35 @@ def unpatchify(values: Tensor, tokens: Tensor, base: Tensor, tubelet: int = 2, p
     return blocks.view(base.shape)
 
 
-def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """[..., tubelet, patch, patch, 3] uint8 -> [..., values]."""
+def _patches(
+    frames: Tensor,
+    clips: Tensor,
+    tokens: Tensor,
+    tubelet: int,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    token_grid(frames.shape, tubelet, patch)
+    if on_triton(frames):
+        patches: Tensor = _triton_patches(frames, clips, tokens, tubelet, patch, list(mean), list(std), dtype)
+        return patches
+    return plain_patches(frames, clips, tokens, tubelet, patch, mean, std, dtype)
+
+
+def plain_patches(
+    frames: Tensor,
+    clips: Tensor,
+    tokens: Tensor,
+    tubelet: int,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`patchify` of tokens int64 of any shape, each of the clip that `clips` says, in plain PyTorch."""
+    pixels = gather_tokens(frames, clips, tokens, tubelet, patch)
     means, stds = _colours(tuple(mean), tuple(std), pixels.device)
     return ((pixels.float() - means) / stds).flatten(-4).to(dtype)
 
@@ -131,3 +168,93 @@ def _colours(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devi
     """In units of 1/255; kept, since each copy to a GPU would wait for it."""
     means, stds = (torch.tensor(values, dtype=torch.float32) * 255 for values in (mean, std))
     return means.to(device), stds.to(device)
+
+
+# An operator of its own: torch.compile calls it without looking into it.
+@torch.library.custom_op("surgrec::patches", mutates_args=())
+def _triton_patches(
+    frames: Tensor,
+    clips: Tensor,
+    tokens: Tensor,
+    tubelet: int,
+    patch: int,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """`plain_patches` by the kernel."""
+    check_frames(frames, tokens)
+    frames, clips, tokens = frames.contiguous(), clips.contiguous(), tokens.contiguous()
+    out = frames.new_empty((*tokens.shape, tubelet * patch**2 * 3), dtype=dtype)
+    if out.numel():
+        with torch.cuda.device_of(out):
+            _patch_kernel[(tokens.numel(),)](
+                frames,
+                clips,
+                tokens,
+                out,
+                **colours(mean, "mean"),
+                **colours(std, "std"),
+                **layout(frames, tubelet, patch),
+                num_warps=4,
+            )
+    return out
+
+
+@_triton_patches.register_fake
+def _(
+    frames: Tensor,
+    clips: Tensor,
+    tokens: Tensor,
+    tubelet: int,
+    patch: int,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    return frames.new_empty((*tokens.shape, tubelet * patch**2 * 3), dtype=dtype)
+
+
+@triton.jit
+def _patch_kernel(
+    frames,
+    clips,
+    tokens,
+    out,
+    mean_0,
+    mean_1,
+    mean_2,
+    std_0,
+    std_1,
+    std_2,
+    clip_bytes,
+    frame_bytes,
+    row_bytes,
+    grid_rows,
+    grid_columns,
+    TUBELET: tl.constexpr,
+    PATCH: tl.constexpr,
+    LINES: tl.constexpr,
+    LINE: tl.constexpr,
+):
+    """One program: one token."""
+    number = tl.program_id(0).to(tl.int64)
+    pixels, place, byte, inside = token_pixels(
+        frames,
+        tl.load(clips + number),
+        tl.load(tokens + number),
+        clip_bytes,
+        frame_bytes,
+        row_bytes,
+        grid_rows,
+        grid_columns,
+        TUBELET,
+        PATCH,
+        LINES,
+        LINE,
+    )
+    mean = of_channel(byte, mean_0, mean_1, mean_2)
+    std = of_channel(byte, std_0, std_1, std_2)
+    values = (pixels - mean) / std
+    address = out + number * (TUBELET * PATCH * PATCH * 3) + place
+    tl.store(address, values.to(out.dtype.element_ty), mask=inside)

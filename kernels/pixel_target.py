@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from surgrec.kernels.patchify import gather_tokens
 from torch import Tensor
+
+EPSILON: Final = 1e-6
+"""Added to the standard deviation that a target is divided by, for pixels in 0..1."""
 
 
 def pixel_target(
@@ -30,7 +35,7 @@ def pixel_target(
     # In units of 1/255 the mean of 512 pixels is exact in float32: a constant token gives exact zeros.
     centred = pixels - pixels.mean(dim=-2, keepdim=True)
     variance = centred.square().sum(dim=-2, keepdim=True) / (pixels.shape[-2] - 1)
-    return (centred / (variance.sqrt() + 255e-6)).flatten(-2)
+    return (centred / (variance.sqrt() + 255 * EPSILON)).flatten(-2)
 
 
 def token_statistics(
@@ -43,4 +48,4 @@ def token_statistics(
     """
     clips = torch.arange(len(frames), device=frames.device)[:, None]
     pixels = gather_tokens(frames, clips, tokens, tubelet, patch).float().flatten(-4, -2) / 255
-    return pixels.mean(dim=-2), pixels.std(dim=-2) + 1e-6
+    return pixels.mean(dim=-2), pixels.std(dim=-2) + EPSILON

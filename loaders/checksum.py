@@ -7,9 +7,10 @@ read.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import xxhash
 from numba import njit
 from numpy.typing import NDArray
 
@@ -22,6 +23,11 @@ _P4: Final = np.uint64(0x85EBCA77C2B2AE63)
 _P5: Final = np.uint64(0x27D4EB2F165667C5)
 _ALL: Final = np.uint64(64)
 _MASK: Final = np.uint64(MASK)
+
+
+def checksum_of(content: Any) -> int:
+    """The checksum of a packet: bytes, or what gives them as a buffer."""
+    return int(xxhash.xxh64_intdigest(content)) & MASK
 
 
 @njit(nogil=True, cache=True)

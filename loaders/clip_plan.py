@@ -213,7 +213,7 @@ def plan_clip(index: PacketIndex, request: ClipRequest, drop_disposable: bool = 
 def _what_is_broken(flags: int) -> str:
     if flags & BROKEN:
         return "its bytes lie outside the file, or its size or its header lies"
-    return "FFmpeg reported an error when the index was written; a sound copy and a new index would help"
+    return "FFmpeg reported an error when the index was written; put a sound copy there and index it again"
 
 
 def check_positions(frames: tuple[int, ...], count: int, path: str) -> None:

@@ -15,10 +15,9 @@ from typing import Any, Final
 
 import av
 import numpy as np
-import xxhash
 from numba import njit
 from numpy.typing import NDArray
-from surgrec.loaders.checksum import MASK
+from surgrec.loaders.checksum import checksum_of
 
 NO_PTS: Final = -(2**63)
 CONTAINER_KEY: Final = 1
@@ -48,7 +47,7 @@ class Demuxed:
 
     pos (-1 unknown), size, pts, dts (NO_PTS unknown): int64 [P]; flags: uint8 [P], CONTAINER_*; start: int64
     [P], where the bytes of the packet lie, -1 where they are not in one piece; checksum: uint32 [P] of the
-    bytes, 0 where `start` is -1. `side_data` names the kinds that packets carry. `error` is why demuxing
+    bytes. `side_data` names the kinds that packets carry. `error` is why demuxing
     failed on the way, or empty.
     """
 
@@ -153,10 +152,10 @@ class _Collector:
         self.flags.append(packet.is_keyframe | packet.is_discard << 1 | packet.is_corrupt << 2)
         for side_data in packet.iter_sidedata():
             self.side_data.add(side_data.data_type)
+        content = memoryview(packet)
+        self.checksum.append(checksum_of(content))
         if not self.in_one_piece:
             return
-        content = memoryview(packet)
-        self.checksum.append(xxhash.xxh64_intdigest(content) & MASK)
         if size >= EDGE:
             self.edges += content[:EDGE]
             self.edges += content[-EDGE:]
@@ -180,18 +179,17 @@ class _Collector:
     def finish(self, path: Path, error: str) -> Demuxed:
         columns = {name: np.array(getattr(self, name), np.int64) for name in ("pos", "size", "pts", "dts")}
         count = len(self.pos)
-        start, checksum = np.full(count, -1, np.int64), np.zeros(count, np.uint32)
+        start = np.full(count, -1, np.int64)
         if self.in_one_piece and count:
             edges = np.frombuffer(bytes(self.edges), np.uint8).reshape(count, 2, EDGE)
             hints = np.array(sorted(self.hints), np.int64)
             start = locate(map_file(path), columns["pos"], columns["size"], edges, hints)
-            checksum = np.where(start >= 0, np.array(self.checksum, np.uint32), 0).astype(np.uint32)
         flags = np.frombuffer(bytes(self.flags), np.uint8)
         return Demuxed(
             **columns,
             flags=flags,
             start=start,
-            checksum=checksum,
+            checksum=np.array(self.checksum, np.uint32),
             side_data=frozenset(self.side_data),
             error=error,
         )

@@ -28,8 +28,8 @@ from surgrec.loaders.packet_index import (
 
 LAYOUT_COLUMNS: Final = ("packet_start", "frame_start", "extradata_start")
 """Columns that the writer fills: they follow from the order of the rows."""
-NOT_IN_DIGEST: Final = ("path", "mtime_ns", *LAYOUT_COLUMNS)
-"""Columns that may change while the content stays the same."""
+NOT_IN_DIGEST: Final = ("path", "mtime_ns", "verified", *LAYOUT_COLUMNS)
+"""Columns that may change while the content, and what is known of it, stays the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,10 +97,10 @@ PACKET_COLUMNS: Final[dict[str, str]] = {
 class PacketIndexError(RuntimeError):
     """The index cannot be read: missing, not an index, truncated, or of another format version."""
 
-    def __init__(self, path: Path, cause: str) -> None:
-        super().__init__(
-            f"{path}: {cause}. Write it again with `python -m surgrec.index INPUTS --out {path}`."
-        )
+    def __init__(self, path: Path, cause: str, remedy: str = "") -> None:
+        """remedy: by default that the index command writes it."""
+        write = f"Write it again with `python -m surgrec.index INPUTS --out {path}`."
+        super().__init__(f"{path}: {cause}. {remedy or write}")
         self.path = path
         self.cause = cause
 
@@ -229,7 +229,7 @@ class PacketIndex:
 
     `offset` u64, `size` u32, `pts` i64, `rank` u32, `flags` u8 and `checksum` u32 hold one entry per packet
     of the whole corpus, in decode order within a video: those of video v are [packet_start[v],
-    +packet_count[v]). A checksum (loaders/checksum.py) is 0 where the packet does not lie in one piece.
+    +packet_count[v]). See loaders/checksum.py for `checksum`.
     `display` u32 holds, for video v, at [frame_start[v], +frame_count[v]), the packet number within the
     video of the n-th frame that a full FFmpeg decode from the start gives. Of a stacked proxy, frames
     stack * k to stack * k + stack - 1 are those in the k-th picture, from its top, and have its packet.
@@ -298,16 +298,22 @@ class PacketIndex:
 
 
 def _open(path: Path) -> PacketIndex:
-    if not path.is_file():
+    other_file = "Give the path of an index, as `python -m surgrec.index INPUTS --out corpus.h5` writes it."
+    remove = f"Remove it, and write it with `python -m surgrec.index INPUTS --out {path}`."
+    if not path.exists():
         raise PacketIndexError(path, "no such index")
+    if not path.is_file():
+        raise PacketIndexError(path, "not a file", other_file)
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise PacketIndexError(path, f"not an HDF5 file, or a truncated one ({error})") from error
+        if h5py.is_hdf5(path):
+            raise PacketIndexError(path, f"a truncated or damaged index ({error})", remove) from error
+        raise PacketIndexError(path, f"not an HDF5 file ({error})", other_file) from error
     with file:
         found = file.attrs.get("format")
         if found != FORMAT_NAME:
-            raise PacketIndexError(path, f"HDF5, but not a packet index (format is {found!r})")
+            raise PacketIndexError(path, f"HDF5, but not a packet index (format is {found!r})", other_file)
         version = int(file.attrs.get("format_version", -1))
         if version != FORMAT_VERSION:
             raise OtherVersionError(
@@ -316,7 +322,7 @@ def _open(path: Path) -> PacketIndex:
         try:
             return _read(path, file)
         except (KeyError, OSError, ValueError) as error:
-            raise PacketIndexError(path, f"damaged index ({error})") from error
+            raise PacketIndexError(path, f"damaged index ({error})", remove) from error
 
 
 def _read(path: Path, file: h5py.File) -> PacketIndex:

@@ -39,7 +39,7 @@ from surgrec.loaders.packet_index import BROKEN, DISCARD, HIDDEN, KEY, OK, OPEN_
 from surgrec.loaders.stacking import stacking_of
 from surgrec.loaders.video_stream import UnusableVideoError, VideoStream, describe
 
-SCANNER_VERSION: Final = 3
+SCANNER_VERSION: Final = 4
 """Raised when a scan of the same file gives another row or other packets."""
 WHOLE_DIGEST_BYTES: Final = 64 << 20
 DIGEST_SAMPLE_BYTES: Final = 1 << 20
@@ -78,28 +78,15 @@ def digest_file(path: Path) -> str:
     return str(state.hexdigest())
 
 
-def scan_file(path: Path, then: Callable[[Scanned], Scanned] | None = None) -> Scanned:
-    """Scan one file. What cannot be indexed comes back as a row of status ERROR with the reason.
+def scan_file(path: Path) -> Scanned:
+    """Scan one file. What cannot be indexed comes back as a row of status ERROR with the reason."""
+    return explained(path, default_values(str(path)), _scan_whole)
 
-    then: what is done with the scan while the file must not change; OSError and FFmpegError of it are the
-    file's.
-    """
-    values = default_values(str(path))
+
+def explained(path: Path, values: dict[str, Any], work: Callable[[Path, dict[str, Any]], Scanned]) -> Scanned:
+    """What `work(path, values)` gives; where the file is at fault, a row of status ERROR with the reason."""
     try:
-        before = path.stat()
-        values.update(file_size=before.st_size, mtime_ns=before.st_mtime_ns)
-        if not path.is_file():
-            raise UnusableVideoError("not a regular file")
-        if before.st_size == 0:
-            raise UnusableVideoError("the file is empty")
-        values["xxh3"] = digest_file(path)
-        scanned = _scan(path, values)
-        if then is not None:
-            scanned = then(scanned)
-        after = path.stat()
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise UnusableVideoError("the file changed while it was being indexed; run the index again")
-        return scanned
+        return work(path, values)
     except UnusableVideoError as problem:
         return _failed(values, str(problem))
     except FileNotFoundError:
@@ -112,6 +99,26 @@ def scan_file(path: Path, then: Callable[[Scanned], Scanned] | None = None) -> S
         return _failed(values, f"no video file that FFmpeg can read, or a truncated one: {problem.strerror}")
     except (av.error.FFmpegError, OSError, ValueError) as problem:
         return _failed(values, getattr(problem, "strerror", None) or str(problem))
+
+
+def unchanged_since(path: Path, values: dict[str, Any]) -> None:
+    """Raises UnusableVideoError where size or time of change are not those of the row."""
+    after = path.stat()
+    if (after.st_size, after.st_mtime_ns) != (values["file_size"], values["mtime_ns"]):
+        raise UnusableVideoError("the file changed while it was being indexed; run the index again")
+
+
+def _scan_whole(path: Path, values: dict[str, Any]) -> Scanned:
+    before = path.stat()
+    values.update(file_size=before.st_size, mtime_ns=before.st_mtime_ns)
+    if not path.is_file():
+        raise UnusableVideoError("not a regular file")
+    if before.st_size == 0:
+        raise UnusableVideoError("the file is empty")
+    values["xxh3"] = digest_file(path)
+    scanned = _scan(path, values)
+    unchanged_since(path, values)
+    return scanned
 
 
 def info_of(row: Row) -> VideoInfo:
@@ -186,6 +193,8 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
         notes.append(f"the container promises {stream.declared_frames} packets, {len(found.pos)} can be read")
     tick = stream.time_base[0] / stream.time_base[1]
     span = float(times.max() - times.min()) * tick
+    # Matroska's duration counts from zero, where the first frame need not be.
+    notes += _cut_short(stream, max(span, float(times.max()) * tick) + 1 / rate)
     values |= stream.values | {
         "status": SEQUENTIAL if reason else OK,
         "reason": reason,
@@ -217,6 +226,14 @@ def _scan(path: Path, values: dict[str, Any]) -> Scanned:
         display=display if stacking is None else stacking.display(display),
     )
     return Scanned(Row(values, stream.extradata), packets)
+
+
+def _cut_short(stream: VideoStream, seconds: float) -> list[str]:
+    """A note where much less can be read than the container promises, and it does not count frames."""
+    short = stream.declared_seconds - seconds
+    if stream.declared_frames or short <= max(1.0, 0.01 * seconds):
+        return []
+    return [f"the container promises {stream.declared_seconds:.1f} s, {seconds:.1f} s can be read"]
 
 
 def _classify(path: Path, stream: VideoStream, found: Demuxed) -> Classified:

@@ -127,7 +127,7 @@ def _refusal(
     try:
         clip_frames(index, video, 0, count, 0.0, frames, stride=stride, fps=fps)
     except ClipTooLong as error:
-        return str(error)
+        return str(error).removeprefix(f"{table.path[video]}: ")
     return None
 
 

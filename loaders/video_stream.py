@@ -69,7 +69,8 @@ class VideoStream:
     """The stream that is indexed, and its first frame. `values` are columns of the index.
 
     `declared_frames` is what the container says, 0 for nothing; `declared_rate` frames per second, 0 for
-    nothing or nonsense. `tag` holds the values of a proxy's own tag, None where it is no proxy.
+    nothing or nonsense; `declared_seconds` how long the stream lasts, or all of the file where only that is
+    said, 0 for nothing. `tag` holds the values of a proxy's own tag, None where it is no proxy.
     """
 
     index: int
@@ -80,6 +81,7 @@ class VideoStream:
     time_base: tuple[int, int]
     declared_frames: int
     declared_rate: float
+    declared_seconds: float
     tag: dict[str, Any] | None
     values: dict[str, Any]
 
@@ -115,6 +117,7 @@ def describe(path: Path) -> VideoStream:
             time_base=(time_base.numerator, time_base.denominator),
             declared_frames=stream.frames,
             declared_rate=float(rate) if rate and 0 < rate <= 1000 else 0.0,
+            declared_seconds=_declared_seconds(container, stream),
             tag=_tag(container),
             values={
                 "width": frame.width,
@@ -142,6 +145,17 @@ def _tag(container: Any) -> dict[str, Any] | None:
     """Of a proxy, or of a copy of one in another container."""
     tags = (parse_tag(text) for text in container.metadata.values())
     return next((tag for tag in tags if tag is not None), None)
+
+
+def _declared_seconds(container: Any, stream: Any) -> float:
+    """From the stream, Matroska's statistics of it, or the container, whichever says something."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    hours, minutes, seconds = (*stream.metadata.get("DURATION", "").split(":"), "", "", "")[:3]
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return max(0.0, (container.duration or 0) / 1e6)
 
 
 def _choose(container: Any) -> Any:
@@ -178,7 +192,9 @@ def _rotation(frame: Any) -> int:
     if data is None:
         return 0
     a, b, _, c, d = (float(v) for v in np.frombuffer(bytes(data), np.int32)[:5])
-    if a * d - b * c <= 0:
+    if a * d - b * c == 0:
+        raise UnusableVideoError("its display matrix says nothing of how the picture is shown; remux it")
+    if a * d - b * c < 0:
         raise UnusableVideoError("the file asks players to mirror the picture; apply that by transcoding it")
     degrees = math.degrees(math.atan2(b, a)) % 360
     quarter = round(degrees / 90)

@@ -21,18 +21,30 @@ def main(arguments: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     from surgrec.corpus.build import BuildError, build_index
-    from surgrec.corpus.discovery import InputError, find_entries
+    from surgrec.corpus.discovery import InputError, check_workers, find_entries
     from surgrec.corpus.journal import JournalBusyError
 
+    remarks: list[str] = []
     try:
-        entries = find_entries(config.inputs, config.manifest, config.dataset, config.domain)
+        check_workers(config.workers, config.timeout)
+        entries = find_entries(config.inputs, config.manifest, config.dataset, config.domain, remarks)
+        for remark in remarks:
+            print(f"surgrec.index: {remark}", file=sys.stderr)
         with tqdm(total=len(entries), desc="indexing", unit="video", dynamic_ncols=True, disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            report = build_index(entries, config.out, config.workers, config.timeout, config.verify, progress)
+            report = build_index(
+                entries,
+                config.out,
+                config.workers,
+                config.timeout,
+                config.verify,
+                config.rescan,
+                progress,
+            )
     except (InputError, BuildError, JournalBusyError) as error:
         print(f"surgrec.index: {error}", file=sys.stderr)
         return 1

@@ -46,8 +46,9 @@ def parse(arguments: list[str]) -> PretrainConfig:
             if not rest:
                 raise ConfigError("--config needs the path of a config.yaml")
             name, rest = rest[0], rest[1:]
+        document = load_yaml(Path(name))
         try:
-            config = from_document(load_yaml(Path(name)))
+            config = from_document(document)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
         return tyro.cli(
@@ -68,7 +69,8 @@ def print_plan(config: PretrainConfig) -> None:
     import torch
 
     from surgrec.training.estimate import describe, estimate
-    from surgrec.training.resolve import batch_shape, check_values, choose_precision
+    from surgrec.training.resolve import batch_shape, choose_precision
+    from surgrec.training.values import check_values
 
     check_values(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(TranscodeConfig, args=arguments, prog="python -m surgrec.transcode")
     from tqdm import tqdm
 
-    from surgrec.corpus.discovery import InputError
+    from surgrec.corpus.discovery import InputError, check_workers
     from surgrec.loaders.packet_index import PacketIndexError
     from surgrec.transcoding.journal import FolderBusyError
     from surgrec.transcoding.manifest import ManifestError
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
+            check_workers(config.workers, config.timeout)
             report = transcode(config, progress)
     except expected as error:
         print(f"surgrec.transcode: {error}", file=sys.stderr)

@@ -50,6 +50,10 @@ def bench_module() -> Callable[[str], ModuleType]:
             "team",
             "loader_throughput",
             "mutations",
+            "restated",
+            "training_contestants",
+            "decord_batches",
+            "train_throughput",
         )
         modules = {neighbour: _load(neighbour, ROOT / "bench" / f"{neighbour}.py") for neighbour in shared}
         return modules[name] if name in modules else _load(f"bench_{name}", ROOT / "bench" / f"{name}.py")

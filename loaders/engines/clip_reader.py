@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from surgrec.loaders.checksum import first_changed
 from surgrec.loaders.clip_plan import ClipPlan, ClipRequest, check_positions, plan_clip
 from surgrec.loaders.engines.base import BadClip
@@ -15,6 +16,7 @@ from surgrec.loaders.file_cache import FileCache, Loan
 from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex, VideoInfo
 
 REINDEX = "run `python -m surgrec.index` again"
+RESCAN = "run `python -m surgrec.index --rescan` on it"
 
 
 class ClipReader:
@@ -78,10 +80,20 @@ class ClipReader:
         checksums = self.index.checksum
         bad = first_changed(content, plan.places, plan.sizes, plan.packets, checksums, info.packet_start)
         if bad >= 0:
-            raise BadClip(
-                f"packet {plan.packets[bad]} has other bytes than when it was indexed: the file was damaged"
-                f" or changed since, and kept its size and time of change; restore it, or {REINDEX}"
-            )
+            raise BadClip(changed_packet(int(plan.packets[bad])))
+
+    def checksums(self, info: VideoInfo) -> NDArray[np.uint32] | None:
+        """uint32 [P], of the video's packets; None where they are not to be compared."""
+        part = slice(info.packet_start, info.packet_start + info.packet_count)
+        return self.index.checksum[part] if self.check else None
+
+
+def changed_packet(number: int) -> str:
+    """Why a packet is refused that is not the one that was indexed."""
+    return (
+        f"packet {number} has other bytes than when it was indexed: the file was damaged or changed since,"
+        f" and kept its size and time of change; restore it, or {RESCAN}"
+    )
 
 
 def os_reason(error: OSError) -> str:

@@ -27,7 +27,7 @@ from surgrec.loaders.clip_plan import (
 )
 from surgrec.loaders.engines.base import BadClip, ClipFailure, DecodedClip, Outcome, PooledEngine
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
-from surgrec.loaders.engines.decoders import DecoderCache
+from surgrec.loaders.engines.decoders import Decoders
 from surgrec.loaders.engines.pixels import ClipPictures, PictureWriter, PlaneArrays, RgbWriter
 from surgrec.loaders.engines.sequential import SequentialReader
 from surgrec.loaders.engines.threads import WorkerThreads
@@ -90,13 +90,14 @@ def count_threads(threads: int) -> int:
 
 
 class CpuWorker:
-    """What one thread keeps between clips: decoders, files of videos without random access, a scaler."""
+    """What one thread keeps between clips: how decoders are set up, files of videos without random access, a
+    scaler."""
 
     def __init__(self, reader: ClipReader, writer: PictureWriter, engine: str) -> None:
         self._reader = reader
         self._writer = writer
         self._engine = engine
-        self._decoders = DecoderCache()
+        self._decoders = Decoders()
         self._sequential = SequentialReader(writer)
 
     def run(self, request: ClipRequest) -> Outcome:
@@ -105,7 +106,7 @@ class CpuWorker:
         try:
             if info.status == SEQUENTIAL:
                 with self._reader.open(request, info):
-                    return self._sequential.decode(request, info)
+                    return self._sequential.decode(request, info, self._reader.checksums(info))
             plan, data = self._reader.read(request, info)
             return self._decode(request, info, plan, memoryview(data))
         except (BadClip, PlanError) as error:
@@ -116,13 +117,12 @@ class CpuWorker:
 
     def _decode(self, request: ClipRequest, info: VideoInfo, plan: ClipPlan, data: memoryview) -> DecodedClip:
         """Feeds the plan's packets to a decoder. Raises BadClip where FFmpeg reports an error."""
-        decoder = self._decoders.take(info)
+        decoder = self._decoders.make(info)
         sink = _Sink(plan, self._writer.start(request.places(info.stack), info.stack, info.rotation))
         try:
             fed = _feed(decoder, plan, data, sink)
         except av.FFmpegError as error:
             raise BadClip(f"FFmpeg reports damaged data: {error}") from error
-        self._decoders.give_back(info, decoder)
         # PlaneArrays stay within a decoding process: outside of it they are Planes.
         frames = cast(NDArray[np.uint8], sink.result())
         return DecodedClip(request, frames, fed * info.stack, fed, plan.read_bytes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -39,57 +40,72 @@ COLOR_SPACES: Final = {
 COLOR_RANGES: Final = {"tv": 1, "pc": 2}
 
 
-class DecoderCache:
-    """The decoders of one thread.
+@dataclass(frozen=True, slots=True)
+class _SetUp:
+    """What FFmpeg's demuxer tells the decoder of a stream; 0 or None where it does not know."""
 
-    A clip gets a new one: a flush leaves parameter sets and marks of recovery behind, so that what FFmpeg
-    says of damaged data would depend on the clips before. Where the decoder is set up by opening the file,
-    those used last are kept.
+    decoder: str
+    codec_tag: str
+    width: int
+    height: int
+    pix_fmt: str | None
+    bits_per_coded_sample: int
+    extradata: bytes | None
+
+
+class Decoders:
+    """Makes the decoders of one thread: a new one for each clip.
+
+    A flush leaves parameter sets, marks of recovery and, in some codecs, pictures behind, so that what FFmpeg
+    gives for damaged data would depend on the clips before. Where a decoder is set up by opening the file,
+    how that is done is kept for the videos used last.
     """
 
-    def __init__(self, capacity: int = 6) -> None:
-        self._capacity = capacity
-        self._kept: OrderedDict[str, VideoCodecContext] = OrderedDict()
+    def __init__(self, capacity: int = 64) -> None:
+        self._set_up = lru_cache(capacity)(_set_up_by_file)
 
-    def take(self, info: VideoInfo) -> VideoCodecContext:
-        """A decoder for the video, with nothing in it. Raises BadClip where FFmpeg has none."""
-        return self._kept.pop(info.path, None) or open_decoder(info)
-
-    def give_back(self, info: VideoInfo, decoder: VideoCodecContext) -> None:
-        """Keeps a decoder for another clip of its video, if that is worth it; not one that met an error."""
-        if info.codec in DECODERS:
-            return
-        decoder.flush_buffers()
-        self._kept[info.path] = decoder
-        while len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
-
-
-def open_decoder(info: VideoInfo) -> VideoCodecContext:
-    """A new decoder that works in the calling thread alone. Raises BadClip where FFmpeg has none."""
-    try:
-        if info.codec not in DECODERS:
-            return _decoder_of_file(info)
-        decoder = cast(VideoCodecContext, av.CodecContext.create(cast(Any, DECODERS[info.codec]), "r"))
-        if info.extradata:
-            decoder.extradata = info.extradata
-        decoder.colorspace = COLOR_SPACES.get(info.color_space, 2)
-        decoder.color_range = COLOR_RANGES.get(info.color_range, 0)
-        _open(decoder)
-    except av.FFmpegError as error:
-        raise BadClip(f"FFmpeg cannot set up its {info.codec} decoder: {error}") from error
-    return decoder
+    def make(self, info: VideoInfo) -> VideoCodecContext:
+        """A new decoder that works in the calling thread alone. Raises BadClip where FFmpeg has none."""
+        try:
+            if info.codec not in DECODERS:
+                return _open(
+                    _from_set_up(self._set_up(info.path, info.stream, info.mtime_ns, info.file_size))
+                )
+            decoder = cast(VideoCodecContext, av.CodecContext.create(cast(Any, DECODERS[info.codec]), "r"))
+            if info.extradata:
+                decoder.extradata = info.extradata
+            decoder.colorspace = COLOR_SPACES.get(info.color_space, 2)
+            decoder.color_range = COLOR_RANGES.get(info.color_range, 0)
+            return _open(decoder)
+        except av.FFmpegError as error:
+            raise BadClip(f"FFmpeg cannot set up its {info.codec} decoder: {error}") from error
 
 
-def _decoder_of_file(info: VideoInfo) -> VideoCodecContext:
-    """The decoder as FFmpeg's demuxer sets it up: codec tag, picture size and the like matter here."""
-    with open_video(Path(info.path)) as container:
-        decoder = cast(VideoCodecContext, container.streams[info.stream].codec_context)
-        _open(decoder)
-    return decoder
+def _set_up_by_file(path: str, stream: int, *version: int) -> _SetUp:
+    """`version` keeps those of a file's earlier contents apart."""
+    with open_video(Path(path)) as container:
+        found = container.streams[stream].codec_context
+        return _SetUp(
+            found.codec.name,
+            found.codec_tag,
+            found.width,
+            found.height,
+            found.pix_fmt,
+            found.bits_per_coded_sample,
+            found.extradata,
+        )
 
 
-def _open(decoder: VideoCodecContext) -> None:
+def _from_set_up(set_up: _SetUp) -> VideoCodecContext:
+    decoder = cast(Any, av.CodecContext.create(cast(Any, set_up.decoder), "r"))
+    for field in fields(set_up)[1:]:
+        value = getattr(set_up, field.name)
+        if value:
+            setattr(decoder, field.name, value)
+    return cast(VideoCodecContext, decoder)
+
+
+def _open(decoder: VideoCodecContext) -> VideoCodecContext:
     decoder.thread_count = 1
     if decoder.name == "h264":
         # Full reordering depth where the stream does not state its own: FFmpeg would guess, and drop frames.
@@ -98,3 +114,4 @@ def _open(decoder: VideoCodecContext) -> None:
         # It would leave the rest of a damaged picture as it finds it in memory, and say nothing.
         decoder.options = {"err_detect": "explode"}
     decoder.open(strict=False)
+    return decoder

@@ -14,11 +14,14 @@ from typing import cast
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
+from surgrec.loaders.checksum import checksum_of
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.demux import open_video, packets_of
 from surgrec.loaders.engines.base import BadClip, DecodedClip
+from surgrec.loaders.engines.clip_reader import changed_packet
 from surgrec.loaders.engines.pixels import ClipPictures, PictureWriter
 from surgrec.loaders.packet_index import VideoInfo
 
@@ -32,8 +35,13 @@ class SequentialReader:
         self._writer = writer
         self._open: OrderedDict[str, _Cursor] = OrderedDict()
 
-    def decode(self, request: ClipRequest, info: VideoInfo) -> DecodedClip:
-        """The clip. Raises BadClip where the file gives fewer frames, or damaged or stacked ones."""
+    def decode(
+        self, request: ClipRequest, info: VideoInfo, checksums: NDArray[np.uint32] | None
+    ) -> DecodedClip:
+        """The clip. Raises BadClip where the file gives fewer frames, or damaged or stacked ones.
+
+        checksums: of the video's packets, where they are to be compared.
+        """
         if info.stack > 1:
             raise BadClip("stacked frames cannot be decoded from the start; transcode the source again")
         cursor = self._open.pop(info.path, None)
@@ -44,7 +52,7 @@ class SequentialReader:
         before = 0 if cursor is None else cursor.position
         try:
             if cursor is None:
-                cursor = _Cursor(info)
+                cursor = _Cursor(info, checksums)
             rows: dict[int, list[int]] = {}
             for row, position in enumerate(request.frames):
                 rows.setdefault(position, []).append(row)
@@ -74,8 +82,9 @@ def _version(info: VideoInfo) -> tuple[int, int]:
 class _Cursor:
     """One file, decoded from the start; `position` is the number of the next frame."""
 
-    def __init__(self, info: VideoInfo) -> None:
+    def __init__(self, info: VideoInfo, checksums: NDArray[np.uint32] | None) -> None:
         self.position = 0
+        self._checksums = checksums
         self.version = _version(info)
         self._number = 0
         self._packets = 0
@@ -117,6 +126,7 @@ class _Cursor:
         for packet in packets_of(self._container, self._stream):
             if packet.size == 0 and packet.dts is not None:  # would end the stream; the real end has no dts
                 continue
+            self._compare(packet)
             self._packets += 1
             self._bytes += packet.size
             number = self._number = self._number + 1
@@ -134,3 +144,11 @@ class _Cursor:
                 if frame.key_frame and keys.pop(frame.pts, 0) > damaged_at:
                     self._damaged = ""
                 yield frame
+
+    def _compare(self, packet: Packet) -> None:
+        """Raises BadClip where the next packet is not the one that was indexed."""
+        if self._checksums is None or packet.size == 0:
+            return
+        number = self._number
+        if number >= len(self._checksums) or checksum_of(memoryview(packet)) != self._checksums[number]:
+            raise BadClip(changed_packet(number))

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final, cast
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
 
 import av
 import numpy as np
@@ -15,7 +17,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from surgrec.loaders.engines.base import BadClip
-from surgrec.loaders.engines.decoders import DecoderCache
+from surgrec.loaders.engines.decoders import Decoders
 from surgrec.loaders.index_writer import Packets, Row
 from surgrec.loaders.packet_index import (
     BROKEN,
@@ -27,9 +29,9 @@ from surgrec.loaders.packet_index import (
     SEQUENTIAL,
     VideoInfo,
 )
-from surgrec.loaders.packet_scan import Scanned, info_of
+from surgrec.loaders.packet_scan import Scanned, explained, info_of, unchanged_since
 
-LEAD: Final = frozenset(("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"))
+LEAD: Final = frozenset(("hevc", "mpeg1video", "mpeg2video", "mpeg4"))
 """Codecs whose HIDDEN packets are leading pictures at the start: their references are missing by design."""
 
 
@@ -37,19 +39,29 @@ def verified(scanned: Scanned) -> Scanned:
     """The scan, with FAULTY on each packet that FFmpeg reports damaged, or for which it gives no frame.
 
     A video without random access comes back as it is: its clips are decoded by FFmpeg from the start, and
-    refused where it reports an error. Raises OSError where the file cannot be read.
+    refused where it reports an error. What cannot be read any more, or has changed since it was scanned,
+    comes back as a row of status ERROR with the reason.
     """
-    values = scanned.row.values | {"verified": 1}
-    if values["status"] == SEQUENTIAL:
-        return replace(scanned, row=Row(values, scanned.row.extradata))
-    if values["status"] != OK:
+    if scanned.row.values["status"] not in (OK, SEQUENTIAL):
         return scanned
-    faulty = _faulty_packets(info_of(scanned.row), scanned.packets)
+    return explained(
+        Path(scanned.row.path),
+        dict(scanned.row.values),
+        partial(_verified, scanned.packets, scanned.row.extradata),
+    )
+
+
+def _verified(packets: Packets, extradata: bytes, path: Path, values: dict[str, Any]) -> Scanned:
+    row = Row(values | {"verified": 1}, extradata)
+    if values["status"] == SEQUENTIAL:
+        return Scanned(row, packets)
+    faulty = _faulty_packets(info_of(row), packets)
+    unchanged_since(path, values)
     if faulty.any():
         remark = f"FFmpeg reports {faulty.sum()} of {len(faulty)} packets damaged"
-        values["note"] = "; ".join(filter(None, (values["note"], remark)))
-    flags = (scanned.packets.flags | faulty * np.uint8(FAULTY)).astype(np.uint8)
-    return Scanned(Row(values, scanned.row.extradata), replace(scanned.packets, flags=flags))
+        row.values["note"] = "; ".join(filter(None, (values["note"], remark)))
+    flags = (packets.flags | faulty * np.uint8(FAULTY)).astype(np.uint8)
+    return Scanned(row, replace(packets, flags=flags))
 
 
 def _faulty_packets(info: VideoInfo, packets: Packets) -> NDArray[np.bool_]:
@@ -58,20 +70,17 @@ def _faulty_packets(info: VideoInfo, packets: Packets) -> NDArray[np.bool_]:
     flags, count = packets.flags, len(packets.flags)
     faulty = np.zeros(count, bool)
     starts = np.unique(np.append(np.flatnonzero(flags & KEY), 0))
-    decoders = DecoderCache()
+    decoders = Decoders()
     descriptor = os.open(info.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for first, stop in zip(starts, np.append(starts[1:], count), strict=True):
             stretch = np.arange(first, stop)[flags[first:stop] & BROKEN == 0]
             try:
-                decoder = decoders.take(info)
+                decoder = decoders.make(info)
             except BadClip:  # the file's parameter sets are damaged
                 faulty[stretch] = True
                 continue
-            bad = set(_complaints(decoder, _read(descriptor, packets, stretch)))
-            if not bad:
-                decoders.give_back(info, decoder)
-            faulty[list(bad)] = True
+            faulty[list(set(_complaints(decoder, _read(descriptor, packets, stretch))))] = True
     finally:
         os.close(descriptor)
     if info.codec in LEAD:

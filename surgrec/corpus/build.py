@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 import surgrec
 from surgrec.corpus.discovery import LABELS, Entry
 from surgrec.corpus.journal import Journal
-from surgrec.corpus.workers import Job, ScanAborted, run_jobs
+from surgrec.corpus.workers import Done, Job, ScanAborted, run_jobs
 from surgrec.loaders.index_writer import Packets, Row, Source, default_values, write_index
 from surgrec.loaders.packet_index import (
     ERROR,
@@ -25,7 +28,7 @@ from surgrec.loaders.packet_index import (
     PacketIndex,
     PacketIndexError,
 )
-from surgrec.loaders.packet_scan import SCANNER_VERSION, failed_scan
+from surgrec.loaders.packet_scan import SCANNER_VERSION, WHOLE_DIGEST_BYTES, Scanned, failed_scan
 
 BYTES_PER_PACKET: Final = 33  # offset, size, pts, rank, flags, checksum, display
 BYTES_PER_VIDEO: Final = 4096
@@ -69,11 +72,13 @@ def build_index(
     workers: int = 0,
     timeout: float = 600.0,
     verify: bool = False,
+    rescan: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Index `entries` into `out`. progress(done, of) is called after each file.
 
-    verify: whether FFmpeg decodes all of each video once; what an earlier run verified is not decoded again.
+    verify: whether FFmpeg decodes all of each of their videos once; what an earlier run verified is not
+    decoded again. rescan: whether they are scanned even where nothing about them seems to have changed.
 
     Videos keep their numbers from run to run: rows of an earlier index come first, in their order, new ones
     behind them. Raises BuildError, JournalBusyError, OSError.
@@ -85,7 +90,7 @@ def build_index(
     except OSError as error:
         raise BuildError(f"{out}: cannot be written: {error.strerror or error}") from error
     try:
-        report = _build(list(entries), out, old, journal, workers, timeout, verify, progress)
+        report = _build(list(entries), out, old, journal, workers, timeout, verify, rescan, progress)
     except BaseException:
         journal.close()
         raise
@@ -116,6 +121,7 @@ def _build(
     workers: int,
     timeout: float,
     verify: bool,
+    rescan: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Report:
     numbers = {path: number for number, path in enumerate(old.videos.path)} if old else {}
@@ -127,27 +133,34 @@ def _build(
     fresh: dict[str, Row] = {}
     reused: dict[str, Row] = {}
     jobs = []
+    unseen: dict[str, str] = {}
     for path in paths:
-        status = _stat(path)
+        try:
+            status = _stat(path)
+        except OSError as error:
+            if current and path in known and known[path].values["status"] not in (ERROR, REMOVED):
+                unseen[path] = f"cannot be looked at ({error.strerror}); what the index knows of it is kept"
+                reused[path] = known[path]
+                continue
+            status = None
         if status is None and path in known and (known[path].values["status"] != ERROR or path not in wanted):
             continue
-        if path in recorded and _same_time(recorded[path], status, verify):
+        checked = verify and path in wanted
+        trusted = known.get(path) if current and not (rescan and path in wanted) else None
+        if path in recorded and _same_time(recorded[path], status, checked):
             fresh[path] = recorded[path]
-        elif current and path in known and _same_time(known[path], status, verify):
-            reused[path] = known[path]
+        elif trusted is not None and _same_time(trusted, status, checked):
+            reused[path] = trusted
         else:
             size = status.st_size if status else 0
-            digest = known[path].values["xxh3"] if current and path in known else ""
-            same_size = bool(digest) and known[path].values["file_size"] == size
-            same = same_size and _usable(known[path], verify)
-            jobs.append(Job(path, digest if same else "", size, verify))
+            jobs.append(Job(path, _telling_digest(trusted, size, checked), size, checked))
     total, done = len(paths), len(fresh) + len(reused)
     if progress:
         progress(done, total)
     try:
         for answer in run_jobs(jobs, out, workers or len(os.sched_getaffinity(0)), timeout):
             if answer.crash:
-                journal.write(failed_scan(answer.path, answer.crash))
+                journal.write(_what_is_left(journal, answer))
             if answer.unchanged:
                 status = os.stat(answer.path)
                 row = known[answer.path]
@@ -175,14 +188,16 @@ def _build(
             _source(_labelled(row, wanted.get(path), known.get(path)), path, fresh, old, numbers, journal)
         )
     same = old is not None and current and [s.row for s in sources] == list(known.values())
+    same = same and all(_same_packets(old, numbers[path], journal.packets(path)) for path in fresh)
     digest = old.digest if same and old else _write(out, sources)
-    return _report(sources, len(fresh), len(reused), not same, digest)
+    return _report(sources, len(fresh), len(reused), not same, digest, unseen)
 
 
 def _stat(path: str) -> os.stat_result | None:
+    """None for a file that is gone. Raises OSError where the system does not say."""
     try:
         return os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -196,6 +211,30 @@ def _same_time(row: Row, status: os.stat_result | None, verify: bool) -> bool:
     if status is None or not _usable(row, verify):
         return False
     return (row.values["file_size"], row.values["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
+
+
+def _telling_digest(row: Row | None, size: int, verify: bool) -> str:
+    """The digest by which a file of another time of change is known to be the one of the row, or nothing.
+
+    That of a large file is of samples, so that a sound copy of a damaged one may have it, too.
+    """
+    if row is None or row.values["file_size"] != size or not _usable(row, verify):
+        return ""
+    if size > WHOLE_DIGEST_BYTES and (verify or row.values["note"] or row.values["reason"]):
+        return ""
+    return str(row.values["xxh3"])
+
+
+def _what_is_left(journal: Journal, answer: Done) -> Scanned:
+    """The record of a file whose worker died or was killed: its scan, where only verifying it failed."""
+    found = journal.row(answer.path)
+    with suppress(OSError):
+        if found is not None and not _same_time(found, _stat(answer.path), False):
+            found = None
+    if found is None:
+        return failed_scan(answer.path, answer.crash)
+    note = "; ".join(filter(None, (found.values["note"], f"not verified: {answer.crash}")))
+    return Scanned(Row(found.values | {"note": note}, found.extradata), journal.packets(answer.path))
 
 
 def _old_row(old: PacketIndex, number: int) -> Row:
@@ -252,6 +291,12 @@ def _old_packets(old: PacketIndex, number: int) -> Packets:
     )
 
 
+def _same_packets(old: PacketIndex | None, number: int, packets: Packets) -> bool:
+    assert old is not None
+    before = _old_packets(old, number)
+    return all(np.array_equal(getattr(before, f.name), getattr(packets, f.name)) for f in fields(packets))
+
+
 def _write(out: Path, sources: list[Source]) -> str:
     packets = sum(source.row.values["packet_count"] for source in sources)
     needed = packets * BYTES_PER_PACKET + len(sources) * BYTES_PER_VIDEO
@@ -270,7 +315,9 @@ def _write(out: Path, sources: list[Source]) -> str:
         ) from error
 
 
-def _report(sources: list[Source], scanned: int, reused: int, written: bool, digest: str) -> Report:
+def _report(
+    sources: list[Source], scanned: int, reused: int, written: bool, digest: str, unseen: dict[str, str]
+) -> Report:
     counts = dict.fromkeys(STATUS_NAMES, 0)
     packets = frames = 0
     hours = 0.0
@@ -281,7 +328,7 @@ def _report(sources: list[Source], scanned: int, reused: int, written: bool, dig
         packets += values["packet_count"]
         frames += values["frame_count"]
         hours += values["duration"] / 3600
-        if values["reason"] or values["note"]:
-            remarks = "; ".join(filter(None, (values["reason"], values["note"])))
+        remarks = "; ".join(filter(None, (unseen.get(values["path"]), values["reason"], values["note"])))
+        if remarks:
             problems.append(Problem(values["path"], values["status"], remarks))
     return Report(counts, scanned, reused, packets, frames, hours, problems, written, digest)

@@ -75,21 +75,42 @@ class Entry:
     split: str = ""
 
 
+def check_workers(workers: int, timeout: float) -> None:
+    """Raises InputError for a number of processes, or of seconds for a file, that makes no sense."""
+    if workers < 0:
+        raise InputError(f"--workers is {workers}; 0 takes the cores of this machine")
+    if not timeout > 0:
+        raise InputError(f"--timeout is {timeout:g}; a file needs more than 0 seconds")
+
+
 def find_entries(
-    inputs: Iterable[str], manifest: Path | None = None, dataset: str = "", domain: str = ""
+    inputs: Iterable[str],
+    manifest: Path | None = None,
+    dataset: str = "",
+    domain: str = "",
+    remarks: list[str] | None = None,
 ) -> list[Entry]:
     """All videos that the inputs and the manifest name, each once, in their order, folders sorted by name.
 
     The manifest's labels go before others. `dataset` and `domain` fill in what it leaves open; the data set
-    is otherwise the first folder below the input, the case the file's name without its ending. Raises
-    InputError where an input is missing or holds no video.
+    is otherwise the first folder below the input, the case the file's name without its ending. `remarks`
+    takes what was passed over: folders below the inputs that cannot be read, columns and rows of the
+    manifest. Raises InputError where an input is missing or holds no video.
     """
+    remarks = [] if remarks is None else remarks
     found: dict[str, Entry] = {}
     if manifest is not None:
-        for entry in read_manifest(manifest, dataset, domain):
-            found.setdefault(os.path.realpath(entry.path), entry)
+        again = []
+        for entry in read_manifest(manifest, dataset, domain, remarks):
+            if found.setdefault(os.path.realpath(entry.path), entry) != entry:
+                again.append(entry.path)
+        if again:
+            remarks.append(
+                f"{manifest}: {len(again)} rows name a video of an earlier row with other labels, which were "
+                f"passed over; the first is {again[0]}"
+            )
     for text in inputs:
-        for path, default in _expand(text):
+        for path, default in _expand(text, remarks):
             entry = Entry(path, dataset or default, domain, Path(path).stem)
             found.setdefault(os.path.realpath(path), entry)
     if not found:
@@ -97,21 +118,30 @@ def find_entries(
     return list(found.values())
 
 
-def read_manifest(table: Path, dataset: str = "", domain: str = "") -> list[Entry]:
+def read_manifest(
+    table: Path, dataset: str = "", domain: str = "", remarks: list[str] | None = None
+) -> list[Entry]:
     """Entries of a CSV or Parquet table with a column `path`; other columns than the labels are ignored.
 
-    A file that a row names need not exist: indexing says so in its row. Raises InputError where the table is
+    Names of columns may be in capitals and have spaces around them. A file that a row names need not exist:
+    indexing says so in its row. `remarks` takes what was ignored. Raises InputError where the table is
     missing, malformed or has no path in a row.
     """
     if not table.is_file():
         raise InputError(f"{table}: no such manifest; check the path")
-    rows = _parquet_rows(table) if table.suffix.lower() in (".parquet", ".pq") else _csv_rows(table)
+    parquet = table.suffix.lower() in (".parquet", ".pq")
+    names, rows = _parquet_rows(table) if parquet else _csv_rows(table)
+    ignored = [name for name in names if name not in ("path", *LABELS)]
+    if ignored and remarks is not None:
+        remarks.append(f"{table}: columns ignored: {', '.join(ignored)}; known are path, {', '.join(LABELS)}")
     folder = Path(os.path.abspath(table)).parent
     entries = []
     for number, row in enumerate(rows, 1):
         text = (row.get("path") or "").strip()
         if not text:
             raise InputError(f"{table}: row {number} has no path; the table needs a column `path`")
+        if any("\0" in (row.get(name) or "") for name in ("path", *LABELS)):
+            raise InputError(f"{table}: row {number} holds a NUL character; write the table again without it")
         path = os.path.abspath(folder / Path(text).expanduser())
         labels = {name: (row.get(name) or "").strip() for name in LABELS}
         entries.append(
@@ -128,41 +158,76 @@ def read_manifest(table: Path, dataset: str = "", domain: str = "") -> list[Entr
     return entries
 
 
-def _csv_rows(table: Path) -> list[dict[str, str]]:
+Rows = list[dict[str, str]]
+
+
+def _csv_rows(table: Path) -> tuple[list[str], Rows]:
+    """Names of the columns, in small letters, and the rows."""
     try:
         # utf-8-sig: spreadsheets write a byte-order mark.
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or ()):
-                raise InputError(
-                    f"{table}: no column `path` among {', '.join(reader.fieldnames or ()) or 'no columns'}; "
-                    "expected path, dataset, domain, case, split"
-                )
-            return [{name: value for name, value in row.items() if isinstance(value, str)} for row in reader]
+            reader = csv.reader(file)
+            names = [name.strip().lower() for name in next(reader, [])]
+            _check_names(table, names)
+            rows = []
+            for cells in filter(None, reader):
+                if len(cells) > len(names):
+                    raise InputError(
+                        f"{table}: line {reader.line_num} has {len(cells)} cells, the table {len(names)} "
+                        f"columns; put names that hold a comma in quotes"
+                    )
+                rows.append(dict(zip(names, cells, strict=False)))
+            return names, rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: not a CSV table in UTF-8 ({error})") from error
 
 
-def _parquet_rows(table: Path) -> list[dict[str, str]]:
+def _parquet_rows(table: Path) -> tuple[list[str], Rows]:
+    """As `_csv_rows`."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(table)
-        names = [name for name in ("path", *LABELS) if name in file.schema_arrow.names]
-        if "path" not in names:
-            raise InputError(f"{table}: no column `path` among {', '.join(file.schema_arrow.names)}")
-        rows = file.read(columns=names).to_pylist()
+        content = pyarrow.parquet.ParquetFile(table)
+        names = [name.strip().lower() for name in content.schema_arrow.names]
+        _check_names(table, names)
+        wanted = [
+            stored
+            for stored, name in zip(content.schema_arrow.names, names, strict=True)
+            if name in ("path", *LABELS)
+        ]
+        rows = content.read(columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{table}: not a Parquet table ({error})") from error
-    return [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    return names, [{name.strip().lower(): _text(table, value) for name, value in row.items()} for row in rows]
 
 
-def _expand(text: str) -> Iterator[tuple[str, str]]:
+def _check_names(table: Path, names: list[str]) -> None:
+    if "path" not in names:
+        raise InputError(
+            f"{table}: no column `path` among {', '.join(names) or 'no columns'}; expected path, "
+            f"{', '.join(LABELS)}"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1} & {"path", *LABELS})
+    if twice:
+        raise InputError(f"{table}: more than one column is called {', '.join(twice)}")
+
+
+def _text(table: Path, value: object) -> str:
+    """A cell of a Parquet table."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{table}: a cell holds bytes that are no UTF-8 text ({error})") from error
+    return "" if value is None else str(value)
+
+
+def _expand(text: str, remarks: list[str]) -> Iterator[tuple[str, str]]:
     """(absolute path, default data set) of each video that one input names."""
     plain = Path(text).expanduser()
     if plain.is_dir():
-        yield from _folder(plain)
+        yield from _folder(plain, remarks)
     elif plain.exists() or plain.is_symlink():
         yield _file(plain)
     elif glob.has_magic(text):
@@ -178,7 +243,7 @@ def _expand(text: str) -> Iterator[tuple[str, str]]:
             yield _file(match)
         if count == 0:
             for match in map(Path, matches):
-                yield from _folder(match)
+                yield from _folder(match, remarks)
     else:
         raise InputError(f"{text}: no such file or folder; check the path, and that the disk is mounted")
 
@@ -188,12 +253,12 @@ def _file(path: Path) -> tuple[str, str]:
     return absolute, Path(absolute).parent.name
 
 
-def _folder(root: Path) -> Iterator[tuple[str, str]]:
+def _folder(root: Path, remarks: list[str]) -> Iterator[tuple[str, str]]:
     absolute = Path(os.path.abspath(root))
     if not os.access(absolute, os.R_OK | os.X_OK):
         raise InputError(f"{root}: no permission to read this folder")
     count = 0
-    for path in _walk(absolute):
+    for path in _walk(absolute, remarks):
         below = path.relative_to(absolute).parts
         count += 1
         yield str(path), below[0] if len(below) > 1 else absolute.name
@@ -204,10 +269,14 @@ def _folder(root: Path) -> Iterator[tuple[str, str]]:
         )
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, remarks: list[str]) -> Iterator[Path]:
     """Video files below `root`, sorted; links to folders are followed, each folder once."""
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        remarks.append(f"{error.filename}: this folder is left out, it cannot be read: {error.strerror}")
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

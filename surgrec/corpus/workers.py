@@ -10,10 +10,14 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from surgrec.corpus.journal import Journal
 
 BYTES_PER_EXTRA_SECOND: Final = {False: 2_000_000, True: 100_000}
 """Of a file that is only scanned, and of one that is verified, too."""
@@ -41,7 +45,7 @@ class Done:
     path: str
     unchanged: bool
     crash: str = ""
-    """Why the worker did not answer; there is no record then."""
+    """Why the worker did not answer. There is no record then, but of the scan before a verification."""
 
 
 def run_jobs(
@@ -53,7 +57,7 @@ def run_jobs(
     function in tests. Raises ScanAborted where a worker cannot write the journal.
     """
     pending = list(reversed(jobs))
-    pool = [_Worker(out, target or work) for _ in range(min(workers, len(jobs)))]
+    pool = [_Worker(out, target or work) for _ in range(min(max(1, workers), len(jobs)))]
     try:
         while pending or any(worker.job for worker in pool):
             for worker in pool:
@@ -137,26 +141,33 @@ def work(connection: Connection, out: str) -> None:
     import av.logging
 
     from surgrec.corpus.journal import Journal
-    from surgrec.loaders.engines.verify import verified
-    from surgrec.loaders.packet_scan import digest_file, scan_file
 
     av.logging.set_level(av.logging.PANIC)
     journal = Journal(Path(out))
-    while True:
-        try:
+    # Once the parent is gone, so is the other end of the connection.
+    with suppress(EOFError, ConnectionError):
+        while True:
             path, known_digest, verify = connection.recv()
-        except EOFError:
-            return
-        try:
-            if known_digest and digest_file(Path(path)) == known_digest:
-                connection.send(("unchanged", ""))
-                continue
-        except OSError:
-            pass  # scan_file says in the row what is wrong with the file
-        scanned = scan_file(Path(path), verified if verify else None)
-        try:
-            journal.write(scanned)
-        except OSError as error:
-            connection.send(("failed", f"{journal.folder}: {error.strerror or error}"))
-            return
-        connection.send(("done", ""))
+            kind, detail = _scan(journal, Path(path), known_digest, verify)
+            connection.send((kind, detail))
+            if kind == "failed":
+                return
+
+
+def _scan(journal: Journal, path: Path, known_digest: str, verify: bool) -> tuple[str, str]:
+    """Scans one file into the journal: ("done" or "unchanged", ""), or ("failed", why it was not written)."""
+    from surgrec.loaders.engines.verify import verified
+    from surgrec.loaders.packet_scan import digest_file, scan_file
+
+    with suppress(OSError):  # scan_file says in the row what is wrong with the file
+        if known_digest and digest_file(path) == known_digest:
+            return "unchanged", ""
+    scanned = scan_file(path)
+    try:
+        # Verifying may take hours, and be killed for it: what the scan found is kept.
+        journal.write(scanned)
+        if verify:
+            journal.write(verified(scanned))
+    except OSError as error:
+        return "failed", f"{journal.folder}: {error.strerror or error}"
+    return "done", ""

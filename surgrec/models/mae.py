@@ -6,13 +6,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from surgrec.configs.model import VIT_SHAPES, MaeConfig
 from surgrec.kernels.counter_rng import stream_key
-from surgrec.kernels.masking import Grid, TubeMask, tube_mask
+from surgrec.kernels.masking import Grid, TubeMask, hidden_positions, some_tokens, tube_mask
 from surgrec.kernels.patchify import patchify, token_grid, unpatchify
-from surgrec.kernels.pixel_target import pixel_target, token_statistics
+from surgrec.kernels.pixel_loss import pixel_loss
+from surgrec.kernels.pixel_target import token_statistics
 from surgrec.models.initial import initialise_mae
 from surgrec.models.objective import Objective, ObjectiveOutput, check_clips
 from surgrec.models.vit import (
@@ -60,6 +60,7 @@ class MaskedAutoencoder(Objective):
         self.config = config
         self.grid = token_grid((frames, size, size, 3), config.tubelet, config.patch)
         self.mask_key = stream_key(seed, "mae/tube mask")
+        self.rebuilt_key = stream_key(seed, "mae/rebuilt tokens")
         self.values = config.tubelet * config.patch**2 * 3
         shape = VIT_SHAPES[config.size]
         self.encoder = VisionTransformer(
@@ -84,7 +85,21 @@ class MaskedAutoencoder(Objective):
         self, frames: Tensor, samples: Tensor, step: int = 0, monitor: bool = False
     ) -> ObjectiveOutput:
         """Loss of clips uint8 [B, T, H, W, 3]; samples int64 [B] choose the masks. There are no monitors."""
-        return ObjectiveOutput(self.loss(frames, self.mask(samples.to(frames.device, non_blocking=True))))
+        samples = samples.to(frames.device, non_blocking=True)
+        return ObjectiveOutput(self.loss(frames, self.rebuilt_mask(samples)))
+
+    @property
+    def rebuilt(self) -> int:
+        """Tokens of a clip that the decoder rebuilds."""
+        hidden = hidden_positions(self.grid, self.config.mask_ratio) * self.grid[0]
+        return max(1, round(self.config.decoder_share * hidden))
+
+    def rebuilt_mask(self, samples: Tensor) -> TubeMask:
+        """The tube masks of these samples, of whose hidden tokens only those that the decoder rebuilds."""
+        mask = self.mask(samples)
+        if self.config.decoder_share == 1.0:
+            return mask
+        return TubeMask(mask.visible, some_tokens(self.rebuilt_key, samples, mask.masked, self.rebuilt))
 
     def mask(self, samples: Tensor) -> TubeMask:
         """The tube masks of these samples."""
@@ -93,9 +108,10 @@ class MaskedAutoencoder(Objective):
     def loss(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Mean squared error over the masked tokens, float32 []."""
         config = self.config
-        predicted = self.predict(frames, mask).float()
-        target = pixel_target(frames, mask.masked, config.tubelet, config.patch, config.normalise_target)
-        return functional.mse_loss(predicted, target)
+        predicted = self.predict(frames, mask)
+        return pixel_loss(
+            predicted, frames, mask.masked, config.tubelet, config.patch, config.normalise_target
+        )
 
     def predict(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Values of the masked tokens as the decoder gives them: [B, Nm, tubelet * patch * patch * 3]."""
@@ -136,15 +152,15 @@ class MaskedAutoencoder(Objective):
     def flops_per_clip(self) -> float:
         """See `Objective.flops_per_clip`."""
         config, encoder = self.config, self.encoder
-        area = self.grid[1] * self.grid[2]
-        hidden = int(config.mask_ratio * area) * self.grid[0]
+        hidden = hidden_positions(self.grid, config.mask_ratio) * self.grid[0]
         tokens = math.prod(self.grid)
         visible = tokens - hidden
         forward = 2.0 * visible * self.values * encoder.width
         forward += transformer_flops(encoder.depth, encoder.width, visible, visible**2)
         forward += 2 * visible * encoder.width * config.decoder_width
-        forward += transformer_flops(config.decoder_depth, config.decoder_width, tokens, tokens**2)
-        forward += 2 * hidden * config.decoder_width * self.values
+        decoded = visible + self.rebuilt
+        forward += transformer_flops(config.decoder_depth, config.decoder_width, decoded, decoded**2)
+        forward += 2 * self.rebuilt * config.decoder_width * self.values
         return 3.0 * forward
 
     def _patches(self, frames: Tensor, tokens: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def sincos_3d(grid: Grid, width: int, uniform_power: bool = False) -> Tensor:
 
 
 def rotary_3d(grid: Grid, head_width: int) -> Tensor:
-    """V-JEPA 2's rotary positions, as the factors that `rotate` takes.
+    """V-JEPA 2's rotary positions, as the factors that `kernels.rotary.rotate` takes.
 
     Time, row and column each turn 2 * (head_width // 3 // 2) of a head's columns; the rest stays as it is.
     Within an axis of width a, column i turns with rate 10000^-((i mod a/2) / (a/2)) although it is paired
@@ -67,22 +67,6 @@ def rotary_3d(grid: Grid, head_width: int) -> Tensor:
     angles = torch.cat([place.double()[:, None] * rates.repeat(2) for place in token_places(grid)], dim=1)
     angles = torch.nn.functional.pad(angles, (0, head_width - 3 * axis))
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()
-
-
-def rotate(x: Tensor, factors: Tensor) -> Tensor:
-    """Turns queries or keys by their positions.
-
-    Args:
-        x: [..., heads, d].
-        factors: [..., 2, d], rows of `rotary_3d`, with the leading shape of x.
-
-    Returns:
-        The shape and dtype of x; the arithmetic is in the dtype of `factors`.
-    """
-    cosines, sines = factors[..., :1, :], factors[..., 1:, :]
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return (x * cosines + turned * sines).to(x.dtype)
 
 
 def token_places(grid: Grid) -> tuple[Tensor, Tensor, Tensor]:

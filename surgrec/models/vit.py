@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -14,16 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from surgrec.configs.model import AttentionBackend, Position
 from surgrec.kernels.attention import attention
 from surgrec.kernels.masking import Grid
-from surgrec.models.position import rotary_3d, rotate, sincos_3d, sinusoid_1d
+from surgrec.kernels.rotary import rotate
+from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 
 Lengths = Sequence[int] | None
 KeyBias = Literal["learned", "zero"]
+Halves = dict[bool, tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]]
+"""What a block calls before attention and behind it, where sequences are packed and where they are equal."""
 
 LAYER_NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one matrix for queries, keys and values."""
+    """The weights of multi-head self-attention, with one matrix for queries, keys and values."""
 
     def __init__(self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend) -> None:
         super().__init__()
@@ -38,7 +41,8 @@ class Attention(nn.Module):
             self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, lengths: Lengths, factors: Tensor | None) -> Tensor:
+    def project(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x [..., width], each [..., heads, head width]."""
         bias: Tensor | None = self.qkv.bias
         if self.zero_key_bias:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -46,7 +50,7 @@ class Attention(nn.Module):
         q, k, v = qkv.unbind(-3)
         if factors is not None:
             q, k = rotate(q, factors), rotate(k, factors)
-        return self.proj(attention(q, k, v, lengths, self.backend).flatten(-2))
+        return q, k, v
 
 
 class Mlp(nn.Module):
@@ -62,7 +66,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, MLP four times the width."""
+    """Pre-norm transformer block, MLP four times the width.
+
+    What lies before attention and what lies behind it can be compiled (`compiled_blocks`); attention itself
+    is a call into one library or another, whose shapes differ from step to step where sequences are packed.
+    """
 
     def __init__(self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend) -> None:
         super().__init__()
@@ -70,9 +78,20 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, key_bias, backend)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
+        self.halves: Halves = {False: (self.before, self.behind), True: (self.before, self.behind)}
 
     def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), lengths, factors)
+        before, behind = self.halves[lengths is not None]
+        q, k, v = before(x, factors)
+        return behind(x, attention(q, k, v, lengths, self.attention.backend))
+
+    def before(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the tokens x [..., width]."""
+        return self.attention.project(self.norm1(x), factors)
+
+    def behind(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The block's output, given what attention made, [..., heads, head width]."""
+        x = x + self.attention.proj(attended.flatten(-2))
         return x + self.mlp(self.norm2(x))
 
 

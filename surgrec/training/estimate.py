@@ -9,6 +9,7 @@ import torch
 
 from surgrec.configs.model import VIT_SHAPES
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain, PretrainConfig
+from surgrec.kernels.masking import hidden_positions
 from surgrec.models.build import build_objective
 from surgrec.models.jepa import Jepa
 from surgrec.models.mae import MaskedAutoencoder
@@ -104,17 +105,17 @@ def _divided(memory: Memory, ranks: int, accumulates: bool) -> Memory:
 def _mae_clip(model: MaskedAutoencoder, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:
     """Tokens seen and predicted, and bytes of activations, of one clip."""
     config, shape = model.config, VIT_SHAPES[model.config.size]
-    hidden = int(config.mask_ratio * model.grid[1] * model.grid[2]) * model.grid[0]
-    seen = tokens - hidden
+    hidden = hidden_positions(model.grid, config.mask_ratio) * model.grid[0]
+    seen, rebuilt = tokens - hidden, model.rebuilt
     size = precision.itemsize
     kept = _stack(shape.depth, shape.width, seen, precision, config.checkpoint_activations)
     kept += _stack(
-        config.decoder_depth, config.decoder_width, tokens, precision, config.checkpoint_activations
+        config.decoder_depth, config.decoder_width, seen + rebuilt, precision, config.checkpoint_activations
     )
     kept += seen * model.values * size
-    # Prediction, its fp32 copy, target, and their difference's gradient.
-    kept += hidden * model.values * (size + 3 * 4)
-    return seen, hidden, kept
+    # The prediction and its gradient; without the kernel, in fp32, the target and their difference besides.
+    kept += rebuilt * model.values * (2 * size if precision == torch.bfloat16 else size + 3 * 4)
+    return seen, rebuilt, kept
 
 
 def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:

@@ -38,24 +38,6 @@ def batch_shape(config: PretrainConfig, world_size: int) -> BatchShape:
     return BatchShape(config.batch, micro, share // micro)
 
 
-def check_values(config: PretrainConfig) -> None:
-    """Raise UserError for values that no run can have."""
-    at_least = {
-        "steps": (config.steps, 1),
-        "batch": (config.batch, 1),
-        "max_bad_steps": (config.max_bad_steps, 0),
-        "checkpoint.every": (config.checkpoint.every, 1),
-        "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
-        "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
-        "log.every": (config.log.every, 1),
-        "log.panels_every": (config.log.panels_every, 0),
-        "log.panels": (config.log.panels, 1),
-    }
-    for name, (value, least) in at_least.items():
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-
-
 def choose_precision(config: PretrainConfig, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU and float32 on the CPU."""
     if config.precision == "auto":

@@ -76,10 +76,12 @@ def choose_folder(config: PretrainConfig) -> RunFolder:
 def open_folder(run: RunFolder) -> IO[str]:
     """Create the folder, check that it can be written, and lock it; keep the returned file open.
 
-    Raises UserError where it cannot be written or another process trains in it.
+    Raises UserError where it cannot be written, holds something else than a run, or another process trains
+    in it.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        _check_foreign(run)
         lock = open(run.path / ".lock", "a+")  # noqa: SIM115  # open for as long as the run lasts
     except OSError as error:
         raise UserError(
@@ -100,6 +102,17 @@ def open_folder(run: RunFolder) -> IO[str]:
     return lock
 
 
+def _check_foreign(run: RunFolder) -> None:
+    """Raises UserError for a folder of other files, among which those of a run would be lost."""
+    names = {path.name for path in run.path.iterdir()}
+    visible = sorted(name for name in names if not name.startswith("."))
+    if visible and not names & {run.config.name, run.record.name, run.checkpoints.name, ".lock"}:
+        raise UserError(
+            f"{run.path} holds other files ({', '.join(visible[:3])}{', ...' if visible[3:] else ''}) and no "
+            f"run. Give a new folder with --out."
+        )
+
+
 def find_checkpoint(run: RunFolder, config: PretrainConfig, index_digest: str) -> Path | None:
     """The checkpoint that this start continues from, or None for a new run.
 
@@ -115,7 +128,8 @@ def find_checkpoint(run: RunFolder, config: PretrainConfig, index_digest: str) -
             )
         return None
     if config.resume == "auto":
-        if run.config.exists():
+        # A start that failed before its first step binds nobody.
+        if run.config.exists() and (present or _has_lines(run.metrics)):
             _check_config(run.config, config, f"{run.path} holds a run")
         if not present:
             return None
@@ -135,6 +149,10 @@ def find_checkpoint(run: RunFolder, config: PretrainConfig, index_digest: str) -
             )
     check_fit(path, config, index_digest)
     return path
+
+
+def _has_lines(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _newest_sound(present: list[tuple[int, Path]], fall_back: bool) -> Path:

@@ -27,6 +27,7 @@ from surgrec.loaders.clip_loader import ClipLoader, ClipLoaderError
 from surgrec.loaders.ledger import Ledger
 from surgrec.loaders.packet_index import PacketIndex, PacketIndexError
 from surgrec.models.build import build_objective
+from surgrec.models.compiled import compile_blocks
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.models.objective import Objective
 from surgrec.training.console import Console
@@ -41,13 +42,14 @@ from surgrec.training.panels import panel, save_png
 from surgrec.training.parallel import needs_all_ranks, wrap
 from surgrec.training.peaks import peak_flops
 from surgrec.training.recorder import Recorder, Totals
-from surgrec.training.resolve import batch_shape, check_values, choose_precision
+from surgrec.training.resolve import batch_shape, choose_precision
 from surgrec.training.run_folder import RunFolder, choose_folder, find_checkpoint, open_folder, write_config
 from surgrec.training.run_record import IndexRecord, describe_device, end_record, start_record
 from surgrec.training.saver import Saver, restore
 from surgrec.training.signals import StopRequest
 from surgrec.training.step import Batch, Parts
 from surgrec.training.summary import proxies_text, summarise, summary_text
+from surgrec.training.values import check_values
 
 SHOWN_UNUSABLE = 5
 
@@ -108,6 +110,8 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         except ValueError as error:
             raise UserError(str(error)) from error
         objective.to(world.device)
+        if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
+            compile_blocks(objective)
         model = wrap(objective, world, config.parallel)
         optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
         start, totals = 0, Totals()

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from surgrec.loaders import packet_scan
 from surgrec.loaders.engines.verify import verified
 from surgrec.loaders.index_writer import Packets, Row
 from surgrec.loaders.packet_index import ERROR, OK, REMOVED, PacketIndex
@@ -46,7 +48,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 yield Done(job.path, True)
                 continue
             scanned.append(Path(job.path).name)
-            journal.write(scan_file(Path(job.path), verified if job.verify else None))
+            found = scan_file(Path(job.path))
+            journal.write(verified(found) if job.verify else found)
             yield Done(job.path, False)
 
     def workers_digest(job: Job) -> str:
@@ -148,6 +151,106 @@ def test_what_was_verified_is_not_decoded_again(films: Path, tmp_path: Path, in_
         run(films, out, verify=again)
         assert in_process == ["bad.mp4"]
     assert (PacketIndex.open(out).videos.verified == index.videos.verified).all()
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_gone(
+    films: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    out, path = tmp_path / "c.h5", films / "b/one.mp4"
+    run(films, out)
+    path.unlink()
+    path.symlink_to(path)  # as a folder without permission, or a disk that fails: neither there nor gone
+    report = run(films, out)
+    assert (report.counts["OK"], report.counts["REMOVED"]) == (3, 0)
+    assert not report.written
+    assert [p.reason for p in report.problems if p.path == str(path)] == [
+        "cannot be looked at (Too many levels of symbolic links); what the index knows of it is kept"
+    ]
+    fresh = run(films, tmp_path / "other.h5")
+    assert fresh.counts["ERROR"] == 2
+
+
+def test_only_the_videos_named_are_verified(films: Path, tmp_path: Path, in_process: list[str]) -> None:
+    out = tmp_path / "c.h5"
+    run(films, out)
+    in_process.clear()
+    build_index(find_entries([str(films / "b")]), out, verify=True)
+    assert sorted(in_process) == ["bad.mp4", "one.mp4"]  # the other one failed, and is tried again
+    verdicts = PacketIndex.open(out).videos
+    assert {Path(p).name for p, v in zip(verdicts.path, verdicts.verified, strict=True) if v} == {"one.mp4"}
+
+
+def test_that_a_video_was_verified_is_no_change_of_content(
+    films: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    out = tmp_path / "c.h5"
+    before = run(films, out)
+    after = run(films, out, verify=True)
+    assert after.written
+    assert after.digest == before.digest
+
+
+def test_a_change_without_a_trace_is_found_by_rescan(
+    films: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    out, path = tmp_path / "c.h5", films / "b/one.mp4"
+    run(films, out)
+    index, stamp = PacketIndex.open(out), path.stat()
+    number = index.videos.path.index(str(path))
+    changed, content = index.packets(number).start + 3, bytearray(path.read_bytes())
+    content[int(index.offset[changed]) + 9] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert not run(films, out).written
+    in_process.clear()
+    assert run(films, out, rescan=True).written
+    assert "one.mp4" in in_process
+    again = PacketIndex.open(out)
+    assert np.flatnonzero(again.checksum != index.checksum).tolist() == [changed]
+    assert not run(films, out, rescan=True).written
+
+
+def test_a_sampled_digest_is_no_proof_that_a_damaged_file_is_still_so(
+    films: Path, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large files: the digest is of a few samples, which a sound copy has, too."""
+    out, path = tmp_path / "c.h5", films / "b/one.mp4"
+    sound = path.read_bytes()
+    index = PacketIndex.open(out) if run(films, out).written else None
+    assert index is not None
+    packets = index.packets(index.videos.path.index(str(path)))
+    damaged = bytearray(sound)
+    start, size = int(index.offset[packets][4]), int(index.size[packets][4])
+    damaged[start + 4 : start + size] = bytes(size - 4)
+    path.write_bytes(damaged)
+    run(films, out, verify=True)
+    assert "damaged" in " ".join(PacketIndex.open(out).videos.note)
+    for module in (build, packet_scan):
+        monkeypatch.setattr(module, "WHOLE_DIGEST_BYTES", 0)
+    monkeypatch.setattr(packet_scan, "digest_file", lambda path: "the same for both")
+    path.write_bytes(sound)
+    run(films, out)
+    assert "damaged" not in " ".join(PacketIndex.open(out).videos.note)
+
+
+def test_verifying_that_takes_too_long_keeps_the_scan(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never_verified(jobs: list[Job], out: Path, count: int, timeout: float) -> object:
+        for job in jobs:
+            Journal(out).write(scan_file(Path(job.path)))
+            yield Done(job.path, False, "killed" if job.verify else "")
+
+    monkeypatch.setattr(build, "run_jobs", never_verified)
+    out = tmp_path / "c.h5"
+    report = run(films, out, verify=True)
+    index = PacketIndex.open(out)
+    assert report.counts["OK"] == 3
+    assert index.video(index.videos.path.index(str(films / "b/one.mp4"))).frame_count == 12
+    assert [problem.reason for problem in report.problems if problem.status == OK] == [
+        "not verified: killed"
+    ] * 3
+    assert not index.videos.verified.any()
 
 
 def test_videos_of_earlier_runs_stay_and_labels_change(

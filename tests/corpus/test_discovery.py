@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from surgrec.corpus.discovery import Entry, InputError, find_entries, read_manifest
+from surgrec.corpus.discovery import Entry, InputError, check_workers, find_entries, read_manifest
 
 
 @pytest.fixture
@@ -141,6 +141,10 @@ def test_manifest_labels_go_before_those_of_folders(tree: Path) -> None:
         ("t.csv", b"path,case\n,1\n", "row 1 has no path"),
         ("t.csv", b"path,case\n", "no rows"),
         ("t.csv", b"path\n\xff\xfe\n", "not a CSV table in UTF-8"),
+        ("t.csv", b"path,Path\na,b\n", "more than one column is called path"),
+        ("t.csv", b"path,case\na.mp4,1\n\nb,c.mp4,2\n", "line 4 has 3 cells, the table 2 columns"),
+        ("t.csv", b"path,case\na\0.mp4,1\n", "row 1 holds a NUL character"),
+        ("t.csv", b"path,case\na.mp4,1\nb.mp4,\0\n", "row 2 holds a NUL character"),
         ("t.parquet", b"text", "not a Parquet table"),
     ],
 )
@@ -149,3 +153,44 @@ def test_bad_manifests(name: str, content: bytes | None, message: str, tmp_path:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_manifest(tmp_path / name)
+
+
+def test_bytes_in_parquet_are_text(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"path": pa.array([b"a.mp4"], pa.binary())}), table)
+    assert read_manifest(table)[0].path == str(tmp_path / "a.mp4")
+    pq.write_table(pa.table({"path": pa.array([b"\xff.mp4"], pa.binary())}), table)
+    with pytest.raises(InputError, match="no UTF-8 text"):
+        read_manifest(table)
+
+
+def test_what_is_passed_over_is_said(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capitals and spaces in names of columns are meant well; labels that contradict one another are not."""
+    table = tree / "t.csv"
+    table.write_text(
+        "Path , Dataset,surgeon\ntop.mp4,first,1\n./top.mp4,second,2\nhospital_b/two.MKV,third,3\n"
+    )
+    scan = os.scandir
+
+    def deny(path: str) -> object:
+        if os.path.basename(path) == "hospital_a":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    remarks: list[str] = []
+    entries = {Path(e.path).name: e.dataset for e in find_entries([str(tree)], table, remarks=remarks)}
+    assert entries == {"top.mp4": "first", "two.MKV": "third"}
+    assert [remark.split(": ", 1)[1] for remark in remarks] == [
+        "columns ignored: surgeon; known are path, dataset, domain, case, split",
+        "1 rows name a video of an earlier row with other labels, which were passed over; the first is "
+        + str(tree / "top.mp4"),
+        "this folder is left out, it cannot be read: Permission denied",
+    ]
+
+
+@pytest.mark.parametrize(("workers", "timeout"), [(-1, 600), (0, 0), (2, -5), (2, float("nan"))])
+def test_processes_and_patience_that_make_no_sense(workers: int, timeout: float) -> None:
+    with pytest.raises(InputError, match=r"--workers is -1|more than 0 seconds"):
+        check_workers(workers, timeout)
+    check_workers(0, float("inf"))

@@ -9,7 +9,9 @@ from surgrec.kernels.attention import Backend, attention
 from surgrec.kernels.counter_rng import random_u64, stream_key, uniform
 from surgrec.kernels.masking import multi_block_mask, tube_mask
 from surgrec.kernels.patchify import patchify, patchify_packed, unpatchify
+from surgrec.kernels.pixel_loss import pixel_loss, plain_errors
 from surgrec.kernels.pixel_target import pixel_target
+from surgrec.kernels.rotary import plain_rotate, rotate
 from torch import Tensor
 
 pytestmark = [
@@ -92,13 +94,17 @@ def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize("backend", ["auto", "xformers", "sdpa"])
+@pytest.mark.parametrize("backend", ["auto", "xformers", "cudnn", "flash", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [64, 32])
 @pytest.mark.parametrize("lengths", [[160, 160, 160], [301, 17, 1, 640]])
 def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: list[int]) -> None:
     if backend == "xformers" and not xformers_runs():
         pytest.skip("xformers has no kernels for this PyTorch")
+    if backend in ("cudnn", "flash") and dtype == torch.float32:
+        pytest.skip("for half precision only")
+    if backend == "cudnn" and len(set(lengths)) > 1:
+        pytest.skip("for equal sequences only")
     torch.manual_seed(0)
     total = sum(lengths)
     q, k, v = (torch.randn(total, 6, width, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
@@ -113,3 +119,39 @@ def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: li
     if len(set(lengths)) == 1:
         dense = attention(*(x.view(len(lengths), -1, 6, width) for x in (q, k, v)), backend=backend)
         torch.testing.assert_close(dense.flatten(0, 1).double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_pixel_loss_and_its_gradient(dtype: torch.dtype, normalise: bool) -> None:
+    frames = torch.randint(0, 256, (3, 4, 64, 96, 3), dtype=torch.uint8)
+    frames[:, :2, :16, :16] = 77
+    tokens = torch.stack([torch.randperm(48)[:20] for _ in range(3)])
+    tokens[:, 0] = 0
+    predicted = torch.randn(3, 20, 1536).to(dtype)
+    ours = predicted.cuda().requires_grad_()
+    loss = pixel_loss(ours, frames.cuda(), tokens.cuda(), normalise=normalise)
+    loss.backward()
+    theirs = predicted.requires_grad_()
+    wanted = plain_errors(theirs, frames, tokens, 2, 16, normalise).mean() / 1536
+    wanted.backward()
+    torch.testing.assert_close(loss.cpu(), wanted, rtol=1e-5, atol=0)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=tolerance, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_and_its_gradient(dtype: torch.dtype) -> None:
+    qkv = torch.randn(300, 3, 16, 64).to(dtype)
+    factors, weights = torch.randn(300, 2, 64), torch.randn(300, 16, 64).to(dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for part in (0, 1):
+        ours, theirs = qkv.cuda().requires_grad_(), qkv.clone().requires_grad_()
+        turned, wanted = rotate(ours[:, part], factors.cuda()), plain_rotate(theirs[:, part], factors)
+        torch.testing.assert_close(turned.cpu(), wanted, rtol=tolerance, atol=tolerance)
+        turned.backward(weights.cuda())
+        wanted.backward(weights)
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=tolerance, atol=tolerance)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surgrec.kernels.attention import attention
+from surgrec.kernels import attention as module
+from surgrec.kernels.attention import DENSE, PACKED, Backend, attention
+from surgrec.kernels.attention_table import ELSEWHERE, TABLE, order_for
 from torch import Tensor
 
 
@@ -69,8 +72,63 @@ def test_wrong_arguments_are_refused() -> None:
         attention(q[0], k[0], v[0])
     with pytest.raises(ValueError, match="add up to 8"):
         attention(q[0], k[0], v[0], [4, 4])
-    with pytest.raises(RuntimeError, match="xformers has no kernel"):
-        attention(q, k, v, backend="xformers")
+    for backend in ("xformers", "cudnn"):
+        with pytest.raises(RuntimeError, match=f"{backend} has no kernel"):
+            attention(q, k, v, backend=backend)
+    with pytest.raises(RuntimeError, match=r"cudnn has no kernel.*takes no packed sequences"):
+        attention(q[0], k[0], v[0], [4, 5], backend="cudnn")
+    with pytest.raises(RuntimeError, match="flash has no kernel"):
+        attention(q[0], k[0], v[0], [4, 5], backend="flash")
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "flash"])
+def test_backends_of_the_cpu_agree(backend: Backend) -> None:
+    q, k, v = draw(2, 9, 3, 8)
+    out = attention(q, k, v, backend=backend)
+    torch.testing.assert_close(out, attention(q, k, v, backend="sdpa"), atol=1e-6, rtol=1e-6)
+    packed = attention(*(x.flatten(0, 1) for x in (q, k, v)), [9, 9], backend)
+    assert torch.equal(packed, out.flatten(0, 1))
+
+
+def test_the_table_names_backends_that_there_are() -> None:
+    cases = [(row.packed, row.order) for row in TABLE] + [(packed, ELSEWHERE) for packed in (True, False)]
+    for packed, order in cases:
+        assert set(order) <= set(PACKED if packed else DENSE)
+    lengths = [(row.capability, row.packed, row.tokens) for row in TABLE]
+    assert lengths == sorted(lengths), "the first row that is long enough counts"
+    assert order_for(9, False, 1568)[0] == "cudnn"
+    assert order_for(99, False, 1568) == ELSEWHERE
+
+
+def test_a_backend_that_refuses_gives_way_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens on a GPU, with backends and a device that stand in for it."""
+    calls = []
+
+    def refuses(*_: Tensor) -> Tensor:
+        calls.append("refuses")
+        raise RuntimeError("No available kernel")
+
+    def runs(q: Tensor, *_: Tensor) -> Tensor:
+        calls.append("runs")
+        return q
+
+    monkeypatch.setattr(module, "DENSE", {"xformers": refuses, "flash": runs, "sdpa": refuses})
+    monkeypatch.setattr(module, "_capability", lambda device: 0)
+    monkeypatch.setattr(module, "_refused", set())
+    gpu = SimpleNamespace(
+        is_cuda=True, device="gpu", dtype=torch.bfloat16, shape=(1, 4, 2, 8), requires_grad=True
+    )
+    for _ in range(2):
+        assert module._by("auto", module.DENSE, gpu, gpu, gpu, False, 4) is gpu
+    assert calls == ["refuses", "runs", "runs"]
+
+    def has_no_memory(*_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("none left")
+
+    ways = {"xformers": has_no_memory, "flash": runs, "sdpa": runs}
+    gpu.dtype = torch.float16
+    with pytest.raises(torch.OutOfMemoryError):
+        module._by("auto", ways, gpu, gpu, gpu, False, 4)
 
 
 def test_the_cpu_never_imports_xformers() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from surgrec.configs.model import BlockGroup
-from surgrec.kernels.masking import BlockMask, block_size, multi_block_mask, tube_mask
+from surgrec.kernels.masking import BlockMask, block_size, multi_block_mask, some_tokens, tube_mask
 from torch import Tensor
 
 GRID = (8, 14, 14)
@@ -189,3 +189,24 @@ def test_share_of_targets_is_v_jepas(group: BlockGroup) -> None:
     # Clips of a step share the block's size, hence the width of the tolerance.
     assert abs(shares.mean().item() - expected.mean()) < 0.01
     assert abs(shares.std().item() - expected.std()) < 0.01
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**63 - 1), st.integers(1, 12), st.integers(0, 10**9))
+def test_some_tokens_are_drawn_for_each_sample_by_itself(key: int, count: int, first: int) -> None:
+    samples = first + torch.arange(5)
+    tokens = torch.arange(60).view(5, 12)
+    chosen = some_tokens(key, samples, tokens, count)
+    assert chosen.shape == (5, count)
+    for row, of in zip(chosen.tolist(), tokens.tolist(), strict=True):
+        assert row == sorted(set(row))
+        assert set(row) <= set(of)
+    assert torch.equal(some_tokens(key, samples[3:4], tokens[3:4], count), chosen[3:4])
+
+
+def test_every_token_is_drawn_as_often_as_any_other() -> None:
+    tokens = torch.arange(12).expand(6000, -1)
+    counts = some_tokens(3, torch.arange(6000), tokens, 4).flatten().bincount(minlength=12)
+    assert (counts - 2000).abs().max() < 5 * (6000 * (1 / 3) * (2 / 3)) ** 0.5
+    with pytest.raises(ValueError, match="13 of 12"):
+        some_tokens(3, torch.arange(6000), tokens, 13)

@@ -106,12 +106,22 @@ def test_a_row_that_lies_about_its_packets_is_refused(tmp_path: Path) -> None:
 def test_missing_index(tmp_path: Path) -> None:
     with pytest.raises(PacketIndexError, match=r"none.h5: no such index. .* surgrec.index"):
         PacketIndex.open(tmp_path / "none.h5")
+    # Not to be overwritten: the command would refuse to.
+    with pytest.raises(PacketIndexError, match=r"not a file. Give the path of an index"):
+        PacketIndex.open(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])
-def test_other_files_are_no_index(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an HDF5 file .* Give the path of an index"),
+        (b"not HDF5", "not an HDF5 file .* Give the path of an index"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "truncated or damaged index .* Remove it, and write it with"),
+    ],
+)
+def test_other_files_are_no_index(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.h5").write_bytes(content)
-    with pytest.raises(PacketIndexError, match="not an HDF5 file, or a truncated one"):
+    with pytest.raises(PacketIndexError, match=message):
         PacketIndex.open(tmp_path / "a.h5")
 
 

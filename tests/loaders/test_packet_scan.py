@@ -256,6 +256,22 @@ def test_cut_mdat_keeps_what_is_whole(front_index: Path) -> None:
     assert (packets.pts[sound] == whole.packets.pts[:40]).all()
 
 
+def test_a_cut_matroska_file_is_noted(streams: ModuleType, tmp_path: Path) -> None:
+    """Matroska counts no frames, but says how long it lasts."""
+    path = streams.make_stream("h264_mkv", tmp_path / "whole")
+    assert scan_file(path).row.values["note"] == ""
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    values = scan_file(cut).row.values
+    assert values["status"] == OK
+    assert values["frame_count"] < 60
+    assert f"promises 3.6 s, {values['duration']:.1f} s can be read" in values["note"]
+
+
+def test_sound_streams_of_every_kind_are_as_long_as_they_promise(stream_corpus, stream_kind) -> None:
+    assert "promises" not in stream_corpus.index.video(stream_corpus.video[stream_kind]).note
+
+
 @pytest.mark.parametrize("change", [7, -7])
 def test_packet_sizes_that_lie_are_broken_packets(front_index: Path, change: int) -> None:
     whole = scan_file(front_index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,18 @@ def test_flops_equal_the_counter_of_pytorch(small: ViTShape, frames: Tensor) -> 
     ):
         model.predict(frames, model.mask(torch.arange(3)))
     assert counter.get_total_flops() == pytest.approx(model.flops_per_clip() / 3 * len(frames), rel=1e-6)
+
+
+def test_a_decoder_may_rebuild_a_share_of_the_hidden_tokens(small: ViTShape, frames: Tensor) -> None:
+    """The loss is that of the same model over these tokens alone; the decoder sees none of the others."""
+    config = replace(CONFIG, decoder_share=0.25)
+    part, whole = build(config), build()
+    part.load_state_dict(whole.state_dict())
+    samples = torch.arange(3) + 7
+    mask, everything = part.rebuilt_mask(samples), whole.mask(samples)
+    hidden = everything.masked.shape[1]
+    assert part.rebuilt == mask.masked.shape[1] == round(hidden / 4)
+    assert torch.equal(mask.visible, everything.visible)
+    assert part(frames, samples).loss == whole.loss(frames, mask)
+    assert 0 < part.flops_per_clip() < whole.flops_per_clip()
+    assert torch.equal(whole.rebuilt_mask(samples).masked, everything.masked)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from surgrec.kernels.rotary import rotate
 
-from surgrec.models.position import rotary_3d, rotate, sincos_3d, sinusoid_1d
+from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 
 GRID = (3, 4, 5)
 

@@ -70,3 +70,15 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--manifest" in done.stdout
+
+
+def test_remarks_and_wrong_options_are_printed(
+    tmp_path: Path, streams: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = streams.make_stream("vp8", tmp_path / "a", frames=5, size=(96, 64))
+    (tmp_path / "t.csv").write_text(f"path,surgeon\n{path.name},1\n")
+    out = str(tmp_path / "c.h5")
+    assert index.main(["--manifest", str(tmp_path / "t.csv"), "--out", out, "--workers", "1"]) == 0
+    assert "columns ignored: surgeon" in capsys.readouterr().err
+    assert index.main([str(path), "--out", out, "--workers", "-1"]) == 1
+    assert "--workers is -1" in capsys.readouterr().err

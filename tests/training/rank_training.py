@@ -40,7 +40,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         for parallel in ("ddp", "fsdp"):
             name = f"{kind}-{parallel}"
             results[name] = whole_run(kind, parallel, world, Path(job["out"]) / name)
-        results[f"{kind}-recomputed"] = recomputed_run(kind, world)
+        if world.size == 2:
+            results[f"{kind}-compiled"] = compiled_run(kind, world)
         for start in job["resume"]:
             # What DDP wrote goes on under FSDP, and the other way round.
             for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
@@ -96,12 +97,11 @@ def whole_run(kind: str, parallel: Parallel, world: World, folder: Path) -> dict
     return run
 
 
-def recomputed_run(kind: str, world: World) -> list[dict[str, float]]:
-    """FSDP2, and blocks that are computed once more in the backward pass."""
+def compiled_run(kind: str, world: World) -> list[dict[str, float]]:
+    """FSDP2 around compiled blocks, which are computed once more in the backward pass."""
     config = configured(kind, "fsdp")
-    return take(
-        make_parts(replace(config, model=replace(config.model, checkpoint_activations=True)), world), 1, 2
-    )
+    model = replace(config.model, checkpoint_activations=True)
+    return take(make_parts(replace(config, model=model, compile="on"), world), 1, 2)
 
 
 class CollectiveCounter(TorchDispatchMode):

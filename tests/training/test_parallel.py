@@ -186,6 +186,6 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all(many):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_may_be_recomputed_under_fsdp(many, one, kind):
-    for answer in many[1]:
-        same_curve(answer[f"{kind}-recomputed"], one[kind]["points"][:2])
+def test_blocks_may_be_compiled_and_recomputed_under_fsdp(two, one, kind):
+    for answer in two:
+        same_curve(answer[f"{kind}-compiled"], one[kind]["points"][:2])

@@ -184,3 +184,25 @@ def test_later_and_torn_lines_go(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
     drop_later_lines(tmp_path / "nothing", 2)
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_folder_of_other_files_is_no_run(tmp_path, run):
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4", ".hidden"):
+        (tmp_path / "videos" / name).touch()
+    with pytest.raises(UserError, match=r"holds other files \(a.mp4, b.mp4, c.mp4, \.\.\.\) and no run"):
+        open_folder(RunFolder(tmp_path / "videos"))
+    assert not (tmp_path / "videos" / ".lock").exists()
+    (run.path / "notes.txt").touch()
+    open_folder(run).close()
+
+
+def test_a_start_that_failed_before_its_first_step_binds_nobody(tmp_path, dry_mae):
+    folder = RunFolder(tmp_path / "run")
+    open_folder(folder).close()
+    write_config(folder, replace(dry_mae, batch=8))
+    folder.metrics.touch()
+    assert find_checkpoint(folder, dry_mae, "abc") is None
+    folder.metrics.write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="batch: 8 there"):
+        find_checkpoint(folder, dry_mae, "abc")

@@ -10,7 +10,7 @@ import torch
 
 from surgrec.models.objective import ObjectiveOutput
 from surgrec.training.errors import UserError
-from surgrec.training.resolve import BatchShape, batch_shape, check_values, choose_precision
+from surgrec.training.resolve import BatchShape, batch_shape, choose_precision
 from surgrec.training.step import seed_torch, train_step
 
 
@@ -157,14 +157,6 @@ def test_batch_shapes(dry_mae):
         shape(24, 5, 2)
     with pytest.raises(UserError, match="--micro-batch 0"):
         shape(24, 0, 2)
-
-
-def test_impossible_values_are_refused_by_name(dry_mae):
-    check_values(dry_mae)
-    with pytest.raises(UserError, match="--steps is 0"):
-        check_values(replace(dry_mae, steps=0))
-    with pytest.raises(UserError, match=r"--checkpoint\.keep-last is 0"):
-        check_values(replace(dry_mae, checkpoint=replace(dry_mae.checkpoint, keep_last=0)))
 
 
 def test_precision(dry_mae):

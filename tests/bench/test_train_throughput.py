@@ -1,0 +1,101 @@
+"""bench/train_throughput.py on the CPU: our step, each peer's, and clips through the loader and decord."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from surgrec.configs.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = {"steps": 1, "warmup": 1, "runs": 1, "batch": (2,)}
+
+
+@pytest.fixture
+def bench(bench_module: Callable[[str], ModuleType]) -> ModuleType:
+    return bench_module("train_throughput")
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [("demo", "demo"), ("demo-jepa", "demo-jepa"), ("demo", "transformers"), ("demo", "videomae")],
+)
+def test_steps_are_taken_and_timed(bench: ModuleType, case: str, name: str) -> None:
+    args = bench.Args(**QUICK)
+    work = bench.Work(name, case, "synthetic", 2)
+    found = bench.measure(args, work)
+    assert found.first > 0
+    assert all(rate > 0 for rate in found.rates)
+    assert all(0 <= wait < 1 for wait in found.waits)
+    rows = bench.rows_of(work, replace(found, device="NVIDIA H100 80GB HBM3"))
+    values = {row.metric: row.value for row in rows}
+    assert values["mfu"] == pytest.approx(values["clips_per_s"] * found.flops / 989.4e12)
+    assert {"peak_gib", "data_wait", "first_step_s"} < set(values)
+    on_a_cpu = {row.metric for row in bench.rows_of(work, found)}
+    assert on_a_cpu == {"clips_per_s", "data_wait", "first_step_s"}
+
+
+def test_vjepa2_needs_rotary_positions_only(bench_module: Callable[[str], ModuleType]) -> None:
+    """The peer of jepa-vitl-256 in small."""
+    contestants = bench_module("training_contestants")
+    config = PRESETS["demo-jepa"][1]
+    config = replace(config, batch=2, micro_batch=2, model=replace(config.model, position="rotary_3d"))
+    shape = (2, config.data.frames, config.data.size, config.data.size, 3)
+    batches = contestants.Repeated(
+        [torch.zeros(shape, dtype=torch.uint8), torch.ones(shape, dtype=torch.uint8)]
+    )
+    step = contestants.vjepa2(contestants.Setup(config, batches, torch.device("cpu")), False)
+    assert step() >= 0
+    assert step() >= 0
+    assert batches.state_dict() == {"next_sample": 4}
+
+
+def test_clips_from_disk(bench: ModuleType, tmp_path: Path, streams: ModuleType) -> None:
+    """Ours through the loader, cached from it, and the peer's through decord."""
+    from surgrec.corpus.build import build_index
+    from surgrec.corpus.discovery import find_entries
+
+    path = streams.make_stream("h264_default", tmp_path / "a", frames=40)
+    build_index(find_entries([str(path)]), tmp_path / "c.h5", workers=1)
+    args = bench.Args(**QUICK, workers=1)
+    config = replace(PRESETS["demo"][1], batch=2, micro_batch=2)
+    config = replace(config, data=replace(config.data, index=tmp_path / "c.h5", stride=1, threads=1))
+    shape = (2, config.data.frames, config.data.size, config.data.size, 3)
+    names = {"proxy16": "demo", "cached": "demo", "decord": "transformers"}
+    for source, name in names.items():
+        work = bench.Work(
+            name, "demo", "proxy16" if source == "decord" else source, 2, tmp_path / "c.h5", (path,)
+        )
+        batches = bench.open_batches(args, work, config, torch.device("cpu"))
+        try:
+            first, second = next(batches), next(batches)
+            assert first.frames.shape == shape
+            assert first.samples.tolist() == [0, 1]
+            assert second.samples.tolist() == [2, 3]
+            assert first.frames.float().std() > 5
+        finally:
+            getattr(batches, "close", lambda: None)()
+
+
+def test_the_script_leaves_out_what_fails(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "bench" / "train_throughput.py", "--out", tmp_path, "--cases", "demo"]
+    quick = ["--steps", "1", "--warmup", "0", "--runs", "1"]
+    done = subprocess.run(
+        [*command, *quick, "--batch", "0", "2"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "demo synthetic batch 0: left out" in done.stdout
+    (result,) = tmp_path.glob("train_throughput-*.json")
+    rows = json.loads(result.read_text())["rows"]
+    assert {(row["name"], row["corpus"], row["batch"]) for row in rows} == {("demo", "synthetic", 2)}
+    wrong = subprocess.run(
+        [*command, "--inputs", "none"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert wrong.returncode == 2

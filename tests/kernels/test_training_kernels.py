@@ -1,0 +1,154 @@
+"""The kernels of the training step against their plain twins, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD
+from surgrec.kernels.patchify import patchify, patchify_packed, plain_patches
+from surgrec.kernels.pixel_loss import pixel_loss, plain_errors
+from surgrec.kernels.rotary import plain_rotate, rotate
+from surgrec.kernels.triton_mode import INTERPRETED
+from torch import Tensor
+from torch.nn import functional
+
+in_interpreter = pytest.mark.skipif(
+    not INTERPRETED, reason="test_kernels_in_tritons_interpreter runs it in a process of its own"
+)
+SHAPES = [(2, 16), (1, 8), (2, 14), (3, 4)]
+"""Tubelets and patches; those that are no powers of two leave part of a kernel's block unused."""
+
+
+def clips(tubelet: int, patch: int, count: int = 3) -> tuple[Tensor, Tensor]:
+    """uint8 frames [count, T, H, W, 3] of 2 x 2 x 3 tokens, one of them flat; int64 tokens [count, 5]."""
+    generator = torch.Generator().manual_seed(patch)
+    shape = (count, 2 * tubelet, 2 * patch, 3 * patch, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    frames[:, :tubelet, :patch, :patch] = 99
+    tokens = torch.stack([torch.randperm(12, generator=generator)[:5] for _ in range(count)])
+    tokens[:, 0] = 0
+    return frames, tokens
+
+
+@in_interpreter
+@pytest.mark.parametrize(("tubelet", "patch"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_interpreted_patches(tubelet: int, patch: int, dtype: torch.dtype) -> None:
+    frames, tokens = clips(tubelet, patch)
+    rows = torch.arange(len(frames))[:, None].expand_as(tokens)
+    wanted = plain_patches(frames, rows, tokens, tubelet, patch, IMAGENET_MEAN, IMAGENET_STD, dtype)
+    found = patchify(frames, tokens, tubelet, patch, IMAGENET_MEAN, IMAGENET_STD, dtype)
+    torch.testing.assert_close(found, wanted, rtol=1e-6 if dtype == torch.float32 else 1e-3, atol=1e-6)
+    # Frames that are a view of others: a batch's every second clip.
+    strided = patchify(frames[::2], tokens[::2], tubelet, patch, IMAGENET_MEAN, IMAGENET_STD, dtype)
+    assert torch.equal(strided, found[::2])
+    lengths = torch.tensor([2, 0, 3])
+    packed = torch.cat([tokens[0, :2], tokens[2, 1:4]])
+    several = patchify_packed(frames, packed, lengths, tubelet, patch, IMAGENET_MEAN, IMAGENET_STD, dtype)
+    assert torch.equal(several, torch.cat([found[0, :2], found[2, 1:4]]))
+    assert patchify(frames, tokens[:, :0], tubelet, patch, IMAGENET_MEAN, IMAGENET_STD).shape[1] == 0
+
+
+@in_interpreter
+@pytest.mark.parametrize(("tubelet", "patch"), SHAPES)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_interpreted_loss_and_its_gradient(tubelet: int, patch: int, normalise: bool) -> None:
+    frames, tokens = clips(tubelet, patch)
+    generator = torch.Generator().manual_seed(1)
+    values = tubelet * patch**2 * 3
+    predicted = torch.randn(*tokens.shape, values, generator=generator, requires_grad=True)
+    loss = pixel_loss(predicted, frames, tokens, tubelet, patch, normalise)
+    wanted = plain_errors(predicted, frames, tokens, tubelet, patch, normalise).sum() / predicted.numel()
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    (3 * loss).backward()
+    (expected,) = torch.autograd.grad(3 * wanted, predicted)
+    torch.testing.assert_close(predicted.grad, expected, rtol=1e-5, atol=1e-9)
+    half = predicted.detach().half().requires_grad_()
+    pixel_loss(half, frames, tokens, tubelet, patch, normalise).backward()
+    assert half.grad is not None
+    assert half.grad.dtype == torch.float16
+    torch.testing.assert_close(
+        3 * half.grad.float(), expected, rtol=0, atol=1e-3 * float(expected.abs().max())
+    )
+
+
+@in_interpreter
+@pytest.mark.parametrize(("heads", "width"), [(4, 64), (3, 24), (1, 6)])
+def test_interpreted_rotation_and_its_gradient(heads: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    # Queries as the model has them: a third of one matrix product's result.
+    qkv = torch.randn(2, 7, 3, heads, width, generator=generator, requires_grad=True)
+    factors = torch.randn(2, 7, 2, width, generator=generator)
+    weights = torch.randn(2, 7, heads, width, generator=generator)
+    for part in (0, 1):
+        ours, theirs = rotate(qkv[:, :, part], factors), plain_rotate(qkv[:, :, part], factors)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+        grads = [torch.autograd.grad((turned * weights).sum(), qkv)[0] for turned in (ours, theirs)]
+        torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-6)
+        packed = rotate(qkv[:, :, part].flatten(0, 1), factors.flatten(0, 1))
+        assert torch.equal(packed, ours.flatten(0, 1))
+    assert rotate(qkv[:, :, 0].half(), factors).dtype == torch.float16
+
+
+@in_interpreter
+def test_interpreted_operators_hold_to_their_contract() -> None:
+    """What torch.compile relies on: schemas, shapes without data, gradients."""
+    frames, tokens = clips(1, 8)
+    rows = torch.arange(len(frames))[:, None].expand_as(tokens).contiguous()
+    ops = torch.ops.surgrec
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    torch.library.opcheck(
+        ops.patches, (frames, rows, tokens, 1, 8, mean, std, torch.float32), test_utils=tests
+    )
+    predicted = torch.randn(*tokens.shape, 192, requires_grad=True)
+    torch.library.opcheck(ops.pixel_errors, (predicted, frames, tokens, 1, 8, True), test_utils=tests)
+    x = torch.randn(5, 2, 8, requires_grad=True)
+    torch.library.opcheck(ops.rotate, (x, torch.randn(5, 2, 8), False), test_utils=tests)
+
+
+def test_loss_is_the_mean_squared_error() -> None:
+    from surgrec.kernels.pixel_target import pixel_target
+
+    frames, tokens = clips(2, 16)
+    predicted = torch.randn(*tokens.shape, 1536)
+    for normalise in (True, False):
+        wanted = functional.mse_loss(predicted, pixel_target(frames, tokens, normalise=normalise))
+        torch.testing.assert_close(pixel_loss(predicted, frames, tokens, normalise=normalise), wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 1535), (3, 4, 1536), (2, 5, 1536), (3, 5)])
+def test_predictions_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    frames, tokens = clips(2, 16)
+    with pytest.raises(ValueError, match=r"\[B, N, 1536\] of \[B, N\] are needed"):
+        pixel_loss(torch.zeros(shape), frames, tokens)
+
+
+@pytest.mark.parametrize(
+    ("x", "factors"), [((4, 2, 7), (4, 2, 7)), ((4, 2, 8), (3, 2, 8)), ((4, 2, 8), (4, 2, 6))]
+)
+def test_factors_that_do_not_fit_are_refused(x: tuple[int, ...], factors: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="an even d"):
+        rotate(torch.zeros(x), torch.zeros(factors))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
+def test_kernels_in_tritons_interpreter() -> None:
+    # A process of its own: Triton decides when it is imported whether it interprets.
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 passed" in done.stdout
