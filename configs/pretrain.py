@@ -12,6 +12,8 @@ from surgrec.configs.data import DataConfig
 from surgrec.configs.model import JepaConfig, MaeConfig
 from surgrec.configs.yaml_io import ConfigError, from_plain, to_plain
 
+Parallel = Literal["ddp", "fsdp"]
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -86,6 +88,9 @@ class PretrainConfig:
     """Where to train; `auto` takes the GPU where there is one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic under autocast; `auto` is bf16 on a GPU and fp32 on the CPU. Weights are fp32 always."""
+    parallel: Parallel = "ddp"
+    """How several ranks share the work: `ddp` gives each the whole model, `fsdp` (FSDP2) divides weights,
+    gradients and optimizer state among them. One process does without either."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the transformer's blocks (torch.compile); `auto` does on a GPU. The first start compiles, later
     ones find the result in PyTorch's cache."""
@@ -128,6 +133,7 @@ FREE = (
     "name",
     "device",
     "micro_batch",
+    "parallel",
     "compile",
     "max_bad_steps",
     "checkpoint",

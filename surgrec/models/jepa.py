@@ -19,6 +19,7 @@ from surgrec.models.initial import initialise_jepa
 from surgrec.models.objective import Objective, ObjectiveOutput, check_clips
 from surgrec.models.packing import Packed
 from surgrec.models.predictor import Predictor
+from surgrec.models.shards import local_tensors
 from surgrec.models.vit import VisionTransformer, compute_dtype, transformer_flops
 
 
@@ -68,6 +69,7 @@ class Jepa(Objective):
         output = ObjectiveOutput(self.loss(frames, teaching, self.masks(samples, step)))
         if monitor:
             output.monitors.update(feature_health(teaching))
+            # Whole tensors also under FSDP: both networks have just run, see training/parallel.py.
             pairs = self.encoder.parameters(), self.teacher.parameters()
             output.monitors["teacher_distance"] = relative_distance(*pairs)
         return output
@@ -80,7 +82,7 @@ class Jepa(Objective):
     @torch.no_grad()
     def teach(self, frames: Tensor) -> Tensor:
         """The teacher's features of every token, normalised: float32 [B, N, width]."""
-        features = self.features(frames).float()
+        features = self._teacher_output(frames).float()
         return functional.layer_norm(features, features.shape[-1:])
 
     def loss(self, frames: Tensor, teaching: Tensor, masks: list[BlockMask]) -> Tensor:
@@ -112,6 +114,10 @@ class Jepa(Objective):
 
     def features(self, frames: Tensor) -> Tensor:
         """The teacher's output (its final norm included) for every token: [B, N, width]."""
+        return self._teacher_output(frames)
+
+    def _teacher_output(self, frames: Tensor) -> Tensor:
+        # Apart from features(), which FSDP wraps as an entry point: forward() must not enter there again.
         config = self.config
         check_clips(frames.shape, self.grid, config.tubelet, config.patch)
         tokens = torch.arange(math.prod(self.grid), device=frames.device).expand(len(frames), -1)
@@ -126,9 +132,9 @@ class Jepa(Objective):
 
     @torch.no_grad()
     def after_step(self, step: int, total_steps: int) -> None:
-        """Moves the teacher: teacher = m * teacher + (1 - m) * student."""
+        """Moves the teacher: teacher = m * teacher + (1 - m) * student; under FSDP, this rank's shards."""
         average = get_ema_multi_avg_fn(self.momentum(step, total_steps))
-        average(list(self.teacher.parameters()), list(self.encoder.parameters()), None)
+        average(local_tensors(self.teacher.parameters()), local_tensors(self.encoder.parameters()), None)
 
     def flops_per_clip(self) -> float:
         """See `Objective.flops_per_clip`; masks vary, so this is the mean over 32 steps of 16 clips each.

@@ -1,8 +1,13 @@
-"""Checkpoints: folders step-00000050/ of model.safetensors, optimizer.safetensors and state.json.
+"""Checkpoints: folders step-00000050/ of safetensors and state.json.
+
+One process writes model.safetensors and optimizer.safetensors; of many, each writes the parts it holds, as
+model-shard-00001-of-00004.safetensors and so on, by torch.distributed.checkpoint (DCP). Either is read by any
+number of processes. One process has a writer of its own (tensor_file.py), because DCP's has fixed names
+(model-00001-of-00001), adds an index file, and puts each file together in memory before it writes it.
 
 A checkpoint is written under a name that starts with a dot, fsynced, and renamed: whatever is called
-step-<number> is complete. state.json holds plain values, the length and xxh3 of the two tensor files, and a
-checksum of itself; loading verifies all three and names the damaged file.
+step-<number> is complete. state.json holds plain values, the length and xxh3 of each tensor file, and a
+checksum of itself; loading verifies them all and names the damaged file.
 """
 
 from __future__ import annotations
@@ -15,15 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from torch import Tensor
 
+from surgrec.training.distributed import ALONE, World
 from surgrec.training.errors import UserError
-from surgrec.training.tensor_file import FileDigest, file_digest, fsync_folder, read_tensors, write_tensors
+from surgrec.training.shard_files import StoredTensor, read_shards, stored_tensors, write_shards
+from surgrec.training.tensor_file import FileDigest, file_digest, fsync_folder, write_tensors
 
 FORMAT = 1
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
+MODEL = "model"
+OPTIMIZER = "optimizer"
 STATE_FILE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -55,41 +63,66 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, world: World = ALONE) -> Path:
     """Write folder/step-<number> and return it. A checkpoint of that step that is already there is replaced.
 
-    Raises OSError (disk full, no permission); then no unfinished file is left and older checkpoints stand.
+    Of many ranks, all call it together, each with its part of the tensors (see `shard_files.write_shards`)
+    and all with the same values.
+
+    Raises OSError on every rank (disk full, no permission), UserError where rank 0 does not see what others
+    have written; then no unfinished file is left and older checkpoints stand.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = checkpoint_path(folder, checkpoint.step)
     partial = folder / f".{final.name}.partial"
-    _remove(partial)
     try:
-        partial.mkdir()
-        files = {
-            MODEL_FILE: write_tensors(partial / MODEL_FILE, checkpoint.model),
-            OPTIMIZER_FILE: write_tensors(partial / OPTIMIZER_FILE, checkpoint.optimizer),
-        }
-        state: dict[str, Any] = {
-            "format": FORMAT,
-            "step": checkpoint.step,
-            "values": checkpoint.values,
-            "files": {name: {"bytes": d.bytes, "xxh3": d.xxh3} for name, d in files.items()},
-        }
-        state["xxh3"] = _own_digest(state)
-        with open(partial / STATE_FILE, "w") as file:
-            file.write(json.dumps(state, indent=2, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fsync_folder(partial)
-        if final.exists():
-            discard_checkpoint(final)
-        partial.rename(final)
-        fsync_folder(folder)
+        world.share_result(lambda: _begin(partial))
+        files: dict[str, FileDigest] = {}
+        for kind, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+            if world.size == 1:
+                name = f"{kind}.safetensors"
+                files[name] = write_tensors(partial / name, tensors)
+            else:
+                files |= write_shards(partial, kind, tensors, world)
+        ranks = world.gather(files)
+        world.share_result(lambda: _publish(partial, final, checkpoint, ranks))
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if world.first:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
+
+
+def _begin(partial: Path) -> None:
+    _remove(partial)
+    partial.mkdir(parents=True)
+
+
+def _publish(partial: Path, final: Path, checkpoint: Checkpoint, ranks: list[dict[str, FileDigest]]) -> None:
+    """Add state.json to the files that the ranks have written, and give the folder its name; on rank 0."""
+    for rank, files in enumerate(ranks):
+        for name in files:
+            if not (partial / name).exists():
+                raise UserError(
+                    f"rank {rank} has written {name}, and rank 0 does not see it in {partial}: the run "
+                    f"folder must lie on a file system that all machines share. Give another --out."
+                )
+    files = {name: digest for files in ranks for name, digest in files.items()}
+    state: dict[str, Any] = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "values": checkpoint.values,
+        "files": {name: {"bytes": d.bytes, "xxh3": d.xxh3} for name, d in files.items()},
+    }
+    state["xxh3"] = _own_digest(state)
+    with open(partial / STATE_FILE, "w") as file:
+        file.write(json.dumps(state, indent=2, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_folder(partial)
+    if final.exists():
+        discard_checkpoint(final)
+    partial.rename(final)
+    fsync_folder(final.parent)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -118,20 +151,38 @@ def verify_checkpoint(path: Path) -> None:
         _verify(path / name, FileDigest(expected["bytes"], expected["xxh3"]))
 
 
-def load_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
-    """Read the checkpoint at `path`. Raises DamagedCheckpointError naming the file.
+def stored(path: Path, kind: str) -> dict[str, StoredTensor]:
+    """Names, shapes and dtypes of a checkpoint's tensors of a kind, MODEL or OPTIMIZER."""
+    return stored_tensors(path, _files(path, kind))
 
-    verify=False is for a checkpoint that verify_checkpoint has just passed.
+
+def read_into(path: Path, kind: str, targets: dict[str, Tensor], world: World = ALONE) -> None:
+    """Fill `targets` in place with tensors of a kind; of a DTensor, each rank its part. All ranks call it.
+
+    It does not matter how many ranks have written the checkpoint. targets: named and shaped as `stored` says.
+    """
+    read_shards(path, _files(path, kind), targets, world)
+
+
+def load_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+    """All of the checkpoint at `path`, whole tensors on the CPU, whether one rank wrote it or many.
+
+    verify=False is for a checkpoint that verify_checkpoint has just passed. Raises DamagedCheckpointError
+    naming the file.
     """
     if verify:
         verify_checkpoint(path)
     state = load_state(path)
-    return Checkpoint(
-        step=state["step"],
-        model=read_tensors(path / MODEL_FILE),
-        optimizer=read_tensors(path / OPTIMIZER_FILE),
-        values=state["values"],
-    )
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for kind in (MODEL, OPTIMIZER):
+        entries = stored(path, kind)
+        tensors[kind] = {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in entries.items()}
+        read_into(path, kind, tensors[kind])
+    return Checkpoint(state["step"], tensors[MODEL], tensors[OPTIMIZER], state["values"])
+
+
+def _files(path: Path, kind: str) -> list[str]:
+    return [name for name in load_state(path)["files"] if name.startswith(kind)]
 
 
 def prune_checkpoints(folder: Path, keep_last: int, keep_every: int) -> list[Path]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,13 +19,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others. `control` is a gloo group for host messages; None for one process."""
+    """This process among the others.
+
+    `control` is a gloo group for host messages, `storage` another for those of the thread that writes
+    checkpoints; None for one process.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
     control: dist.ProcessGroup | None = None
+    storage: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -41,17 +46,17 @@ class World:
         return box[0]
 
     def share_result(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, on every rank; a UserError of its is raised on every rank."""
-        result: T | UserError | None = None
+        """What `work` gives on rank 0, on every rank; a UserError or OSError is raised on every rank."""
+        result: T | UserError | OSError | None = None
         if self.first:
             try:
                 result = work()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 if self.control is None:
                     raise
                 result = error
         shared = self.share(result)
-        if isinstance(shared, UserError):
+        if isinstance(shared, UserError | OSError):
             raise shared
         return shared  # type: ignore[return-value]  # rank 0 has set it
 
@@ -69,10 +74,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.control is not None:
-            dist.barrier(group=self.control)
+    def for_storage(self) -> World:
+        """The same ranks, talking over `storage`: for a thread beside the one that trains."""
+        return replace(self, control=self.storage)
+
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+"""One process that computes on the CPU."""
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
@@ -101,19 +109,53 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 
 def start_world(device: str) -> World:
-    """Read torchrun's environment; with WORLD_SIZE above 1 join the group: NCCL on GPUs, else gloo."""
+    """Read torchrun's environment; with WORLD_SIZE above 1 join the group: NCCL on GPUs, else gloo.
+
+    Raises UserError where the device is not there, or a restart cannot work.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = choose_device(device, local_rank)
     if size == 1:
         return World(0, 0, 1, chosen)
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
+    gpu = chosen if chosen.type == "cuda" else None
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    store = _fresh_store()
+    if store is None:
+        dist.init_process_group(backend, device_id=gpu)
+    else:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=gpu)
     # Host messages have their own group: they wait for slow ranks (a checkpoint) and never touch the GPU.
     control = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
+    # Two threads must not use one group: their messages would be taken for one another.
+    storage = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
     assert isinstance(control, dist.ProcessGroup)
-    return World(rank, local_rank, size, chosen, control)
+    assert isinstance(storage, dist.ProcessGroup)
+    return World(rank, local_rank, size, chosen, control, storage)
+
+
+def _fresh_store() -> Any:
+    """A part of torchrun's store in which no earlier start of the ranks has written; None where it has none.
+
+    torchrun keeps its store from one restart to the next, and with it the addresses of ranks that are gone,
+    which new ones would try to reach (pytorch issue 135712). It counts restarts for each machine apart, so
+    that the count tells starts apart only where there is one machine. Raises UserError where there are more.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not restarts:
+        return None
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        raise UserError(
+            "ranks on several machines cannot be restarted with torchrun's shared store, which still holds "
+            "the addresses of those that died. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on each "
+            "machine, and start again with the same command."
+        )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]  # not in its stubs
+    return dist.PrefixStore(f"restart-{restarts}", store)  # type: ignore[attr-defined]  # nor this
 
 
 def stop_world(world: World) -> None:

@@ -67,8 +67,8 @@ def build_without_memory(config: PretrainConfig) -> MaskedAutoencoder | Jepa:
     return model
 
 
-def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype) -> Estimate:
-    """Of one rank with `micro_batch` clips at a time in arithmetic `precision` (bfloat16 or float32)."""
+def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype, ranks: int = 1) -> Estimate:
+    """Of one of `ranks`, `micro_batch` clips at a time, in arithmetic `precision` (bfloat16 or float32)."""
     model = build_without_memory(config)
     tokens = math.prod(model.grid)
     trained = model.parameter_count
@@ -83,7 +83,23 @@ def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype) -
     memory = Memory(
         4.0 * trained, 4.0 * trained, 8.0 * trained, 4.0 * frozen, micro_batch * per_clip + copies
     )
+    if config.parallel == "fsdp" and ranks > 1:
+        memory = _divided(memory, ranks, accumulates=config.batch > ranks * micro_batch)
     return Estimate(tokens, seen, predicted, model.flops_per_clip(), trained, memory)
+
+
+def _divided(memory: Memory, ranks: int, accumulates: bool) -> Memory:
+    """Under FSDP2: a rank's shards, and the weights whole beside them from forward to backward.
+
+    Gradients are whole only while they accumulate; else each block's are summed and divided at once.
+    """
+    return Memory(
+        memory.weights * (1 + 1 / ranks),
+        memory.gradients * (accumulates + 1 / ranks),
+        memory.optimizer / ranks,
+        memory.teacher * (1 + 1 / ranks),
+        memory.activations,
+    )
 
 
 def _mae_clip(model: MaskedAutoencoder, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:

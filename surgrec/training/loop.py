@@ -14,7 +14,7 @@ from surgrec.training.step import Batch, Parts, train_step
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop asks for at certain steps: a checkpoint (all ranks), a picture (rank 0)."""
+    """What the loop asks all ranks for at certain steps: a checkpoint, which may be begun only; a picture."""
 
     save: Callable[[int], None]
     draw: Callable[[int, Batch], None]
@@ -34,7 +34,8 @@ def train(
 ) -> Outcome:
     """Take the steps start + 1 .. config.steps, or as far as a signal on any rank allows.
 
-    Ends with a checkpoint of the last step taken. Raises BadStepError as the guard says; then there is none.
+    Ends with a checkpoint of the last step taken, which may be begun only. Raises BadStepError as the guard
+    says; then there is none.
     """
     config = parts.config
     flag = SharedFlag(parts.world)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from surgrec.configs.pretrain import OptimConfig
 
@@ -49,7 +50,9 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tenso
     """
     held = [p for p in parameters if p.grad is not None]
     limit = float("inf") if largest is None else largest
-    return torch.nn.utils.clip_grad_norm_(held, limit, error_if_nonfinite=False, foreach=True)
+    norm = torch.nn.utils.clip_grad_norm_(held, limit, error_if_nonfinite=False, foreach=True)
+    # Under FSDP the norm is that of all shards only once they have been added up.
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -62,28 +65,33 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave.
+def prepare_state(optimizer: torch.optim.Optimizer, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Make room for the state of these names and whole shapes; returns it by name, to be filled in place.
 
-    Raises ValueError naming the entries that are left over or whose shape differs.
+    As `optimizer_tensors` gave the names. Under FSDP the tensors are DTensors like their parameters. Raises
+    ValueError naming the entries that are left over or whose shape differs.
     """
-    left = dict(tensors)
+    left = dict(shapes)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             state: dict[str, Tensor] = {}
             for kind in ("step", "exp_avg", "exp_avg_sq"):
-                value = left.pop(f"{kind}.{name}", None)
-                if value is None:
+                shape = left.pop(f"{kind}.{name}", None)
+                if shape is None:
                     continue
-                if kind != "step" and value.shape != parameter.shape:
+                expected = () if kind == "step" else tuple(parameter.shape)
+                if tuple(shape) != expected:
                     raise ValueError(
-                        f"optimizer state {kind}.{name} has shape {tuple(value.shape)}, "
-                        f"its parameter {tuple(parameter.shape)}"
+                        f"optimizer state {kind}.{name} has shape {tuple(shape)}, it must be {expected}"
                     )
                 # Fused AdamW keeps its step counts on the device of the parameter, in float32.
-                dtype = torch.float32 if kind == "step" else parameter.dtype
-                state[kind] = value.to(device=parameter.device, dtype=dtype, copy=True)
+                state[kind] = (
+                    torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    if kind == "step"
+                    else torch.zeros_like(parameter, requires_grad=False)
+                )
             if state:
                 optimizer.state[parameter] = state
     if left:
         raise ValueError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:5])}")
+    return optimizer_tensors(optimizer)

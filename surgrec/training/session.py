@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from numpy.typing import NDArray
 
 from surgrec.configs.pretrain import (
     JepaPretrain,
@@ -29,7 +30,6 @@ from surgrec.models.build import build_objective
 from surgrec.models.compiled import compile_blocks
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.models.objective import Objective
-from surgrec.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from surgrec.training.console import Console
 from surgrec.training.distributed import World, start_world, stop_world
 from surgrec.training.errors import UserError
@@ -37,13 +37,15 @@ from surgrec.training.guard import FiniteGuard
 from surgrec.training.loop import Hooks, Outcome, train
 from surgrec.training.mix import mix_scalars
 from surgrec.training.monitor import Monitor
-from surgrec.training.optim import build_adamw, load_optimizer_tensors, optimizer_tensors
+from surgrec.training.optim import build_adamw
 from surgrec.training.panels import panel, save_png
+from surgrec.training.parallel import needs_all_ranks, wrap
 from surgrec.training.peaks import peak_flops
 from surgrec.training.recorder import Recorder, Totals
 from surgrec.training.resolve import batch_shape, choose_precision
 from surgrec.training.run_folder import RunFolder, choose_folder, find_checkpoint, open_folder, write_config
 from surgrec.training.run_record import IndexRecord, describe_device, end_record, start_record
+from surgrec.training.saver import Saver, restore
 from surgrec.training.signals import StopRequest
 from surgrec.training.step import Batch, Parts
 from surgrec.training.summary import proxies_text, summarise, summary_text
@@ -110,12 +112,13 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         objective.to(world.device)
         if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
             compile_blocks(objective)
+        model = wrap(objective, world, config.parallel)
         optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
         start, totals = 0, Totals()
         if place.checkpoint is not None:
-            checkpoint = load_checkpoint(place.checkpoint, verify=False)
-            start, totals = checkpoint.step, Totals(**checkpoint.values["totals"])
-            _restore(checkpoint, objective, optimizer, loader)
+            start, values = restore(place.checkpoint, objective, optimizer, world)
+            loader.load_state_dict(values["loader"])
+            totals = Totals(**values["totals"])
         console = Console(config.steps, start, enabled=world.first)
         _greet(console, config, world, index, loader, objective, place, start)
         if start >= config.steps:
@@ -129,7 +132,7 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
                 console.say(text)
             monitor = stack.enter_context(Monitor(run, to_document(config), start))
         precision = choose_precision(config, world.device)
-        parts = Parts(config, world, objective, _wrap(objective, world), optimizer, loader, shape, precision)
+        parts = Parts(config, world, objective, model, optimizer, loader, shape, precision)
         peak = None
         if world.device.type == "cuda":
             peak = peak_flops(describe_device(world.device), precision)
@@ -145,11 +148,15 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
             lambda: mix_scalars(loader.mix, loader.expected_mix),
             totals,
         )
-        saver = _Saver(parts, run, index, loader, recorder)
+        saver = stack.enter_context(Saver(run.checkpoints, world, objective, optimizer, config.checkpoint))
         guard = FiniteGuard(run, world, index.videos.path, config.max_bad_steps)
-        hooks = Hooks(saver.save, lambda step, batch: _draw(parts, monitor, step, batch))
+        hooks = Hooks(
+            lambda step: saver.save(step, _checkpoint_values(parts, index, recorder.totals())),
+            lambda step, batch: _draw(parts, monitor, step, batch),
+        )
         try:
             outcome = train(parts, start, recorder, guard, stop, hooks)
+            saver.wait()
         except (UserError, ClipLoaderError, OSError) as error:
             if world.first:
                 console.close()
@@ -159,9 +166,10 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
             if isinstance(error, ClipLoaderError):
                 raise UserError(str(error)) from error
             raise
+        picture = None if outcome.last_batch is None else _picture(parts, outcome.last_batch)
         if world.first:
             assert monitor is not None
-            _finish(parts, run, monitor, console, outcome, saver.last or place.checkpoint)
+            _finish(parts, run, monitor, console, outcome, picture, saver.last or place.checkpoint)
         return 128 + outcome.signal if outcome.signal else 0
 
 
@@ -170,24 +178,6 @@ def _take_place(config: PretrainConfig, index: PacketIndex, stack: ExitStack) ->
     run = choose_folder(config)
     stack.enter_context(open_folder(run))
     return _Place(run, find_checkpoint(run, config, index.digest))
-
-
-def _restore(
-    checkpoint: Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer, loader: ClipLoader
-) -> None:
-    try:
-        objective.load_state_dict(checkpoint.model, strict=True)
-        load_optimizer_tensors(optimizer, checkpoint.optimizer)
-        loader.load_state_dict(checkpoint.values["loader"])
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
-
-
-def _wrap(objective: Objective, world: World) -> torch.nn.Module:
-    if world.size == 1:
-        return objective
-    ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
 
 
 def _write_records(
@@ -226,75 +216,52 @@ def _greet(
         console.say(f"resumed from {place.checkpoint}, after step {start}")
 
 
-class _Saver:
-    """Writes checkpoints and remembers the last one."""
-
-    def __init__(
-        self, parts: Parts, run: RunFolder, index: PacketIndex, loader: ClipLoader, recorder: Recorder
-    ) -> None:
-        self._parts = parts
-        self._run = run
-        self._index = index
-        self._loader = loader
-        self._recorder = recorder
-        self.last: Path | None = None
-
-    def save(self, step: int) -> None:
-        """All ranks call it together; rank 0 writes."""
-        parts, config = self._parts, self._parts.config
-        totals = self._recorder.totals()
-        if parts.world.first:
-            document = to_document(config)
-            values = {
-                "config": document,
-                "config_digest": digest(document),
-                "index_digest": self._index.digest,
-                "loader": self._loader.state_dict(),
-                "totals": dataclasses.asdict(totals),
-            }
-            contents = Checkpoint(
-                step, parts.objective.state_dict(), optimizer_tensors(parts.optimizer), values
-            )
-            try:
-                self.last = save_checkpoint(self._run.checkpoints, contents)
-            except OSError as error:
-                raise UserError(
-                    f"the checkpoint of step {step} cannot be written in {self._run.checkpoints}: "
-                    f"{error.strerror}. Checkpoints written before it are whole; make room and start again "
-                    f"with the same command to go on from the last."
-                ) from error
-            prune_checkpoints(
-                self._run.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every
-            )
-        parts.world.barrier()
+def _checkpoint_values(parts: Parts, index: PacketIndex, totals: Totals) -> dict[str, Any]:
+    """What a checkpoint holds beside tensors."""
+    document = to_document(parts.config)
+    return {
+        "config": document,
+        "config_digest": digest(document),
+        "index_digest": index.digest,
+        "loader": parts.batches.state_dict(),
+        "totals": dataclasses.asdict(totals),
+    }
 
 
-def _picture(parts: Parts, batch: Batch) -> Any:
-    """A panel of the batch's first clips, u8 [height, width, 3]; None for an objective without pictures."""
+def _picture(parts: Parts, batch: Batch) -> NDArray[np.uint8] | None:
+    """On rank 0, a panel of the batch's first clips, u8 [height, width, 3]; None for a JEPA.
+
+    All ranks call it together.
+    """
     objective, config = parts.objective, parts.config
     if not isinstance(objective, MaskedAutoencoder):
+        return None
+    if not parts.world.first and not needs_all_ranks(parts.model):
         return None
     count = config.log.panels
     with torch.autocast(parts.world.device.type, torch.bfloat16, enabled=parts.precision == torch.bfloat16):
         pictures = objective.reconstruct(batch.frames[:count], batch.samples[:count])
-    return panel(*pictures, objective.config.tubelet)
+    return panel(*pictures, objective.config.tubelet) if parts.world.first else None
 
 
 def _draw(parts: Parts, monitor: Monitor | None, step: int, batch: Batch) -> None:
-    if monitor is not None:
-        picture = _picture(parts, batch)
-        if picture is not None:
-            monitor.picture(step, "input, mask, reconstruction", picture)
+    picture = _picture(parts, batch)
+    if monitor is not None and picture is not None:
+        monitor.picture(step, "input, mask, reconstruction", picture)
 
 
 def _finish(
-    parts: Parts, run: RunFolder, monitor: Monitor, console: Console, outcome: Outcome, last: Path | None
+    parts: Parts,
+    run: RunFolder,
+    monitor: Monitor,
+    console: Console,
+    outcome: Outcome,
+    picture: NDArray[np.uint8] | None,
+    last: Path | None,
 ) -> None:
     """Records, final picture and the last words; on rank 0."""
-    if outcome.last_batch is not None:
-        picture = _picture(parts, outcome.last_batch)
-        if picture is not None:
-            save_png(run.reconstruction, picture)
+    if picture is not None:
+        save_png(run.reconstruction, picture)
     found = summarise(run)
     results = {} if found is None else {"hparam/loss": found.last_loss, "hparam/first_loss": found.first_loss}
     monitor.hparams(results)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from surgrec.configs.pretrain import OptimConfig, PretrainConfig
 from surgrec.kernels.counter_rng import stream_key
 from surgrec.models.objective import Objective
 from surgrec.training.distributed import World
 from surgrec.training.optim import clip_gradients, set_hyperparameters
+from surgrec.training.parallel import accumulating
 from surgrec.training.resolve import BatchShape
 from surgrec.training.schedules import learning_rate, warmup_steps, weight_decay
 
@@ -74,7 +73,7 @@ def hyperparameters(optim: OptimConfig, step: int, steps: int, batch: int) -> Hy
 
 @dataclass
 class Parts:
-    """All that a step works with. `model` is `objective`, or DDP around it."""
+    """All that a step works with. `model` is what `parallel.wrap` made of `objective`."""
 
     config: PretrainConfig
     world: World
@@ -152,7 +151,7 @@ def _accumulate(parts: Parts, step: int, hyper: Hyperparameters, monitor: bool) 
         waited = time.perf_counter() - began
         seed_torch(config.seed, step, micro, world.rank)
         last = micro == count - 1
-        with _communicate(parts.model, last):
+        with accumulating(parts.model, last):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=parts.precision == torch.bfloat16):
                 output = parts.model(batch.frames, batch.samples, step - 1, monitor and last)
             (output.loss / count).backward()
@@ -170,13 +169,6 @@ def _accumulate(parts: Parts, step: int, hyper: Hyperparameters, monitor: bool) 
         result.decode_repetition += batch.decode_repetition / count
     assert result is not None
     return result
-
-
-def _communicate(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Only the last micro-batch of a step sums gradients over ranks."""
-    if isinstance(model, DistributedDataParallel) and not last:
-        return model.no_sync()
-    return nullcontext()
 
 
 def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:

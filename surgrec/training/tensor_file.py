@@ -1,20 +1,22 @@
 """Writing safetensors in a stream: one pass gives the file, its fsync and its checksum.
 
-The library's own writer wants all tensors on the host at once and reports a full disk as a bare text. Here
-one tensor at a time is brought to the host, and a failed write stays an OSError with its errno.
+The library's own writer reports a full disk as a bare text, and torch.distributed.checkpoint's puts a file
+together in memory before it writes it. Here one tensor after the other goes to the file, and a failed write
+stays an OSError with its errno.
 Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
-from safetensors.torch import load_file
 from torch import Tensor
 
 DTYPE_NAMES = {
@@ -37,6 +39,30 @@ class FileDigest:
     xxh3: str
 
 
+class DigestedFile(io.FileIO):
+    """A file that is being written, without a buffer, and the checksum of what was handed to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+        self._written = 0
+        self._xxh3 = xxhash.xxh3_128()
+
+    def write(self, data: Any, /) -> int:
+        """All of `data`, anything with contiguous bytes. Raises OSError; the file may then be partial."""
+        view = memoryview(data).cast("B")
+        self._xxh3.update(view)
+        done = 0
+        while done < len(view):
+            done += os.write(self.fileno(), view[done : done + (1 << 26)])
+        self._written += done
+        return done
+
+    @property
+    def file_digest(self) -> FileDigest:
+        """What the file must be, also once it is closed."""
+        return FileDigest(self._written, self._xxh3.hexdigest())
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileDigest:
     """Write `tensors` (any device, any layout) to `path` and fsync it.
 
@@ -54,24 +80,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileDigest:
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = xxhash.xxh3_128()
-    written = 0
-    with open(path, "wb", buffering=0) as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            written += _write_all(file.fileno(), memoryview(part), digest)
+    with DigestedFile(path) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
         for tensor in tensors.values():
             host = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            written += _write_all(file.fileno(), host.numpy().data, digest)
+            file.write(host.numpy().data)
         os.fsync(file.fileno())
-    return FileDigest(written, digest.hexdigest())
-
-
-def _write_all(descriptor: int, data: memoryview, digest: xxhash.xxh3_128) -> int:
-    digest.update(data)
-    done = 0
-    while done < len(data):
-        done += os.write(descriptor, data[done : done + (1 << 26)])
-    return done
+    return file.file_digest
 
 
 def file_digest(path: Path) -> FileDigest:
@@ -83,11 +99,6 @@ def file_digest(path: Path) -> FileDigest:
             digest.update(block)
             size += len(block)
     return FileDigest(size, digest.hexdigest())
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU."""
-    return load_file(path)
 
 
 def fsync_folder(path: Path) -> None:

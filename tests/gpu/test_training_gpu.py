@@ -15,14 +15,16 @@ from surgrec.loaders.clip_loader import Batch
 from surgrec.loaders.clip_plan import ClipRequest
 
 from surgrec.models.build import build_objective
+from surgrec.training.checkpoint import load_checkpoint
 from surgrec.training.distributed import World
 from surgrec.training.errors import UserError
 from surgrec.training.estimate import estimate
 from surgrec.training.guard import BadStepError, FiniteGuard
-from surgrec.training.optim import build_adamw, load_optimizer_tensors, optimizer_tensors
+from surgrec.training.optim import build_adamw, optimizer_tensors, prepare_state
 from surgrec.training.peaks import peak_flops
 from surgrec.training.resolve import batch_shape
 from surgrec.training.run_folder import RunFolder
+from surgrec.training.saver import Saver
 from surgrec.training.step import Parts, train_step
 
 pytestmark = [
@@ -118,13 +120,30 @@ def test_optimizer_state_moves_to_the_host_and_back():
     one, other = make_parts(DEMOS[0]), make_parts(DEMOS[0])
     train_step(one, 1)
     saved = {name: value.cpu() for name, value in optimizer_tensors(one.optimizer).items()}
-    load_optimizer_tensors(other.optimizer, saved)
+    for name, room in prepare_state(other.optimizer, {name: t.shape for name, t in saved.items()}).items():
+        room.copy_(saved[name])
     other.objective.load_state_dict({k: v.cpu() for k, v in one.objective.state_dict().items()})
     other.batches.next_sample = one.batches.next_sample
     train_step(one, 2)
     train_step(other, 2)
     for a, b in zip(one.objective.parameters(), other.objective.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_is_of_its_step_though_nobody_waits_for_the_copies(tmp_path):
+    parts = make_parts(DEMOS[1])
+    saver = Saver(tmp_path, parts.world, parts.objective, parts.optimizer, parts.config.checkpoint)
+    for step in (1, 2):
+        train_step(parts, step)
+        weights = {name: value.clone() for name, value in parts.objective.state_dict().items()}
+        moments = {name: value.clone() for name, value in optimizer_tensors(parts.optimizer).items()}
+        saver.save(step, {})
+        train_step(parts, step + 1)
+        saver.wait()
+        read = load_checkpoint(tmp_path / f"step-{step:08d}")
+        for found, expected in ((read.model, weights), (read.optimizer, moments)):
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], value.cpu()) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import multiprocessing
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -29,8 +34,10 @@ from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import find_entries
 from surgrec.models.build import build_objective
-from surgrec.training.distributed import World
+from surgrec.models.compiled import compile_blocks
+from surgrec.training.distributed import ALONE, World
 from surgrec.training.optim import build_adamw
+from surgrec.training.parallel import wrap
 from surgrec.training.resolve import BatchShape, batch_shape
 from surgrec.training.step import Parts
 
@@ -86,13 +93,13 @@ JEPA = JepaPretrain(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dry_mae() -> MaePretrain:
     """MAE for synthetic clips."""
     return MAE
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dry_jepa() -> JepaPretrain:
     """JEPA for synthetic clips."""
     return JEPA
@@ -143,19 +150,69 @@ class SyntheticBatches:
         self.next_sample = state["next_sample"]
 
 
+def make_parts(config: PretrainConfig, world: World = ALONE) -> Parts:
+    """The Parts of a run on synthetic clips; compile="on" compiles without a C++ compiler."""
+    shape = batch_shape(config, world.size)
+    objective = build_objective(config.model, config.seed, config.data.frames, config.data.size)
+    if config.compile == "on":
+        compile_blocks(objective, backend="aot_eager")
+    model = wrap(objective, world, config.parallel)
+    optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
+    batches = SyntheticBatches(shape, config.data.frames, config.data.size, world.rank, world.size)
+    return Parts(config, world, objective, model, optimizer, batches, shape, torch.float32)
+
+
 @pytest.fixture(scope="session")
 def synthetic_parts() -> Callable[..., Parts]:
-    """Makes the Parts of a run on synthetic clips: synthetic_parts(config) or (config, world)."""
+    """`make_parts`, for tests."""
+    return make_parts
 
-    def make(config: PretrainConfig, world: World | None = None) -> Parts:
-        world = world or World(0, 0, 1, torch.device("cpu"))
-        shape = batch_shape(config, world.size)
-        objective = build_objective(config.model, config.seed, config.data.frames, config.data.size)
-        optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
-        batches = SyntheticBatches(shape, config.data.frames, config.data.size, world.rank, world.size)
-        return Parts(config, world, objective, objective, optimizer, batches, shape, torch.float32)
 
-    return make
+class Ranks:
+    """Starts processes that run a script of this folder as the ranks of one group.
+
+    They are forked from a server that has imported the slow modules: a launch costs a fraction of a second.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._launches = 0
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["surgrec.training.session", "torch.utils.tensorboard"])
+
+    def __call__(self, script: str, size: int, timeout: float = 120, **job: Any) -> list[Any]:
+        """What SCRIPT.py's `main(job)` returned on each of `size` ranks, as plain values."""
+        self._launches += 1
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        results, processes = [], []
+        for rank in range(size):
+            results.append(self._folder / f"{self._launches}-{rank}.json")
+            place = address | {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            arguments = [
+                str(Path(__file__).with_name("rank.py")),
+                {"CALL": (script, place, job, results[-1])},
+            ]
+            processes.append(self._context.Process(target=runpy.run_path, args=arguments))
+            processes[-1].start()
+        deadline = time.monotonic() + timeout
+        for process in processes:
+            process.join(max(deadline - time.monotonic(), 0))
+        alive = [process for process in processes if process.is_alive()]
+        for process in alive:
+            process.kill()
+        answers = [json.loads(path.read_text()) if path.exists() else {"error": "died"} for path in results]
+        errors = [answer["error"] for answer in answers if "error" in answer]
+        assert not alive, f"still at work after {timeout} s: {errors}"
+        assert not errors, "\n".join(errors)
+        return [answer["result"] for answer in answers]
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """ranks("script", 2, key=value) runs `main` of tests/training/script.py on two ranks."""
+    return Ranks(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,9 @@ from surgrec.training.checkpoint import (
     set_aside,
     verify_checkpoint,
 )
+from surgrec.training.distributed import World
 from surgrec.training.errors import UserError
-from surgrec.training.tensor_file import DTYPE_NAMES, file_digest, write_tensors
+from surgrec.training.tensor_file import DTYPE_NAMES, FileDigest, file_digest, write_tensors
 
 
 def contents(step: int) -> Checkpoint:
@@ -161,6 +162,15 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_nothing_else(tmp_pat
     assert result.stdout.strip() == "27", result.stderr  # EFBIG
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     verify_checkpoint(tmp_path / "step-00000001")
+
+
+def test_parts_that_rank_0_does_not_see_are_named(tmp_path, monkeypatch):
+    """Two machines that share no file system: the second wrote into a folder of its own."""
+    elsewhere = {"model-shard-00002-of-00002.safetensors": FileDigest(8, "0")}
+    monkeypatch.setattr(World, "gather", lambda world, files: [files, elsewhere])
+    with pytest.raises(UserError, match=r"rank 1 has written model-shard-00002-of-00002.*share"):
+        save_checkpoint(tmp_path, contents(1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_state_holds_plain_values_and_checksums(tmp_path):

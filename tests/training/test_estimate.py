@@ -27,6 +27,19 @@ def test_parameters_and_flops_are_those_of_the_model(name):
     assert costs.memory.teacher == 4 * frozen
 
 
+def test_fsdp_divides_what_is_kept_between_steps():
+    config = replace(PRESETS["demo-jepa"][1], parallel="fsdp", batch=16)
+    alone = estimate(config, 4, torch.float32).memory
+    assert alone == estimate(replace(config, parallel="ddp"), 4, torch.float32, ranks=4).memory
+    memory = estimate(config, 4, torch.float32, ranks=4).memory
+    assert memory.optimizer == alone.optimizer / 4
+    assert memory.gradients == alone.gradients / 4
+    # Whole for the time of a step, and the shards beside them.
+    assert (memory.weights, memory.teacher) == (1.25 * alone.weights, 1.25 * alone.teacher)
+    accumulating = estimate(config, 2, torch.float32, ranks=4).memory
+    assert accumulating.gradients == 1.25 * alone.gradients
+
+
 def test_tokens_of_the_paper():
     costs = estimate(PRESETS["mae-vitb"][1], 1, torch.bfloat16)
     assert (costs.tokens, costs.seen, costs.predicted) == (1568, 160, 1408)

@@ -12,9 +12,9 @@ from surgrec.models.build import build_objective
 from surgrec.training.optim import (
     build_adamw,
     clip_gradients,
-    load_optimizer_tensors,
     optimizer_tensors,
     parameter_groups,
+    prepare_state,
     set_hyperparameters,
 )
 
@@ -91,7 +91,9 @@ def test_restored_state_goes_on_bit_for_bit():
         step(one, first, seed)
     other.load_state_dict(one.state_dict())
     second = build_adamw(other, decays_not, OptimConfig())
-    load_optimizer_tensors(second, {k: v.clone() for k, v in optimizer_tensors(first).items()})
+    saved = optimizer_tensors(first)
+    for name, room in prepare_state(second, {name: t.shape for name, t in saved.items()}).items():
+        room.copy_(saved[name])
     for seed in range(3, 6):
         step(one, first, seed)
         step(other, second, seed)
@@ -102,6 +104,6 @@ def test_restored_state_goes_on_bit_for_bit():
 def test_state_of_another_model_is_refused_by_name():
     optimizer = build_adamw(net(), decays_not, OptimConfig())
     with pytest.raises(ValueError, match=r"no.such.weight"):
-        load_optimizer_tensors(optimizer, {"exp_avg.no.such.weight": torch.zeros(1)})
+        prepare_state(optimizer, {"exp_avg.no.such.weight": (1,)})
     with pytest.raises(ValueError, match=r"exp_avg\.0\.weight has shape \(3,\)"):
-        load_optimizer_tensors(optimizer, {"exp_avg.0.weight": torch.zeros(3)})
+        prepare_state(optimizer, {"exp_avg.0.weight": (3,)})

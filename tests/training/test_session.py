@@ -291,3 +291,15 @@ def test_unusable_videos_are_told_and_recorded(mae, streams, tmp_path, capsys):
     assert "short.mp4" in printed
     lines = [json.loads(line) for line in (mae.out / "ledger.jsonl").read_text().splitlines()]
     assert sorted(Path(line["path"]).name for line in lines) == ["short.mp4", "text.mp4"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(mae):
+    mae.out.mkdir()
+    (mae.out / "checkpoints").write_text("in the way")
+    with pytest.raises(
+        UserError, match=r"the checkpoint of step 3 cannot be written in .*go on from the last"
+    ):
+        pretrain(mae)
+    assert metrics(mae.out)[-1]["step"] == 6  # it is told when the next one is due
+    ended = json.loads((mae.out / "run.json").read_text())["starts"][0]["ended"]
+    assert "the checkpoint of step 3" in ended["reason"]
