@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from surgrec.models.objective import Objective
+from surgrec.models.shards import local_tensors
 from surgrec.training.distributed import World
 from surgrec.training.errors import UserError
 from surgrec.training.run_folder import RunFolder, write_atomically
@@ -18,6 +20,20 @@ from surgrec.training.step import StepResult
 
 class BadStepError(UserError):
     """Loss or gradients were not finite more often than max_bad_steps allows."""
+
+
+def check_weights(objective: Objective, world: World, step: int) -> None:
+    """Raises UserError, on every rank, where weights are not finite: a checkpoint of them is worth nothing.
+
+    The flag of a step tells of its loss and gradients; what the last update made of the weights shows here.
+    """
+    parameters = local_tensors(objective.parameters())
+    bad = torch.stack([(~torch.isfinite(parameter)).any() for parameter in parameters]).sum()
+    if float(world.sum_(bad.float())) > 0:
+        raise UserError(
+            f"after step {step} there are weights that are not finite; no checkpoint is written of it. Go on "
+            f"from the last one with a lower --optim.lr in another --out (--resume RUN/checkpoints/step-N)."
+        )
 
 
 class FiniteGuard:

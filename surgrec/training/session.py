@@ -33,7 +33,7 @@ from surgrec.models.objective import Objective
 from surgrec.training.console import Console
 from surgrec.training.distributed import World, start_world, stop_world
 from surgrec.training.errors import UserError
-from surgrec.training.guard import FiniteGuard
+from surgrec.training.guard import FiniteGuard, check_weights
 from surgrec.training.loop import Hooks, Outcome, train
 from surgrec.training.mix import mix_scalars
 from surgrec.training.monitor import Monitor
@@ -117,7 +117,10 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         start, totals = 0, Totals()
         if place.checkpoint is not None:
             start, values = restore(place.checkpoint, objective, optimizer, world)
-            loader.load_state_dict(values["loader"])
+            try:
+                loader.load_state_dict(values["loader"])
+            except ValueError as error:
+                raise UserError(f"{place.checkpoint} does not fit this run: {error}") from error
             totals = Totals(**values["totals"])
         console = Console(config.steps, start, enabled=world.first)
         _greet(console, config, world, index, loader, objective, place, start)
@@ -150,19 +153,23 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         )
         saver = stack.enter_context(Saver(run.checkpoints, world, objective, optimizer, config.checkpoint))
         guard = FiniteGuard(run, world, index.videos.path, config.max_bad_steps)
-        hooks = Hooks(
-            lambda step: saver.save(step, _checkpoint_values(parts, index, recorder.totals())),
-            lambda step, batch: _draw(parts, monitor, step, batch),
-        )
+
+        def save(step: int) -> None:
+            check_weights(objective, world, step)
+            saver.save(step, _checkpoint_values(parts, index, recorder.totals()))
+
+        hooks = Hooks(save, lambda step, batch: _draw(parts, monitor, step, batch))
         try:
             outcome = train(parts, start, recorder, guard, stop, hooks)
             saver.wait()
-        except (UserError, ClipLoaderError, OSError) as error:
+        except Exception as error:
             if world.first:
                 console.close()
+                expected = isinstance(error, UserError | ClipLoaderError | OSError)
+                kind = "" if expected else f"{type(error).__name__}: "
                 # A full disk may be the very error; it is the one to tell.
                 with suppress(OSError):
-                    end_record(run, {"reason": f"error: {error}"})
+                    end_record(run, {"reason": f"error: {kind}{error}"})
             if isinstance(error, ClipLoaderError):
                 raise UserError(str(error)) from error
             raise
@@ -212,6 +219,9 @@ def _greet(
         console.say(f"left out: {video.path}: {video.reason}")
     if len(loader.unusable) > SHOWN_UNUSABLE:
         console.say(f"left out: {len(loader.unusable) - SHOWN_UNUSABLE} more videos, see {place.run.ledger}")
+    if isinstance(config, MaePretrain) and config.model.decoder_share < 1:
+        share = f"{config.model.decoder_share:.0%} of the hidden tokens"
+        console.say(f"the decoder rebuilds {share} (model.decoder_share): the loss is of these alone")
     if place.checkpoint is not None:
         console.say(f"resumed from {place.checkpoint}, after step {start}")
 

@@ -303,3 +303,30 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(mae):
     assert metrics(mae.out)[-1]["step"] == 6  # it is told when the next one is due
     ended = json.loads((mae.out / "run.json").read_text())["starts"][0]["ended"]
     assert "the checkpoint of step 3" in ended["reason"]
+
+
+def test_weights_that_overflow_are_in_no_checkpoint(mae):
+    """Loss and gradients of the last step are finite; what it makes of the weights is not."""
+    optim = replace(mae.optim, lr=1e39, start_lr=1e39, final_lr=1e39, lr_per_256=False)
+    config = replace(mae, steps=1, optim=optim)
+    with pytest.raises(UserError, match="after step 1 there are weights that are not finite"):
+        pretrain(config)
+    assert not list_checkpoints(config.out / "checkpoints")
+    ended = json.loads((config.out / "run.json").read_text())["starts"][0]["ended"]
+    assert "not finite" in ended["reason"]
+
+
+def test_an_unexpected_error_is_in_the_record(mae, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("surgrec.training.loop.train_step", fail)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(mae)
+    ended = json.loads((mae.out / "run.json").read_text())["starts"][0]["ended"]
+    assert ended["reason"] == "error: ZeroDivisionError: by zero"
+
+
+def test_a_share_for_the_decoder_is_named(mae, capsys):
+    assert pretrain(replace(mae, steps=1, model=replace(mae.model, decoder_share=0.5))) == 0
+    assert "the decoder rebuilds 50% of the hidden tokens" in capsys.readouterr().out
