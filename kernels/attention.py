@@ -222,8 +222,13 @@ def _xformers() -> ModuleType:
 
 @functools.lru_cache(maxsize=16)
 def _block_diagonal(sizes: Sizes, device: torch.device) -> Any:
-    """One mask for all layers of a pass: making it copies the lengths to the device."""
-    return _xformers().fmha.BlockDiagonalMask.from_seqlens(list(sizes), device=device)
+    """One mask for all layers of a pass."""
+    mask = _xformers().fmha.BlockDiagonalMask.from_seqlens(list(sizes), device=torch.device("cpu"))
+    # It would copy the starts from pageable memory, and so wait for all that the GPU has yet to do.
+    starts = _starts(sizes, device)
+    for info in (mask.q_seqinfo, mask.k_seqinfo):
+        info.seqstart = starts
+    return mask
 
 
 def _xformers_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

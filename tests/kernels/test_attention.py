@@ -131,6 +131,24 @@ def test_a_backend_that_refuses_gives_way_once(monkeypatch: pytest.MonkeyPatch) 
         module._by("auto", ways, gpu, gpu, gpu, False, 4)
 
 
+def test_xformers_mask_is_its_own() -> None:
+    """Its lengths come to the device by a copy of ours."""
+    fmha = pytest.importorskip("xformers.ops").fmha
+    cpu = torch.device("cpu")
+    ours, theirs = (
+        module._block_diagonal((3, 5, 1), cpu),
+        fmha.BlockDiagonalMask.from_seqlens([3, 5, 1], device=cpu),
+    )
+    for mine, other in ((ours.q_seqinfo, theirs.q_seqinfo), (ours.k_seqinfo, theirs.k_seqinfo)):
+        assert torch.equal(mine.seqstart, other.seqstart)
+        assert mine.seqstart.dtype == other.seqstart.dtype
+        assert (mine.max_seqlen, mine.min_seqlen, mine.seqstart_py) == (
+            other.max_seqlen,
+            other.min_seqlen,
+            other.seqstart_py,
+        )
+
+
 def test_the_cpu_never_imports_xformers() -> None:
     code = (
         "import sys, torch; from surgrec.kernels.attention import attention; x = torch.ones(4, 1, 8); "
