@@ -205,7 +205,7 @@ def test_memory_counts_whole_pictures_on_a_gpu(four):
 
 def test_no_decoding_from_the_start(four):
     with pytest.raises(BadClip, match="stacked frames cannot be decoded from the start"):
-        SequentialReader(RgbWriter()).decode(ClipRequest(0, 0, (0,)), four.index.video(0))
+        SequentialReader(RgbWriter()).decode(ClipRequest(0, 0, (0,)), four.index.video(0), None)
 
 
 def retagged(four: Any, folder: Path, old: bytes, new: bytes) -> Path:
@@ -282,7 +282,7 @@ def stream_of(**changed: Any) -> VideoStream:
     values = {"height": 256, "width": 96, "rotation": 0, "sar_num": 1, "sar_den": 1, "pix_fmt": "yuv420p"}
     tag = changed.pop("tag", tag_values(4, 10, 64, 96, Fraction(1, 25)))
     time_base = changed.pop("time_base", (1, 100))
-    return VideoStream(0, "h264", False, "mp4", b"", time_base, 3, 6.25, tag, values | changed)
+    return VideoStream(0, "h264", False, "mp4", b"", time_base, 3, 6.25, 0.48, tag, values | changed)
 
 
 def test_what_stacking_is_made_of():
