@@ -69,19 +69,20 @@ def python(name: str, seconds: float, *arguments: object, until: Path | None = N
 
 
 def tests(_: Args) -> list[Together]:
-    """tests/gpu, in five processes with about as much to do each."""
+    """tests/gpu, in six processes with about as much to do each."""
 
     def pytest(name: str, *arguments: object) -> Step:
         options = ("-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "--durations=3")
-        return python(name, 300, *options, *arguments)
+        return python(name, 400, *options, *arguments)
 
-    dali, engines, loader = (
-        GPU_TESTS / f"test_{name}_gpu.py" for name in ("dali_engine", "engines", "loader")
+    dali, engines, loader, fast = (
+        GPU_TESTS / f"test_{name}_gpu.py" for name in ("dali_engine", "engines", "loader", "fast_path")
     )
-    others = sorted(set(GPU_TESTS.glob("test_*.py")) - {dali, engines, loader})
+    others = sorted(set(GPU_TESTS.glob("test_*.py")) - {dali, engines, loader, fast})
     together = (
         pytest("tests-others", *others),
         pytest("tests-loader", loader),
+        pytest("tests-fast-path", fast),
         pytest("tests-engines", engines, "-k", f"not {MEMORY_TEST}"),
         pytest("tests-dali-kinds", dali, "-k", "every_kind"),
         pytest("tests-dali-others", dali, "-k", "not every_kind"),

@@ -115,19 +115,23 @@ def _rotate_kernel(
     number = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
-    partner = column ^ 1
     inside = (head < heads) & (column < width)
-    source = x + number * token_stride + head * head_stride
-    own = tl.load(source + column, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(source + partner, mask=inside, other=0.0).to(tl.float32)
-    table = factors + number * (2 * width)
     there = column < width
-    cosine = tl.load(table + column, mask=there, other=0.0)
-    # Even columns take their partner's share with a minus.
-    sign = tl.where(column % 2 == 0, -1.0, 1.0)
+    values = tl.load(x + number * token_stride + head * head_stride + column, mask=inside, other=0.0)
+    table = factors + number * (2 * width) + column
+    even, odd = _pairs(values.to(tl.float32), HEADS, WIDTH)
+    even_cosine, odd_cosine = _pairs(tl.load(table, mask=there, other=0.0), 1, WIDTH)
+    even_sine, odd_sine = _pairs(tl.load(table + width, mask=there, other=0.0), 1, WIDTH)
     if TRANSPOSED:
-        turned = own * cosine - sign * other * tl.load(table + width + partner, mask=there, other=0.0)
+        turned = tl.join(even * even_cosine + odd * odd_sine, odd * odd_cosine - even * even_sine)
     else:
-        turned = own * cosine + sign * other * tl.load(table + width + column, mask=there, other=0.0)
+        turned = tl.join(even * even_cosine - odd * even_sine, odd * odd_cosine + even * odd_sine)
+    turned = tl.reshape(turned, (HEADS, WIDTH))
     place = out + number * heads * width + head * width + column
     tl.store(place, turned.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _pairs(values, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Even and odd columns of [ROWS, WIDTH], each [ROWS, WIDTH / 2]."""
+    return tl.split(tl.reshape(values, (ROWS, WIDTH // 2, 2)))

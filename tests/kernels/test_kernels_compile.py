@@ -1,0 +1,91 @@
+"""Triton's kernels compile for GPUs on a machine without one, and read and write in whole vectors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+from surgrec.kernels import nv12_crop, patchify, pixel_loss, rotary
+from surgrec.kernels.triton_mode import INTERPRETED
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+
+CAPABILITIES = [80, 90, 100]
+TOKEN = dict.fromkeys(("clip_bytes", "frame_bytes", "row_bytes", "grid_rows", "grid_columns"), "i32")
+TOKEN_CONSTANTS = {"TUBELET": 2, "PATCH": 16, "LINES": 32, "LINE": 64}
+ALIGNED = {"clip_bytes", "frame_bytes", "row_bytes", "token_stride", "head_stride", "heads", "width", "size"}
+"""Numbers that are multiples of 16 with the presets' shapes, which Triton finds out at the launch."""
+CROP = {"facts": "*i64", "out": "*u8"}
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> Any:
+    names = kernel.arg_names
+    assert set(names) == set(types) | set(constants)
+    aligned = [name for name in names if name in ALIGNED or types.get(name, "").startswith("*")]
+    source = ASTSource(
+        fn=kernel,
+        signature={name: "constexpr" if name in constants else types[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def accesses(kernel: Any) -> set[str]:
+    """Loads and stores of global memory in the PTX, but for single numbers of 64 bits (a token, a clip)."""
+    found = re.findall(r"(?:ld|st)\.global(?:\.\w+)*", kernel.asm["ptx"])
+    return {access for access in found if not access.endswith(".b64")}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_patches(capability: int, dtype: str) -> None:
+    types = TOKEN | {"frames": "*u8", "clips": "*i64", "tokens": "*i64", "out": f"*{dtype}"}
+    types |= {f"{name}_{channel}": "fp32" for name in ("mean", "std") for channel in range(3)}
+    kernel = compiled(patchify._patch_kernel, types, TOKEN_CONSTANTS, capability)
+    assert accesses(kernel) == {"ld.global.v4.b32", "st.global.v4.b32"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_pixel_loss(capability: int, backward: bool, normalise: bool) -> None:
+    types = TOKEN | {"predicted": "*bf16", "frames": "*u8", "tokens": "*i64", "errors": "*fp32"}
+    types |= {"out": "*bf16" if backward else "*fp32", "per_clip": "i32", "epsilon": "fp32"}
+    constants = TOKEN_CONSTANTS | {"NORMALISE": normalise, "BACKWARD": backward}
+    kernel = compiled(pixel_loss._error_kernel, types, constants, capability)
+    # Single numbers besides: the error of the token, or its gradient.
+    wide = {"ld.global.v4.b32", "st.global.v4.b32"} if backward else {"ld.global.v4.b32"}
+    assert wide <= accesses(kernel) <= wide | {"ld.global.b32", "st.global.b32"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rotation(capability: int, transposed: bool) -> None:
+    types = {"x": "*bf16", "factors": "*fp32", "out": "*bf16"}
+    types |= dict.fromkeys(("token_stride", "head_stride", "heads", "width"), "i32")
+    constants = {"HEADS": 16, "WIDTH": 64, "TRANSPOSED": transposed}
+    kernel = compiled(rotary._rotate_kernel, types, constants, capability)
+    assert accesses(kernel) == {"ld.global.v4.b32", "st.global.v4.b32"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("wide", [False, True])
+def test_crop(capability: int, wide: bool) -> None:
+    """Pictures have any size and windows any place: here it is enough that they compile, on tensor cores."""
+    tiling = nv12_crop.TILING
+    constants = {"SIDE": tiling.side, "TAPS": tiling.taps, "WIDE": wide}
+    kernel = compiled(nv12_crop._crop_kernel, CROP | {"size": "i32"}, constants, capability)
+    assert "mma" in kernel.asm["ptx"]
+    constants = {"ROWS": nv12_crop._RGB_ROWS, "COLUMNS": nv12_crop._RGB_COLUMNS, "WIDE": wide}
+    compiled(nv12_crop._rgb_kernel, CROP, constants, capability)
