@@ -37,8 +37,8 @@ NEWER_FLASH: Final = (("FA4", "flash_attn.cute"), ("FA3", "flash_attn_interface"
 """FlashAttention's newer versions as PyTorch calls them, and the modules that they come in."""
 
 _log = logging.getLogger(__name__)
-# (backend, device, dtype, head width, packed, differentiated) that there is no kernel for.
-_refused: set[tuple[str, torch.device, torch.dtype, int, bool, bool]] = set()
+# (backend, device, dtype, head width, tokens, differentiated) that there is no kernel for; packed: no tokens.
+_refused: set[tuple[str, torch.device, torch.dtype, int, int | None, bool]] = set()
 
 
 def attention(
@@ -108,7 +108,7 @@ def _by(
     if q.is_cuda:
         differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         for name in order_for(_capability(q.device), packed, tokens):
-            case = (name, q.device, q.dtype, q.shape[-1], packed, differentiated)
+            case = (name, q.device, q.dtype, q.shape[-1], None if packed else tokens, differentiated)
             if name not in ways or case in _refused:
                 continue
             try:
