@@ -10,10 +10,10 @@ once and wait for their turn. A contestant that is absent, fails, dies or hangs 
 other. Stacked proxies are given to this project's engines alone: others would return whole pictures.
 
 Rows: clips_per_s of each contestant and corpus; on a GPU also `ceiling`, the frames per second of NVDEC when
-it decodes the same files from end to end. `fed_per_s` of this project's engines is what they gave to
-decoders, `fed_share_of_ceiling` its share of that. The parts of a mixed corpus are measured one by one, too;
-`share_of_parts` is the speed on the mixture, as a share of what the parts' speeds would give for the same
-requests.
+it decodes the same files from end to end. `device_gib` is the memory of the GPU that a contestant with torch
+has taken. `fed_per_s` of this project's engines is what they gave to decoders, `fed_share_of_ceiling` its
+share of that. The parts of a mixed corpus are measured one by one, too; `share_of_parts` is the speed on the
+mixture, as a share of what the parts' speeds would give for the same requests.
 """
 
 from __future__ import annotations
@@ -312,6 +312,7 @@ def measure(args: Args, case: Case, name: str, team: Team, cores: int, ceiling: 
     extra: dict[str, Any] = {"cores": cores, "stride": case.stride, "about": contestant.about}
     extra |= {"difference": round(worst, 3), "difference_but_colour": round(but_colour, 3)}
     windows = team.run(case.requests, times)
+    extra["device_gib"] = round(team.device_gib(), 3)
     found = row(name, case.corpus, "clips_per_s", speeds(windows), **extra | work(windows))
     if ceiling and found.extra["fed_per_s"]:
         found.extra["fed_share_of_ceiling"] = round(found.extra["fed_per_s"] / ceiling, 3)

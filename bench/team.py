@@ -1,7 +1,7 @@
 """The processes of one contestant: started early, measured when it is their turn, killed when they hang.
 
 A process answers ("open", index file, cores), ("check", requests, file of frames), ("run", requests, times),
-("ceiling", sessions, seconds) and ("close",); an answer that is a str is why it failed.
+("ceiling", sessions, seconds), ("memory",) and ("close",); an answer that is a str is why it failed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -94,6 +95,13 @@ class Team:
     def ceiling(self, sessions: int, seconds: float) -> float:
         """Frames per second of NVDEC when it decodes the files of the corpus from end to end."""
         return float(self._ask([("ceiling", sessions, seconds)], SETUP_SECONDS + seconds)[0])
+
+    def device_gib(self) -> float:
+        """Memory of the GPU that has been taken since the corpus was opened, beyond the context, in GiB.
+
+        Of contestants that use torch; decoders and what torch keeps for later are in it.
+        """
+        return float(sum(self._ask([("memory",)] * len(self._members), SETUP_SECONDS)))
 
     def close(self) -> None:
         """Lets go of the corpus; the processes stay."""
@@ -194,6 +202,7 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
 
     stream: Any = None
     index: Any = None
+    before = 0.0
     contestant = CONTESTANTS.get(name)
     if contestant is not None:
         for module in contestant.modules:
@@ -209,6 +218,7 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
         answer: Any = True
         try:
             if what == "open":
+                before = _device_gib()
                 index = PacketIndex.open(rest[0])
                 if contestant is not None:
                     stream = contestant.open(index, len(cores))
@@ -216,6 +226,8 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
                 answer = _check(stream, *rest)
             elif what == "run":
                 answer = measure(stream, *rest)
+            elif what == "memory":
+                answer = _device_gib() - before
             elif what == "ceiling":
                 import torch
                 from surgrec.loaders.engines.nvdec_ceiling import sequential_rate
@@ -231,3 +243,12 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
             pipe.send(answer)
         except OSError:
             return
+
+
+def _device_gib() -> float:
+    """Memory of the GPU in use, by whomever; 0 where this process has no torch, or torch no GPU."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0.0
+    free, total = torch.cuda.mem_get_info()
+    return float(total - free) / 2**30
