@@ -172,4 +172,5 @@ def full_disk(world: World, folder: Path) -> dict[str, Any]:
     except UserError as error:
         message = str(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    world.gather(None)  # rank 0 cleans up before it is told
     return {"message": message, "left": sorted(path.name for path in folder.iterdir())}
