@@ -135,15 +135,17 @@ def _build(
     jobs = []
     unseen: dict[str, str] = {}
     for path in paths:
+        gone = False
         try:
             status = _stat(path)
+            gone = status is None
         except OSError as error:
             if current and path in known and known[path].values["status"] not in (ERROR, REMOVED):
                 unseen[path] = f"cannot be looked at ({error.strerror}); what the index knows of it is kept"
                 reused[path] = known[path]
                 continue
             status = None
-        if status is None and path in known and (known[path].values["status"] != ERROR or path not in wanted):
+        if gone and path in known and (known[path].values["status"] != ERROR or path not in wanted):
             continue
         checked = verify and path in wanted
         trusted = known.get(path) if current and not (rescan and path in wanted) else None
