@@ -115,7 +115,7 @@ def _by(
                 return ways[name](q, k, v, *sizes)
             except torch.OutOfMemoryError:
                 raise
-            except (ImportError, NotImplementedError, RuntimeError) as error:
+            except (ImportError, RuntimeError) as error:
                 _refused.add(case)
                 _log.info("attention by %s has no kernel for %s %s: %s", name, tuple(q.shape), q.dtype, error)
     return ways["sdpa"](q, k, v, *sizes)
@@ -128,7 +128,7 @@ def _insist(backend: str, ways: dict[str, Callable[..., Tensor]], q: Tensor, *ot
         return ways[backend](q, *others)
     except torch.OutOfMemoryError:
         raise
-    except (ImportError, NotImplementedError, RuntimeError) as error:
+    except (ImportError, RuntimeError) as error:
         raise RuntimeError(
             f"{backend} has no kernel for {tuple(q.shape)} {q.dtype} on {q.device}, or is not installed "
             f"({error}); take attention backend `sdpa` or `auto`, and see `python -m surgrec.doctor`"

@@ -44,7 +44,7 @@ from surgrec.kernels.clip_facts import (
 from surgrec.kernels.colour import colour_matrix
 from surgrec.kernels.planes import Layouts, Planes, check_planes, subsampling
 from surgrec.kernels.staging import Staging
-from surgrec.kernels.triton_mode import INTERPRETED
+from surgrec.kernels.triton_mode import on_triton
 from surgrec.kernels.windows import Windows, check_windows
 from torch import Tensor
 
@@ -77,7 +77,7 @@ def to_rgb(clip: Planes) -> Tensor:
     Raises:
         ValueError: the planes, rows, colour or rotation do not fit each other.
     """
-    if clip.device.type != "cuda" and not INTERPRETED:
+    if not on_triton(clip.device):
         return plain_rgb(clip)
     layouts = [check_planes(0, clip, len(clip.rows), clip.device)]
     height, width = clip.height, clip.width
@@ -126,7 +126,7 @@ def crop_clips(
         ValueError: a window leaves its picture, or clips, `out` or `staging` do not fit.
     """
     boxes, layouts = _check(clips, windows, size, out)
-    if clips[0].device.type != "cuda" and not INTERPRETED:
+    if not on_triton(clips[0].device):
         return _plain_crop(clips, boxes, size, out)
     frames, device = len(clips[0].rows), clips[0].device
     if out is None:

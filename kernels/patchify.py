@@ -141,7 +141,7 @@ def _patches(
     dtype: torch.dtype,
 ) -> Tensor:
     token_grid(frames.shape, tubelet, patch)
-    if on_triton(frames):
+    if on_triton(frames.device):
         patches: Tensor = _triton_patches(frames, clips, tokens, tubelet, patch, list(mean), list(std), dtype)
         return patches
     return plain_patches(frames, clips, tokens, tubelet, patch, mean, std, dtype)

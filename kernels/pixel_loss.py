@@ -49,7 +49,7 @@ def pixel_loss(
             f"predictions {tuple(predicted.shape)} of tokens {tuple(tokens.shape)} in {len(frames)} clips; "
             f"[B, N, {values}] of [B, N] are needed"
         )
-    if on_triton(frames):
+    if on_triton(frames.device):
         errors: Tensor = _triton_errors(predicted, frames, tokens, tubelet, patch, normalise)
     else:
         errors = plain_errors(predicted, frames, tokens, tubelet, patch, normalise)

@@ -38,7 +38,7 @@ def rotate(x: Tensor, factors: Tensor) -> Tensor:
             f"x has shape {tuple(x.shape)} and factors {tuple(factors.shape)}; [..., heads, d] with an even "
             f"d and [..., 2, d] are needed"
         )
-    if on_triton(x):
+    if on_triton(x.device):
         turned: Tensor = _triton_rotate(x, factors, False)
         return turned
     return plain_rotate(x, factors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,7 +32,7 @@ def layout(frames: Tensor, tubelet: int, patch: int) -> dict[str, Any]:
 
 def check_frames(frames: Tensor, tokens: Tensor) -> None:
     """Raises ValueError for frames or tokens that the kernels would misread."""
-    if str(frames.dtype) != "torch.uint8" or str(tokens.dtype) != "torch.int64":
+    if frames.dtype != torch.uint8 or tokens.dtype != torch.int64:
         raise ValueError(f"frames are {frames.dtype} and tokens {tokens.dtype}; uint8 and int64 are needed")
     if frames.device != tokens.device:
         raise ValueError(f"frames are on {frames.device}, their tokens on {tokens.device}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from torch import Tensor
+import torch
 
 # Triton reads the variable when it sees a kernel, that is at its module's import.
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def on_triton(tensor: Tensor) -> bool:
-    """Whether what is made from this tensor is made by a Triton kernel; else by its plain PyTorch twin."""
-    return tensor.is_cuda or INTERPRETED
+def on_triton(device: torch.device) -> bool:
+    """Whether a Triton kernel works on what lies on a device; else its plain PyTorch twin does."""
+    return device.type == "cuda" or INTERPRETED

@@ -290,11 +290,17 @@ class PacketIndex:
         for name, kind in NUMBER_COLUMNS.items():
             value = getattr(t, name)[number]
             values[name] = float(value) if kind == "f8" else int(value)
-        start, size = values.pop("extradata_start"), values.pop("extradata_size")
-        values["extradata"] = self.extradata[start : start + size].tobytes()
-        values["sar"] = (values.pop("sar_num"), values.pop("sar_den"))
-        values["time_base"] = (values.pop("time_base_num"), values.pop("time_base_den"))
-        return VideoInfo(**values)
+        start = values.pop("extradata_start")
+        return video_info(values, self.extradata[start : start + values["extradata_size"]].tobytes())
+
+
+def video_info(values: dict[str, Any], extradata: bytes) -> VideoInfo:
+    """From a video's columns but extradata_start, by name, and its extradata."""
+    values = dict(values) | {"extradata": extradata}
+    values.pop("extradata_size")
+    for name in ("sar", "time_base"):
+        values[name] = values.pop(f"{name}_num"), values.pop(f"{name}_den")
+    return VideoInfo(**values)
 
 
 def _open(path: Path) -> PacketIndex:

@@ -35,7 +35,17 @@ from surgrec.loaders.packet_flags import (
     classify,
     frames_shown,
 )
-from surgrec.loaders.packet_index import BROKEN, DISCARD, HIDDEN, KEY, OK, OPEN_KEY, SEQUENTIAL, VideoInfo
+from surgrec.loaders.packet_index import (
+    BROKEN,
+    DISCARD,
+    HIDDEN,
+    KEY,
+    OK,
+    OPEN_KEY,
+    SEQUENTIAL,
+    VideoInfo,
+    video_info,
+)
 from surgrec.loaders.stacking import stacking_of
 from surgrec.loaders.video_stream import UnusableVideoError, VideoStream, describe
 
@@ -123,11 +133,7 @@ def _scan_whole(path: Path, values: dict[str, Any]) -> Scanned:
 
 def info_of(row: Row) -> VideoInfo:
     """What an index that holds this video alone would say of it."""
-    values = dict(row.values) | {"packet_start": 0, "frame_start": 0, "extradata": row.extradata}
-    values["sar"] = (values.pop("sar_num"), values.pop("sar_den"))
-    values["time_base"] = (values.pop("time_base_num"), values.pop("time_base_den"))
-    values.pop("extradata_size")
-    return VideoInfo(**values)
+    return video_info(row.values | {"packet_start": 0, "frame_start": 0}, row.extradata)
 
 
 def failed_scan(path: str, reason: str) -> Scanned:

@@ -141,7 +141,9 @@ def _build(
             gone = status is None
         except OSError as error:
             if current and path in known and known[path].values["status"] not in (ERROR, REMOVED):
-                unseen[path] = f"cannot be looked at ({error.strerror}); what the index knows of it is kept"
+                unseen[path] = (
+                    f"cannot be looked at ({error.strerror}), check disk and permissions; its row is kept"
+                )
                 reused[path] = known[path]
                 continue
             status = None

@@ -274,7 +274,8 @@ def _walk(root: Path, remarks: list[str]) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:
-        remarks.append(f"{error.filename}: this folder is left out, it cannot be read: {error.strerror}")
+        cause = f"this folder cannot be read ({error.strerror})"
+        remarks.append(f"{error.filename}: left out, {cause}; allow it, and index again")
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)

@@ -164,14 +164,12 @@ def read_into(path: Path, kind: str, targets: dict[str, Tensor], world: World = 
     read_shards(path, _files(path, kind), targets, world)
 
 
-def load_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """All of the checkpoint at `path`, whole tensors on the CPU, whether one rank wrote it or many.
 
-    verify=False is for a checkpoint that verify_checkpoint has just passed. Raises DamagedCheckpointError
-    naming the file.
+    Raises DamagedCheckpointError naming the file.
     """
-    if verify:
-        verify_checkpoint(path)
+    verify_checkpoint(path)
     state = load_state(path)
     tensors: dict[str, dict[str, Tensor]] = {}
     for kind in (MODEL, OPTIMIZER):

@@ -80,13 +80,12 @@ def _model(model: MaeConfig | JepaConfig) -> Iterator[Check]:
     yield from _at_least(1, {"model.patch": model.patch, "model.tubelet": model.tubelet})
     yield "model.mean", model.mean, all(map(math.isfinite, model.mean)), "three finite numbers"
     yield "model.std", model.std, all(0 < value < math.inf for value in model.std), "three numbers above 0"
-    parts = ("decoder",) if isinstance(model, MaeConfig) else ("predictor",)
-    for part in parts:
-        depth, width, heads = (getattr(model, f"{part}_{name}") for name in ("depth", "width", "heads"))
-        yield from _at_least(0, {f"model.{part}_depth": depth})
-        yield from _at_least(1, {f"model.{part}_width": width, f"model.{part}_heads": heads})
-        if heads >= 1:
-            yield f"model.{part}_heads", heads, width % heads == 0, f"a divisor of the width, {width}"
+    part = "decoder" if isinstance(model, MaeConfig) else "predictor"
+    depth, width, heads = (getattr(model, f"{part}_{name}") for name in ("depth", "width", "heads"))
+    yield from _at_least(0, {f"model.{part}_depth": depth})
+    yield from _at_least(1, {f"model.{part}_width": width, f"model.{part}_heads": heads})
+    if heads >= 1:
+        yield f"model.{part}_heads", heads, width % heads == 0, f"a divisor of the width, {width}"
     if isinstance(model, MaeConfig):
         share = model.decoder_share
         yield "model.decoder_share", share, 0 < share <= 1, "above 0 and at most 1"

@@ -164,7 +164,7 @@ def test_a_file_that_cannot_be_looked_at_is_not_gone(
     assert (report.counts["OK"], report.counts["REMOVED"]) == (3, 0)
     assert not report.written
     assert [p.reason for p in report.problems if p.path == str(path)] == [
-        "cannot be looked at (Too many levels of symbolic links); what the index knows of it is kept"
+        "cannot be looked at (Too many levels of symbolic links), check disk and permissions; its row is kept"
     ]
     fresh = run(films, tmp_path / "other.h5")
     assert fresh.counts["ERROR"] == 2

@@ -185,7 +185,7 @@ def test_what_is_passed_over_is_said(tree: Path, monkeypatch: pytest.MonkeyPatch
         "columns ignored: surgeon; known are path, dataset, domain, case, split",
         "1 rows name a video of an earlier row with other labels, which were passed over; the first is "
         + str(tree / "top.mp4"),
-        "this folder is left out, it cannot be read: Permission denied",
+        "left out, this folder cannot be read (Permission denied); allow it, and index again",
     ]
 
 

@@ -71,7 +71,7 @@ def build(config: Any, fast: bool) -> Objective:
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (patchify, pixel_loss, rotary):
-        monkeypatch.setattr(module, "on_triton", lambda tensor: False)
+        monkeypatch.setattr(module, "on_triton", lambda device: False)
 
 
 def curve(config: Any, batches: list[tuple[Tensor, Tensor]], fast: bool) -> Tensor:
