@@ -15,7 +15,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import tyro
 
@@ -25,9 +25,6 @@ from harness import print_machine
 from train_throughput import Args as Throughput
 from train_throughput import Work, open_batches
 from training_contestants import PEERS, Setup, surgrec, with_batch
-
-if TYPE_CHECKING:
-    pass
 
 KINDS: Final = (
     ("attention", ("flash", "fmha", "attention", "cudnn_generated", "sdpa")),
@@ -129,7 +126,6 @@ def profiled(args: Args) -> Profile:
         step()
     if gpu:
         torch.cuda.synchronize()
-        torch.cuda.memory._record_memory_history(max_entries=1_000_000)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as recorded:
         began = time.perf_counter()
@@ -139,7 +135,9 @@ def profiled(args: Args) -> Profile:
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - began) / args.steps
     recorded.export_chrome_trace(str(args.out / f"{name_of(args)}-trace.json.gz"))
-    if gpu:
+    if gpu:  # A step of its own: writing down each allocation would keep the device waiting.
+        torch.cuda.memory._record_memory_history(max_entries=1_000_000)
+        step()
         torch.cuda.memory._dump_snapshot(str(args.out / f"{name_of(args)}-memory.pickle"))
         torch.cuda.memory._record_memory_history(enabled=None)
     flops = build_without_memory(config).flops_per_clip() * args.batch
@@ -151,6 +149,8 @@ def kernels_of(recorded: Any, gpu: bool, steps: int) -> dict[str, float]:
     """Seconds of a step by kernel on a GPU, by operator without what it calls on a CPU."""
     times: dict[str, float] = defaultdict(float)
     for event in recorded.events():
+        if event.is_user_annotation:  # A span of kernels, which are there themselves.
+            continue
         on_device = event.device_type.name == "CUDA"
         if gpu and on_device:
             times[event.name] += event.device_time_total
