@@ -7,6 +7,7 @@ Each is used as its documentation says it is fastest; `about` tells how.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,14 +45,18 @@ def _surgrec(
         from surgrec.configs.data import DataConfig
         from surgrec.loaders.engines.base import DecodedClip
         from surgrec.loaders.engines.select import make_engine
+        from surgrec.loaders.picture_bytes import picture_bytes
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         data = DataConfig(engine=name, threads=threads, drop_disposable=drop_disposable)
 
         engine = make_engine(index, data, threads, device)
-        in_flight = 4 * getattr(engine, "parallel", threads) + 8  # as ClipLoader keeps them
 
         def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:
+            # As many as ClipLoader keeps, in as much memory.
+            mean = np.mean([picture_bytes(index, request, device) for request in requests])
+            most = int((data.picture_mib << 20) / mean) if device.type == "cuda" else sys.maxsize
+            in_flight = max(1, min(most, 4 * getattr(engine, "parallel", threads) + 8))
             clips = as_they_come(engine.submit, rounds(requests, forever), in_flight)
             with contextlib.closing(clips):  # type: ignore[type-var]
                 for done in clips:

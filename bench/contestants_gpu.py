@@ -40,10 +40,13 @@ DECODERS: Final = 8
 """Threads with a decoder of their own: one for each NVDEC of an H100, and one to fill the gaps."""
 
 
-def write_file_list(index: PacketIndex, requests: Sequence[ClipRequest], folder: Path) -> Path:
+def write_file_list(
+    index: PacketIndex, requests: Sequence[ClipRequest], folder: Path, beyond: int = 0
+) -> Path:
     """DALI's file list: `file label start end` a line, where the label is the request's place in the list.
 
-    Links stand for the files, for the list knows no file names with spaces.
+    Links stand for the files, for the list knows no file names with spaces. beyond: frames that are listed
+    behind the last wanted one.
     """
     lines = []
     for place, request in enumerate(requests):
@@ -51,7 +54,7 @@ def write_file_list(index: PacketIndex, requests: Sequence[ClipRequest], folder:
         link = folder / f"{request.video}{real.suffix}"
         if not link.is_symlink():
             link.symlink_to(real)
-        lines.append(f"{link} {place} {request.frames[0]} {request.frames[-1] + 1}\n")
+        lines.append(f"{link} {place} {request.frames[0]} {request.frames[-1] + 1 + beyond}\n")
     path = folder / "clips.txt"
     path.write_text("".join(lines))
     return path
@@ -92,7 +95,9 @@ def _dali_reader(experimental: bool, index: PacketIndex, threads: int) -> Stream
             "name": "reader",
         }
         with tempfile.TemporaryDirectory() as folder:
-            common["file_list"] = str(write_file_list(index, listed, Path(folder)))
+            # The experimental reader wants room for a whole stride behind the last frame, too.
+            beyond = stride_of(listed[0]) - 1 if experimental else 0
+            common["file_list"] = str(write_file_list(index, listed, Path(folder), beyond))
 
             @nvidia.pipeline_def(batch_size=batch, num_threads=threads, device_id=0, prefetch_queue_depth=2)
             def graph() -> Any:

@@ -3,10 +3,11 @@
     python bench/loader_soak.py --clips 200000 --seconds 240
 
 A fresh process, with no more than 1,024 files open, starts a ClipLoader on an index of 10,000 files (names of
-a few hundred real ones) and takes batch after batch. Rows: seconds from the start of the process to the first
-batch, clips per second over time, the host's memory (anonymous pages: what a leak would show in; pages of the
-mapped index come and go), and the device's, beyond the CUDA context. Growth compares the median of the last
-tenth of the run with that of the tenth after the warm-up, which is the first quarter.
+a few hundred real ones), or on a corpus of loader_throughput.py, and takes batch after batch. Rows: seconds
+from the start of the process to the first batch, clips per second over time, the host's memory (anonymous
+pages: what a leak would show in; pages of the mapped index come and go), and the device's, beyond the CUDA
+context. Growth compares the median of the last tenth of the run with that of the tenth after the warm-up, which
+is the first quarter.
 
 Exit status 1 where memory grows by more than --max-growth percent, or the loader takes more than --max-gib of
 the device's memory, or fails.
@@ -53,6 +54,8 @@ class Args:
     """Names in the index."""
     copies: int = 200
     """Real files behind them."""
+    corpus: str = ""
+    """A corpus of loader_throughput.py to take clips from instead: 480g250, 1080g250, mixed ..."""
     batch: int = 64
     """Clips in a batch."""
     frames: int = 16
@@ -81,8 +84,12 @@ class Args:
 
 def main() -> int:
     import tyro
+    from corpora import CORPORA
 
     args = tyro.cli(Args, prog="bench/loader_soak.py", description=__doc__)
+    if args.corpus and args.corpus not in CORPORA:
+        print(f"unknown corpus {args.corpus!r}; there are {', '.join(CORPORA)}", file=sys.stderr)
+        return 2
     print_machine()
     device = ("cuda" if has_gpu() else "cpu") if args.device == "auto" else args.device
     index_path = make_index(args)
@@ -101,9 +108,12 @@ def main() -> int:
 
 
 def make_index(args: Args) -> Path:
-    """An index of `files` names, which are hard links to `copies` real files of a few kinds."""
-    from corpora import VideoSpec, write_video
+    """An index of the corpus, or of `files` names, hard links to `copies` real files of a few kinds."""
+    from corpora import VideoSpec, make_corpora, write_video
 
+    if args.corpus:
+        videos = make_corpora([args.corpus], args.cache)[args.corpus]
+        return index_of(f"soak-{args.corpus}", videos, args.cache)
     folder = args.cache / f"soak-{args.files}-{args.copies}"
     done = folder / "made"
     if not done.exists():
@@ -231,7 +241,7 @@ def judge(args: Args, device: str, first: float, samples: list[Sample]) -> tuple
         for earlier, later in itertools.pairwise(samples)
         if later[0] > earlier[0]
     ] or [0.0]
-    corpus = f"{args.files} files"
+    corpus = args.corpus or f"{args.files} files"
     extra: dict[str, Any] = {"clips": samples[-1][1], "seconds": round(seconds[-1], 1), "device": device}
     every = max(1, len(samples) // 200)
     over_time = [[round(value, 4) for value in sample] for sample in samples[::every]]

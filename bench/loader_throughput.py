@@ -10,10 +10,10 @@ once and wait for their turn. A contestant that is absent, fails, dies or hangs 
 other. Stacked proxies are given to this project's engines alone: others would return whole pictures.
 
 Rows: clips_per_s of each contestant and corpus; on a GPU also `ceiling`, the frames per second of NVDEC when
-it decodes the same files from end to end. `device_gib` is the memory of the GPU that a contestant with torch
-has taken. `fed_per_s` of this project's engines is what they gave to decoders, `fed_share_of_ceiling` its
-share of that. The parts of a mixed corpus are measured one by one, too; `share_of_parts` is the speed on the
-mixture, as a share of what the parts' speeds would give for the same requests.
+it decodes the same files from end to end, with the clocks that the GPU had. `fed_per_s` of this project's
+engines is what they gave to decoders, `fed_share_of_ceiling` its share of that. The parts of a mixed corpus
+are measured one by one, too; `share_of_parts` is the speed on the mixture, as a share of what the parts'
+speeds would give for the same requests.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from contestants import CONTESTANTS, OURS
+from gpu_clocks import gpu_clocks
 from harness import RESULTS, Row, device, print_machine, print_table, row, write_results
 from team import Failed, Team, Times, Window
 
@@ -244,6 +245,8 @@ def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[l
                     )
                     print(f"{case.corpus} {name}: left out, it gives pictures, not frames", flush=True)
                     continue
+                if name == CEILING and unlike(case.index):
+                    continue  # each kind has its own; share_of_parts says more
                 if not teams[name].alive:  # it failed on another corpus
                     teams[name] = Team(name, CONTESTANTS[name if name != CEILING else "nvdec"], cores)
                 try:
@@ -293,11 +296,12 @@ def measure_ceiling(args: Args, case: Case, team: Team, cores: int) -> Row:
     """The sequential decode of the corpus's files, with the number of sessions that is fastest."""
     team.open(case.index.path)
     seconds = min(2.0, args.max_seconds)
-    rates = {sessions: team.ceiling(sessions, seconds) for sessions in args.ceiling}
+    with gpu_clocks() as clocks:
+        rates = {sessions: team.ceiling(sessions, seconds) for sessions in args.ceiling}
     best = max(rates, key=lambda sessions: rates[sessions])
     team.close()
     print(f"{case.corpus} ceiling: {rates[best]:.0f} frames/s, {best} sessions", flush=True)
-    return row(CEILING, case.corpus, "frames_per_s", [rates[best]], cores=cores, sessions=best)
+    return row(CEILING, case.corpus, "frames_per_s", [rates[best]], cores=cores, sessions=best, **clocks)
 
 
 def measure(args: Args, case: Case, name: str, team: Team, cores: int, ceiling: float) -> list[Row]:
@@ -312,7 +316,6 @@ def measure(args: Args, case: Case, name: str, team: Team, cores: int, ceiling: 
     extra: dict[str, Any] = {"cores": cores, "stride": case.stride, "about": contestant.about}
     extra |= {"difference": round(worst, 3), "difference_but_colour": round(but_colour, 3)}
     windows = team.run(case.requests, times)
-    extra["device_gib"] = round(team.device_gib(), 3)
     found = row(name, case.corpus, "clips_per_s", speeds(windows), **extra | work(windows))
     if ceiling and found.extra["fed_per_s"]:
         found.extra["fed_share_of_ceiling"] = round(found.extra["fed_per_s"] / ceiling, 3)

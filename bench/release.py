@@ -113,7 +113,7 @@ def runs(args: Args) -> list[Together]:
         pretrain("mae", *mae),
         pretrain("killed", *mae, until=first),
         pretrain("killed-again", *mae),
-        pretrain("jepa", "jepa-vitl", "--batch", 32, "--steps", 10, "--log.every", 2),
+        pretrain("jepa", "jepa-vitl", "--batch", 48, "--steps", 10, "--log.every", 2),
         pretrain("jepa-256", "jepa-vitl-256", "--batch", 16, "--steps", 6, "--log.every", 2),
         pretrain("demo", "demo", "--steps", 20),
     ]
@@ -139,6 +139,14 @@ def training(args: Args) -> list[Together]:
         *bench(args, "training", 540, "train_throughput", *peers),
         *bench(args, "end-to-end", 400, "train_throughput", *sources, "--peers", "transformers-compiled"),
     ]
+
+
+def memory(args: Args) -> list[Together]:
+    """The loader for a long time, and on large pictures and many formats for a while."""
+    steps = bench(args, "memory", 420, "loader_soak", "--stride", 1, "--seconds", 330)
+    for corpus in ("1080g250", "mixed"):
+        steps += bench(args, f"memory-{corpus}", 120, "loader_soak", "--corpus", corpus, "--seconds", 20)
+    return steps
 
 
 def bench(args: Args, name: str, seconds: float, script: str, *arguments: object) -> list[Together]:
@@ -168,7 +176,7 @@ PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
         args, "proxies", 330, "256g16 proxy16 proxy16-key proxy16s4 proxy4s4", f"{OURS} decord dali-decoders"
     ),
     "large": lambda args: throughput(args, "large", 420, "1080g250 mixed", OURS),
-    "memory": lambda args: bench(args, "memory", 420, "loader_soak", "--stride", 1, "--seconds", 330),
+    "memory": memory,
     "damage": lambda args: bench(args, "damage", 300, "mutated_files", "--engine", "hybrid"),
     "crop": crop,
     "training": training,

@@ -96,13 +96,6 @@ class Team:
         """Frames per second of NVDEC when it decodes the files of the corpus from end to end."""
         return float(self._ask([("ceiling", sessions, seconds)], SETUP_SECONDS + seconds)[0])
 
-    def device_gib(self) -> float:
-        """Memory of the GPU that has been taken since the corpus was opened, beyond the context, in GiB.
-
-        Of contestants that use torch; decoders and what torch keeps for later are in it.
-        """
-        return float(sum(self._ask([("memory",)] * len(self._members), SETUP_SECONDS)))
-
     def close(self) -> None:
         """Lets go of the corpus; the processes stay."""
         self._ask([("close",)] * len(self._members), SETUP_SECONDS)
@@ -202,7 +195,6 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
 
     stream: Any = None
     index: Any = None
-    before = 0.0
     contestant = CONTESTANTS.get(name)
     if contestant is not None:
         for module in contestant.modules:
@@ -218,7 +210,6 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
         answer: Any = True
         try:
             if what == "open":
-                before = _device_gib()
                 index = PacketIndex.open(rest[0])
                 if contestant is not None:
                     stream = contestant.open(index, len(cores))
@@ -226,8 +217,6 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
                 answer = _check(stream, *rest)
             elif what == "run":
                 answer = measure(stream, *rest)
-            elif what == "memory":
-                answer = _device_gib() - before
             elif what == "ceiling":
                 import torch
                 from surgrec.loaders.engines.nvdec_ceiling import sequential_rate
@@ -236,6 +225,7 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
             else:
                 getattr(stream, CLOSE, lambda: None)()
                 stream = index = None
+                _let_go()
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             answer = f"{what} fails: {type(error).__name__}: {error}"[:500] + f" ({place.name})"
@@ -245,10 +235,8 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
             return
 
 
-def _device_gib() -> float:
-    """Memory of the GPU in use, by whomever; 0 where this process has no torch, or torch no GPU."""
+def _let_go() -> None:
+    """Gives the GPU back what torch keeps for later: the next contestant may want it."""
     torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return 0.0
-    free, total = torch.cuda.mem_get_info()
-    return float(total - free) / 2**30
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

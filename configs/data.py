@@ -54,6 +54,9 @@ class DataConfig:
     its ranks."""
     sessions: int = 0
     """NVDEC sessions that decode at a time; 0 takes four for each decoder that the GPU has."""
+    session_mib: int = 2048
+    """Memory of the GPU for NVDEC sessions of a rank, those in use and those kept for the next clip of their
+    format, in MiB, about. Where it is full, fewer decode at a time; one always does."""
     decoder_timeout: float = 30.0
     """Seconds after which an NVDEC session or a decoding process that does not answer is replaced."""
     crop: Literal["auto", "fused", "dali"] = "auto"

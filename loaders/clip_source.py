@@ -26,6 +26,7 @@ _NOT_IN_DIGEST = (
     "engine",
     "threads",
     "sessions",
+    "session_mib",
     "decoder_timeout",
     "crop",
     "picture_mib",

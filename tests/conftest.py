@@ -42,6 +42,7 @@ def bench_module() -> Callable[[str], ModuleType]:
         # Scripts import these as neighbours, so they keep their bare names.
         shared = (
             "harness",
+            "gpu_clocks",
             "corpora",
             "contestant",
             "contestants_gpu",

@@ -57,10 +57,11 @@ class CpuProcesses(PooledEngine):
         self.index = index
         self.threads = count_threads(threads)
         setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
+        memory = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pool: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
             self.threads,
             "surgrec-cpu",
-            lambda: ProcessWorker(index, setup, device, timeout),
+            lambda: ProcessWorker(index, setup, device, timeout, memory),
             ProcessWorker.run,
         )
 
@@ -81,8 +82,10 @@ class CpuProcesses(PooledEngine):
 class ProcessWorker:
     """One decoding process, and the thread that talks to it. The process starts with the first clip.
 
-    background: whether it has a core only where nobody else wants one. It is given one like any other's for
-    a clip that is waited for too long: where other work holds all cores, it would not come for ever.
+    memory: where the device is a GPU, the stream whose memory pictures come from, one for all workers, so
+    that each can use what any gave back. background: whether the process has a core only where nobody else
+    wants one. It is given one like any other's for a clip that is waited for too long: where other work holds
+    all cores, it would not come for ever.
     """
 
     def __init__(
@@ -91,13 +94,15 @@ class ProcessWorker:
         setup: Setup,
         device: torch.device,
         timeout: float,
+        memory: torch.cuda.Stream | None = None,
         background: bool = False,
     ) -> None:
         self._index = index
         self._setup = setup
         self._device = device
         self._timeout = timeout
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._memory = memory
+        self._stream = None if memory is None else torch.cuda.Stream(device)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._arena: Arena | None = None
@@ -209,11 +214,13 @@ class ProcessWorker:
         assert self._arena is not None
         starts, size = places_of(answer.layouts)
         content = torch.from_numpy(self._arena.content(size))
-        if self._stream is None:
+        if self._memory is None or self._stream is None:
             memory = content.clone()
         else:
-            torch.cuda.set_stream(self._stream)  # of this thread
-            memory = content.to(self._device, non_blocking=True)
+            torch.cuda.set_stream(self._memory)  # of this thread
+            memory = torch.empty_like(content, device=self._device)
+            torch.cuda.set_stream(self._stream)
+            memory.copy_(content, non_blocking=True)
             self._stream.synchronize()
         pictures = _packed(memory, answer.layouts, starts, answer.count)
         return Planes(pictures, answer.rows, answer.colour, answer.rotation)

@@ -36,7 +36,12 @@ from surgrec.loaders.engines.decode_process import Setup
 from surgrec.loaders.engines.nvcuvid import CODECS, Driver, NvdecUnavailable, decode_caps, load_driver
 from surgrec.loaders.engines.nvdec_feed import Describer, Fed, FeedReader, RefusedClip, describer
 from surgrec.loaders.engines.nvdec_pool import SessionPool
-from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
+from surgrec.loaders.engines.nvdec_session import (
+    LIKELY_SURFACES,
+    DeviceMemoryError,
+    NvdecSession,
+    session_bytes,
+)
 from surgrec.loaders.engines.pixels import MATRIX_NAMES
 from surgrec.loaders.engines.threads import PassedOn, WorkerThreads, WorkQueue
 from surgrec.loaders.file_cache import FileCache
@@ -48,6 +53,8 @@ TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
 IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
 SESSIONS_PER_ENGINE: Final = 4
 """One decodes while the others' threads read and wait for the interpreter. Small clips need them all."""
+PATIENCE: Final = 0.5
+"""Part of the timeout that a clip waits for the memory of a session; then FFmpeg decodes it."""
 GIVE_UP_AFTER: Final = 3
 """Sound clips of a video that NVDEC fails on before it is asked no more for that video."""
 EITHER: Final = 0  # lane of all requests
@@ -58,7 +65,8 @@ class NvdecEngine(PooledEngine):
     """Decodes clips on NVDEC; with `share` FFmpeg's processes take from the same queue (the hybrid engine).
 
     index: the videos. device: a CUDA device. sessions: clips that NVDEC decodes at a time; 0 takes four for
-    each of the GPU's decoders. threads: processes of FFmpeg; 0 takes one per core. drop_disposable: leave out
+    each of the GPU's decoders. session_memory: bytes on the GPU for sessions, about; where they are full,
+    fewer decode at a time. threads: processes of FFmpeg; 0 takes one per core. drop_disposable: leave out
     packets that no wanted frame depends on; the frames are the same. timeout: seconds after which a session
     that does not answer is given up: its clip is a ClipFailure, another thread and session take its place.
 
@@ -77,6 +85,7 @@ class NvdecEngine(PooledEngine):
         timeout: float = 30.0,
         open_files: int = 512,
         driver: Driver | None = None,
+        session_memory: int = 2 << 30,
     ) -> None:
         check_timeout(timeout)
         self.name = "hybrid" if share else "nvdec"
@@ -95,7 +104,7 @@ class NvdecEngine(PooledEngine):
         self._refused: Counter[int] = Counter()
         self._failed: set[ClipRequest] = set()
         self._lock = threading.Lock()
-        pool = SessionPool(self._make_session, 2 * self.sessions)
+        pool = SessionPool(self._make_session, _StreamSession.nbytes, session_memory)
         self._pool = pool
         self.memory_stream = torch.cuda.Stream(device)
         """Whose memory pictures come from: one for all threads, so that each can use what any gave back."""
@@ -103,7 +112,7 @@ class NvdecEngine(PooledEngine):
         self._gpu: WorkerThreads[_NvdecWorker, ClipRequest, Outcome] = WorkerThreads(
             self.sessions,
             "surgrec-nvdec",
-            lambda: _NvdecWorker(self, reader, describe, pool),
+            lambda: _NvdecWorker(self, reader, describe, pool, PATIENCE * timeout),
             _NvdecWorker.run,
             queue,
             (EITHER,),
@@ -114,7 +123,7 @@ class NvdecEngine(PooledEngine):
         self._cpu: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
             self.threads,
             "surgrec-cpu",
-            lambda: ProcessWorker(index, setup, device, timeout, background=share),
+            lambda: ProcessWorker(index, setup, device, timeout, self.memory_stream, background=share),
             self._on_cpu,
             queue,
             (CPU_ONLY, EITHER) if share else (CPU_ONLY,),
@@ -207,12 +216,20 @@ class _Capabilities:
         return ""
 
 
+class _NoSession(Exception):  # noqa: N818 - it never leaves the worker
+    """No memory for a session came free in time."""
+
+
 class _StreamSession:
     """An NVDEC session and the stream that it copies on."""
 
     def __init__(self, driver: Driver, codec: str, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # kept: the session knows its handle only
         self.session = NvdecSession(driver, CODECS[codec], codec in IN_ORDER_CODECS, self._stream.cuda_stream)
+
+    def nbytes(self) -> int:
+        """Of the GPU's memory, about."""
+        return self.session.nbytes
 
     def close(self) -> None:
         self.session.close()
@@ -227,11 +244,13 @@ class _NvdecWorker:
         reader: ClipReader,
         describe: Describer,
         pool: SessionPool[_StreamSession],
+        patience: float,
     ) -> None:
         self._engine = engine
         self._reader = reader
         self._feeds = FeedReader(reader, describe)
         self._pool = pool
+        self._patience = patience
         torch.cuda.set_device(engine.device)
         torch.cuda.set_stream(engine.memory_stream)
         torch.zeros(1, device=engine.device)  # makes the GPU's context current in this thread
@@ -245,6 +264,8 @@ class _NvdecWorker:
         try:
             with self._reader.open_unseen(request, info) as descriptor:
                 return self._decode(request, info, descriptor)
+        except _NoSession:
+            return self._engine.pass_on("no session came free")
         except RefusedClip as error:
             # FFmpeg has the last word. One reason for all clips that have it: without the packet's number.
             return self._engine.pass_on(str(error).split(",")[0], request)
@@ -270,7 +291,10 @@ class _NvdecWorker:
         """(pictures decoded, what was fed, the wanted pictures), complete."""
         depth = FORMATS[info.pix_fmt]
         key = (info.codec, info.coded_width, info.coded_height, depth)
-        held = self._pool.take(key)
+        expected = session_bytes(info.coded_width, info.coded_height, depth, LIKELY_SURFACES)
+        held = self._pool.take(key, expected, self._patience)
+        if held is None:
+            raise _NoSession
         try:
             count = len({frame // info.stack for frame in request.frames})
             pictures = _new_pictures(count, info.picture_height, info.width, depth, self._engine.device)
@@ -284,7 +308,7 @@ class _NvdecWorker:
         try:
             decoded = held.session.end(fed.stage, fed.wanted)
         except BaseException:
-            held.close()  # what its hardware's state is now, nobody knows
+            self._pool.discard(held)  # what its hardware's state is now, nobody knows
             raise
         self._pool.give_back(key, held)
         return decoded, fed, pictures

@@ -65,6 +65,9 @@ DAMAGED: Final = 39
 RING_NEXT: Final = 40
 OLDEST: Final = 43  # the first packet whose picture has not come to on_decode yet
 SETS: Final = 45  # bytes of parameter sets that lie in front of the first packet
+SEEN_WIDTH: Final = 19  # what the stream says itself
+SEEN_HEIGHT: Final = 46
+SEEN_FORMAT: Final = 47  # bits above 8, times 256, and the chroma format
 AT_ONCE: Final = 44  # 1 where a picture comes while its own packet is fed, 0 where the next one brings it
 # Arrays within the state.
 RING: Final = 8
@@ -160,15 +163,15 @@ def on_sequence(user, what):
     f = carray(halves_at(what), 11)
     depth, least = (f[3] >> 8) & 255, (f[3] >> 24) & 255
     coded_width, coded_height = np.int64(f[4]), np.int64(f[5])
-    left, top, right, bottom = f[6], f[7], f[8], f[9]
+    s[LEFT], s[TOP] = f[6], f[7]
+    s[SEEN_WIDTH], s[SEEN_HEIGHT], s[SEEN_FORMAT] = f[8] - f[6], f[9] - f[7], depth << 8 | f[10]
     if (
-        right - left != s[WIDTH]
-        or bottom - top != s[HEIGHT]
+        s[SEEN_WIDTH] != s[WIDTH]
+        or s[SEEN_HEIGHT] != s[HEIGHT]
         or depth != s[EXPECTED_DEPTH_ABOVE_8]
         or f[10] != 1
     ):
         return _fail(s, STAGE_FORMAT, 0)
-    s[LEFT], s[TOP] = left, top
     surfaces = min(np.int64(least) + EXTRA_SURFACES, np.int64(MAX_SURFACES))
     if s[DECODER] != 0:
         if (

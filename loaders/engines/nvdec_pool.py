@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from surgrec.loaders.engines.threads import Closable
@@ -11,46 +13,134 @@ from surgrec.loaders.engines.threads import Closable
 S = TypeVar("S", bound=Closable)
 
 
+@dataclass(eq=False, slots=True)
+class _Entry(Generic[S]):
+    key: Hashable
+    session: S
+    nbytes: int
+
+
 class SessionPool(Generic[S]):
-    """Hands out sessions, each to one thread at a time.
+    """Hands out sessions, each to one thread at a time, and bounds the memory of all of them together.
 
     A session belongs to a key (codec, coded size, depth): the hardware's decoder behind it is made for one
-    format, and costs 50 to 100 ms. Idle sessions are kept, at most `capacity` of them.
+    format, and costs 50 to 100 ms. It is kept for its next use until its memory is wanted for another.
+
+    make: a session of a key. size: bytes that a session takes once it has decoded. capacity: bytes of all
+    sessions, idle and in use. One session is always let through, however large.
     """
 
-    def __init__(self, make: Callable[[Hashable], S], capacity: int) -> None:
+    def __init__(self, make: Callable[[Hashable], S], size: Callable[[S], int], capacity: int) -> None:
         self._make = make
+        self._size = size
         self._capacity = capacity
-        self._idle: list[tuple[Hashable, S]] = []  # the most recently used last
-        self._lock = threading.Lock()
+        self._idle: list[_Entry[S]] = []  # the most recently used last
+        self._used: dict[int, _Entry[S]] = {}  # by the session's id
+        self._making = 0
+        self._held = 0
+        self._changed = threading.Condition()
         self._closed = False
 
-    def take(self, key: Hashable) -> S:
-        """An idle session of the key, the one used last, or a new one."""
-        with self._lock:
-            for place in range(len(self._idle) - 1, -1, -1):
-                if self._idle[place][0] == key:
-                    return self._idle.pop(place)[1]
-        return self._make(key)
+    @property
+    def held(self) -> int:
+        """Bytes of all sessions, as far as is known."""
+        return self._held
+
+    def take(self, key: Hashable, expected: int, patience: float) -> S | None:
+        """An idle session of the key, the one used last, or a new one.
+
+        expected: bytes that a new one will take. patience: seconds to wait for memory where sessions in use
+        hold it. None where none of it comes free in that time.
+        """
+        unused: list[_Entry[S]] = []
+        until = time.monotonic() + patience
+        with self._changed:
+            while True:
+                entry = self._pop_idle(key)
+                room = entry is None and self._make_room(expected, unused)
+                left = until - time.monotonic()
+                if entry is not None or room or left <= 0:
+                    break
+                self._changed.wait(left)
+        for old in unused:
+            old.session.close()
+        if room:
+            return self._new(key, expected)
+        return None if entry is None else entry.session
 
     def give_back(self, key: Hashable, session: S) -> None:
         """Keeps a session for its next use; closes those idle the longest where there are too many."""
-        with self._lock:
-            self._idle.append((key, session))
-            surplus = len(self._idle) - (0 if self._closed else self._capacity)
-            old, self._idle = self._idle[: max(0, surplus)], self._idle[max(0, surplus) :]
-        for _, unused in old:
-            unused.close()
+        with self._changed:
+            entry = self._used.pop(id(session))
+            nbytes = self._size(session)
+            self._held += nbytes - entry.nbytes
+            entry.nbytes = nbytes
+            self._idle.append(entry)
+            unused: list[_Entry[S]] = []
+            while self._idle and (self._closed or self._held > self._capacity):
+                unused.append(self._drop_oldest())
+            self._changed.notify_all()
+        for old in unused:
+            old.session.close()
+
+    def discard(self, session: S) -> None:
+        """Closes a session in use that must not be used again."""
+        with self._changed:
+            self._held -= self._used.pop(id(session)).nbytes
+            self._changed.notify_all()
+        session.close()
 
     def close_idle(self) -> int:
         """Closes all sessions that nobody uses; how many there were."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for _, session in idle:
-            session.close()
-        return len(idle)
+        with self._changed:
+            unused = [self._drop_oldest() for _ in range(len(self._idle))]
+            self._changed.notify_all()
+        for entry in unused:
+            entry.session.close()
+        return len(unused)
 
     def close(self) -> None:
         """Closes idle sessions now, and the others as they come back."""
         self._closed = True
         self.close_idle()
+
+    def _pop_idle(self, key: Hashable) -> _Entry[S] | None:
+        """An idle session of the key, in use from now on."""
+        for place in range(len(self._idle) - 1, -1, -1):
+            if self._idle[place].key == key:
+                entry = self._idle.pop(place)
+                self._used[id(entry.session)] = entry
+                return entry
+        return None
+
+    def _make_room(self, expected: int, unused: list[_Entry[S]]) -> bool:
+        """Whether there is room for a new session, which counts from now on.
+
+        Idle sessions that had to give way are appended to `unused`.
+        """
+        while self._idle and self._held + expected > self._capacity:
+            unused.append(self._drop_oldest())
+        if self._held + expected > self._capacity and (self._used or self._making):
+            return False
+        self._held += expected
+        self._making += 1
+        return True
+
+    def _new(self, key: Hashable, expected: int) -> S:
+        try:
+            session = self._make(key)
+        except BaseException:
+            with self._changed:
+                self._held -= expected
+                self._making -= 1
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._making -= 1
+            self._used[id(session)] = _Entry(key, session, expected)
+        return session
+
+    def _drop_oldest(self) -> _Entry[S]:
+        entry = self._idle.pop(0)
+        self._held -= entry.nbytes
+        return entry

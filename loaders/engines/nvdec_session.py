@@ -18,6 +18,11 @@ SLEEPING: Final = 1
 UNTIMED: Final = 2
 """CU_EVENT_DISABLE_TIMING"""
 
+LIKELY_SURFACES: Final = 12
+"""Surfaces of a decoder, as long as its stream has not said how many it needs."""
+FIXED_BYTES: Final = 24 << 20
+"""Of a session, whatever its pictures' size: the driver's own."""
+
 _AREA_WORDS: Final = 1024
 _CREATE_AT, _MAP_AT, _COPY_AT, _STATUS_AT, _MAPPED_AT, _PACKET_AT = 128, 160, 256, 288, 320, 400
 _STAGES: Final = {
@@ -37,8 +42,17 @@ class DeviceMemoryError(RuntimeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"the GPU has no memory left for {what}; lower data.sessions, data.picture_mib or the batch"
+            f"the GPU has no memory left for {what}; lower data.session_mib, data.picture_mib or the batch"
         )
+
+
+def session_bytes(width: int, height: int, depth: int, surfaces: int) -> int:
+    """Bytes of the GPU's memory that a session takes, about: surfaces, and the frames that can be mapped.
+
+    width, height: of the coded picture. depth: bits of a value.
+    """
+    picture = width * height * 3 // 2 * (2 if depth > 8 else 1)
+    return FIXED_BYTES + (surfaces + c.RING) * picture
 
 
 class NvdecSession:
@@ -104,6 +118,13 @@ class NvdecSession:
         """Pictures that the decoder holds memory for, 0 before the first clip."""
         return int(self._state[c.SURFACES]) if self._state[c.DECODER] else 0
 
+    @property
+    def nbytes(self) -> int:
+        """Of the GPU's memory, about."""
+        s = self._state
+        size = (int(s[c.CODED_WIDTH]), int(s[c.CODED_HEIGHT])) if self.surfaces else (0, 0)
+        return session_bytes(*size, 8 + int(s[c.DEPTH_ABOVE_8]), self.surfaces)
+
     def begin(self, size: tuple[int, int], depth: int, luma: int, chroma: int) -> int:
         """Says what the next clip is and where its pictures go; the address of the session's state.
 
@@ -129,6 +150,12 @@ class NvdecSession:
             if stage == c.STAGE_CREATE and error == OUT_OF_MEMORY:
                 raise DeviceMemoryError("an NVDEC decoder")
             cause = f" (CUDA error {error})" if error else ""
+            if stage == c.STAGE_FORMAT:
+                form = int(s[c.SEEN_FORMAT])
+                cause = (
+                    f" ({int(s[c.SEEN_WIDTH])}x{int(s[c.SEEN_HEIGHT])} at {int(s[c.LEFT])} {int(s[c.TOP])}"
+                    f" {8 + (form >> 8)} bit chroma {form & 255})"
+                )
             raise RefusedClip(f"NVDEC: {_STAGES[stage]}{cause}, packet {int(s[c.PACKET])} of the clip")
         if s[c.DAMAGED]:
             raise RefusedClip(f"NVDEC reports {int(s[c.DAMAGED])} damaged pictures")

@@ -26,6 +26,8 @@ def make_engine(index: PacketIndex, data: DataConfig, threads: int, device: torc
     check_timeout(data.decoder_timeout)
     if data.sessions < 0:
         raise ValueError(f"sessions is {data.sessions}; 0 takes what suits the GPU")
+    if data.session_mib < 1:
+        raise ValueError(f"session_mib is {data.session_mib}; NVDEC sessions need at least 1 MiB")
     gpu = device.type == "cuda"
     if gpu and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -44,6 +46,7 @@ def make_engine(index: PacketIndex, data: DataConfig, threads: int, device: torc
                 share=data.engine != "nvdec",
                 drop_disposable=data.drop_disposable,
                 timeout=data.decoder_timeout,
+                session_memory=data.session_mib << 20,
             )
         except NvdecUnavailable as error:
             if data.engine != "auto":

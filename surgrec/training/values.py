@@ -60,7 +60,8 @@ def _optim(optim: OptimConfig) -> Iterator[Check]:
 
 def _data(data: DataConfig) -> Iterator[Check]:
     ones = {"frames": data.frames, "stride": data.stride, "size": data.size, "prefetch": data.prefetch}
-    ones |= {"picture_mib": data.picture_mib, "clips_per_decode": data.clips_per_decode}
+    ones |= {"picture_mib": data.picture_mib, "session_mib": data.session_mib}
+    ones |= {"clips_per_decode": data.clips_per_decode}
     yield from _at_least(
         1, {f"data.{name}": value for name, value in (ones | {"repeats": data.repeats}).items()}
     )

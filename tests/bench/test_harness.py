@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,3 +42,35 @@ def test_rows_without_a_run_are_refused(bench_module):
 
 def test_a_missing_package_is_named_as_absent(bench_module):
     assert bench_module("harness").versions(["surely-not-installed"])["surely-not-installed"] == "absent"
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("1500, 1700, 301.5\n1600, 1700, 99.5\n1700, 1800, 400\n15", (1600, 1700, 301.5)),
+        ("[N/A], 1700, 300\n", None),
+        ("", None),
+    ],
+)
+def test_clocks_are_the_median_of_what_nvidia_smi_says(
+    bench_module, tmp_path, monkeypatch, printed, expected
+):
+    tool = tmp_path / "nvidia-smi"
+    (tmp_path / "printed").write_text(printed)
+    tool.write_text(f"#!/bin/sh\ncat {tmp_path / 'printed'}\ntouch {tmp_path / 'done'}\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with bench_module("gpu_clocks").gpu_clocks() as clocks:
+        for _ in range(1000):
+            if (tmp_path / "done").exists():
+                break
+            time.sleep(0.01)
+    names = ("video_mhz", "sm_mhz", "watts")
+    assert clocks == ({} if expected is None else dict(zip(names, expected, strict=True)))
+
+
+def test_no_clocks_without_nvidia_smi(bench_module, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with bench_module("gpu_clocks").gpu_clocks() as clocks:
+        pass
+    assert clocks == {}

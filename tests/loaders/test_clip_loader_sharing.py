@@ -331,6 +331,8 @@ def test_states_of_another_sharing_are_refused(make: Make) -> None:
     for other in (make(), make(2, 2), make(1, 4, 1), make(2, 2, 2)):
         with pytest.raises(ValueError, match="another corpus, data configuration or seed"):
             other.load_state_dict(state)
-    where = replace(DATA, crop="dali", picture_mib=7, sessions=3, decoder_timeout=1.0, engine="nvdec")
+    where = replace(
+        DATA, crop="dali", picture_mib=7, sessions=3, session_mib=5, decoder_timeout=1.0, engine="nvdec"
+    )
     make(2, 2, 1, data=where).load_state_dict(state)
     make(1, 1, 5).load_state_dict(make().state_dict())  # one clip a decode: nothing to mix

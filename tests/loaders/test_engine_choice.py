@@ -31,6 +31,7 @@ def test_engines_of_a_gpu_are_refused_without_one(stream_corpus, name):
         ({"decoder_timeout": 0.0}, "decoder_timeout is 0.0; it is a number of seconds above 0"),
         ({"decoder_timeout": float("nan")}, "decoder_timeout is nan"),
         ({"sessions": -1}, "sessions is -1; 0 takes"),
+        ({"session_mib": 0}, "session_mib is 0; NVDEC sessions need"),
         ({"engine": "gpu"}, "there is no engine 'gpu'; choose from auto, cpu"),
     ],
 )

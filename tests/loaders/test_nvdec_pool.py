@@ -1,12 +1,14 @@
-"""The pool of sessions: who gets which one, and when they are closed."""
+"""The pool of sessions: who gets which one, how much memory they may take, and when they are closed."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from surgrec.loaders.engines.nvdec_pool import SessionPool
@@ -15,8 +17,12 @@ from surgrec.loaders.engines.nvdec_pool import SessionPool
 class Session:
     def __init__(self, key: Hashable) -> None:
         self.key = key
+        self.nbytes = 1
         self.closed = 0
         self.users = 0
+
+    def size(self) -> int:
+        return self.nbytes
 
     def close(self) -> None:
         assert not self.users
@@ -40,60 +46,132 @@ class Factory:
         return [session for session in self.made if not session.closed]
 
 
+def make_pool(factory: Factory, capacity: int) -> SessionPool[Session]:
+    return SessionPool(factory, Session.size, capacity)
+
+
+def take(pool: SessionPool[Session], key: Hashable, expected: int = 1) -> Session:
+    session = pool.take(key, expected, 0.0)
+    assert session is not None
+    return session
+
+
 def test_sessions_are_reused_by_key_the_newest_first():
-    pool = SessionPool(Factory(), 4)
-    a, b, other = pool.take("wide"), pool.take("wide"), pool.take("high")
+    pool = make_pool(Factory(), 9)
+    a, b, other = take(pool, "wide"), take(pool, "wide"), take(pool, "high")
     assert len({a, b, other}) == 3
     assert (a.key, other.key) == ("wide", "high")
-    pool.give_back("wide", a)
-    pool.give_back("wide", b)
-    pool.give_back("high", other)
-    assert pool.take("wide") is b
-    assert pool.take("wide") is a
-    assert pool.take("wide") not in (a, b, other)
-    assert pool.take("high") is other
+    for session in (a, b, other):
+        pool.give_back(session.key, session)
+    assert take(pool, "wide") is b
+    assert take(pool, "wide") is a
+    assert take(pool, "wide") not in (a, b, other)
+    assert take(pool, "high") is other
 
 
-def test_too_many_idle_ones_close_the_one_idle_the_longest():
+def test_the_one_idle_the_longest_gives_way():
     factory = Factory()
-    pool = SessionPool(factory, 2)
-    a, b, c = (pool.take(key) for key in "abc")
+    pool = make_pool(factory, 3)
+    a, b, c = (take(pool, key) for key in "abc")
     for session in (a, b, c):
         pool.give_back(session.key, session)
+    d = take(pool, "d")
     assert [session.closed for session in (a, b, c)] == [1, 0, 0]
-    assert pool.take("b") is b
+    assert take(pool, "b") is b
     pool.give_back("b", b)  # b is the newest now
-    pool.give_back("a", pool.take("a"))
-    assert [session.closed for session in (a, b, c)] == [1, 0, 1]
-    assert pool.take("b") is b
+    pool.give_back("d", d)
+    take(pool, "e", expected=2)
+    assert [session.closed for session in (b, c, d)] == [1, 1, 0]
+    assert pool.held == 3
 
 
-def test_sessions_in_use_do_not_count():
+def test_nobody_gets_more_than_there_is():
     factory = Factory()
-    pool = SessionPool(factory, 1)
-    used = [pool.take("a") for _ in range(5)]
-    assert len(factory.open()) == 5
-    for session in used:
-        pool.give_back("a", session)
-    assert factory.open() == [used[-1]]
+    pool = make_pool(factory, 3)
+    a, b = take(pool, "a"), take(pool, "b")
+    assert pool.take("c", 2, 0.01) is None
+    assert len(factory.made) == 2
+    c = take(pool, "c", expected=1)
+    assert pool.take("a", 1, 0.0) is None
+    for session in (a, b, c):
+        pool.give_back(session.key, session)
+    assert pool.held == 3
+    assert take(pool, "a") is a
+
+
+def test_the_first_is_let_through_however_large():
+    pool = make_pool(Factory(), 3)
+    large = take(pool, "large", expected=50)
+    assert pool.take("small", 1, 0.0) is None
+    large.nbytes = 50
+    pool.give_back("large", large)
+    assert large.closed == 1, "it is larger than all that may be held"
+    assert pool.held == 0
+    assert take(pool, "small").closed == 0
+
+
+def test_one_that_came_out_larger_makes_others_go():
+    pool = make_pool(Factory(), 4)
+    a, b, c = (take(pool, key) for key in "abc")
+    pool.give_back("a", a)
+    pool.give_back("b", b)
+    c.nbytes = 3
+    pool.give_back("c", c)
+    assert [session.closed for session in (a, b, c)] == [1, 0, 0]
+    assert pool.held == 4
+
+
+@pytest.mark.parametrize("how", ["give back", "discard", "fails"])
+def test_who_waits_gets_the_memory_that_comes_free(how):
+    failing = threading.Event()
+
+    def make(key: Hashable) -> Session:
+        if key == "fails":
+            failing.wait(10)
+            raise RuntimeError("no decoder")
+        return Session(key)
+
+    pool = SessionPool(make, Session.size, 1)
+    with ThreadPoolExecutor(2) as threads:
+        if how == "fails":
+            first = threads.submit(pool.take, "fails", 1, 0.0)
+            while not pool.held:
+                time.sleep(0.001)
+        else:
+            held = take(pool, "a")
+        waiting = threads.submit(pool.take, "b", 1, 10.0)
+        time.sleep(0.05)
+        assert not waiting.done()
+        if how == "give back":
+            pool.give_back("a", held)
+        elif how == "discard":
+            pool.discard(held)
+            assert held.closed == 1
+        else:
+            failing.set()
+            with pytest.raises(RuntimeError, match="no decoder"):
+                first.result(10)
+        found = waiting.result(10)
+        assert found is not None
+        assert found.key == "b"
+    assert pool.held == 1
 
 
 def test_close_idle_leaves_those_in_use_alone():
-    factory = Factory()
-    pool = SessionPool(factory, 4)
-    idle, used = pool.take("a"), pool.take("a")
+    pool = make_pool(Factory(), 4)
+    idle, used = take(pool, "a"), take(pool, "a")
     pool.give_back("a", idle)
     assert pool.close_idle() == 1
     assert (idle.closed, used.closed) == (1, 0)
     assert pool.close_idle() == 0
     pool.give_back("a", used)
-    assert pool.take("a") is used
+    assert take(pool, "a") is used
 
 
 def test_close_while_in_use():
     factory = Factory()
-    pool = SessionPool(factory, 4)
-    idle, used = pool.take("a"), pool.take("b")
+    pool = make_pool(factory, 4)
+    idle, used = take(pool, "a"), take(pool, "b")
     pool.give_back("a", idle)
     pool.close()
     assert (idle.closed, used.closed) == (1, 0)
@@ -101,38 +179,53 @@ def test_close_while_in_use():
     assert used.closed == 1
     pool.close()
     assert [session.closed for session in factory.made] == [1, 1]
+    assert pool.held == 0
 
 
 @settings(deadline=None)
 @given(
-    capacity=st.integers(0, 4),
-    steps=st.lists(st.tuples(st.sampled_from(["take", "give back"]), st.integers(0, 7)), max_size=60),
+    capacity=st.integers(1, 6),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["take", "give back", "discard"]), st.integers(0, 7)), max_size=60
+    ),
 )
 def test_any_use(capacity, steps):
-    """Against a plain list of the idle ones: right key, used by one, open while used, few enough idle."""
+    """Against plain lists: right key, used by one, open while used, and never more bytes than allowed."""
     factory = Factory()
-    pool = SessionPool(factory, capacity)
+    pool = make_pool(factory, capacity)
     idle: list[Session] = []
     used: list[Session] = []
     for step, number in steps:
         if step == "take":
-            key = number % 3
+            key, nbytes = number % 3, 1 + number % 3
             expected = next((session for session in reversed(idle) if session.key == key), None)
-            session = pool.take(key)
-            if expected is None:
+            while expected is None and idle and sum(s.nbytes for s in used + idle) + nbytes > capacity:
+                idle.pop(0)
+            full = bool(used) and sum(s.nbytes for s in used + idle) + nbytes > capacity
+            session = pool.take(key, nbytes, 0.0)
+            if expected is not None:
+                assert session is expected
+                idle.remove(expected)
+                used.append(expected)
+            elif full:
+                assert session is None
+            else:
                 assert session is factory.made[-1]
                 assert session not in used + idle
-            else:
-                assert session is expected
-                idle.remove(session)
-            assert session.key == key
-            used.append(session)
+                session.nbytes = nbytes
+                used.append(session)
         elif used:
             session = used.pop(number % len(used))
-            pool.give_back(session.key, session)
-            idle.append(session)
-            idle = idle[max(0, len(idle) - capacity) :]
+            if step == "discard":
+                pool.discard(session)
+            else:
+                pool.give_back(session.key, session)
+                idle.append(session)
+                while idle and sum(s.nbytes for s in used + idle) > capacity:
+                    idle.pop(0)
         assert Counter(factory.open()) == Counter(used + idle)
+        assert pool.held == sum(s.nbytes for s in used + idle)
+        assert pool.held <= capacity or len(used) == 1
     pool.close()
     assert Counter(factory.open()) == Counter(used)
 
@@ -140,18 +233,22 @@ def test_any_use(capacity, steps):
 def test_threads_never_share_a_session():
     factory = Factory()
     capacity, threads = 5, 8
-    pool = SessionPool(factory, capacity)
+    pool = make_pool(factory, capacity)
     start = threading.Barrier(threads)
+    most = 0
 
     def use(thread: int) -> None:
+        nonlocal most
         start.wait(10)
         for step in range(500):
             key = (thread + step) % 4
-            session = pool.take(key)
+            session = pool.take(key, 1, 10.0)
+            assert session is not None
             assert session.key == key
             assert not session.closed
             session.users += 1
             assert session.users == 1
+            most = max(most, pool.held)
             session.users -= 1
             pool.give_back(key, session)
             if thread == 0 and step == 250:
@@ -159,7 +256,8 @@ def test_threads_never_share_a_session():
 
     with ThreadPoolExecutor(threads) as executor:
         for future in [executor.submit(use, thread) for thread in range(threads)]:
-            future.result(timeout=60)
+            future.result()
+    assert most <= capacity
     assert len(factory.open()) <= capacity
     pool.close()
-    assert [session.closed for session in factory.made] == [1] * len(factory.made)
+    assert factory.open() == []
