@@ -6,8 +6,8 @@ A fresh process, with no more than 1,024 files open, starts a ClipLoader on an i
 a few hundred real ones), or on a corpus of loader_throughput.py, and takes batch after batch. Rows: seconds
 from the start of the process to the first batch, clips per second over time, the host's memory (anonymous
 pages: what a leak would show in; pages of the mapped index come and go), and the device's, beyond the CUDA
-context. Growth compares the median of the last tenth of the run with that of the tenth after the warm-up, which
-is the first quarter.
+context. Growth compares the median of the last tenth of the run with that of the tenth after the warm-up,
+which is the first quarter.
 
 Exit status 1 where memory grows by more than --max-growth percent, or the loader takes more than --max-gib of
 the device's memory, or fails.
