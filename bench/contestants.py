@@ -7,9 +7,11 @@ Each is used as its documentation says it is fastest; `about` tells how.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from contestant import (
@@ -33,10 +35,34 @@ if TYPE_CHECKING:
 
 OURS = ("nvdec", "dali", "hybrid", "cpu", "cpu-keep")
 """This project's own: their clips know how many frames were fed."""
+SESSIONS: Final = re.compile(r"(nvdec|hybrid)-([1-9]\d*)")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contestant is an engine of this project, with any number of sessions."""
+    return name in OURS or SESSIONS.fullmatch(name) is not None
+
+
+def contestant_of(name: str) -> Contestant | None:
+    """A contestant by its name; `nvdec-14` and `hybrid-14` are these engines with 14 sessions."""
+    found = SESSIONS.fullmatch(name)
+    if found is None:
+        return CONTESTANTS.get(name)
+    engine, sessions = found[1], int(found[2])
+    base = CONTESTANTS[engine]
+    opened = _surgrec("nvdec" if engine == "nvdec" else "hybrid", sessions=sessions)
+    return replace(base, open=opened, about=f"{base.about}, {sessions} sessions")
+
+
+def named(name: str) -> Contestant:
+    """As `contestant_of`, for a name that is known to be one."""
+    found = contestant_of(name)
+    assert found is not None, name
+    return found
 
 
 def _surgrec(
-    name: Literal["nvdec", "dali", "hybrid", "cpu"], drop_disposable: bool = True
+    name: Literal["nvdec", "dali", "hybrid", "cpu"], drop_disposable: bool = True, sessions: int = 0
 ) -> Callable[[PacketIndex, int], Stream]:
     """An engine of this project: Planes on the GPU where there is one, RGB arrays elsewhere."""
 
@@ -48,8 +74,7 @@ def _surgrec(
         from surgrec.loaders.picture_bytes import picture_bytes
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        data = DataConfig(engine=name, threads=threads, drop_disposable=drop_disposable)
-
+        data = DataConfig(engine=name, threads=threads, drop_disposable=drop_disposable, sessions=sessions)
         engine = make_engine(index, data, threads, device)
 
         def stream(requests: Sequence[ClipRequest], forever: bool) -> Clips:

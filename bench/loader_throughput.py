@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contestants import CONTESTANTS, OURS
+from contestants import CONTESTANTS, contestant_of, is_ours, named
 from gpu_clocks import gpu_clocks
 from harness import RESULTS, Row, device, print_machine, print_table, row, write_results
 from team import Failed, Team, Times, Window
@@ -58,7 +58,8 @@ class Args:
     videos: tuple[Path, ...] = ()
     """Videos or folders of your own, measured as one more corpus called `videos`."""
     engines: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in VARIANTS)
-    """Contestants; by default all but slower variants of another."""
+    """Contestants; by default all but slower variants of another. nvdec-14 is nvdec with 14 sessions, and so
+    on."""
     cores: tuple[int, ...] = ()
     """Numbers of cores to measure with; by default 1, and all of them where there is a GPU."""
     clips: int = 4096
@@ -108,7 +109,7 @@ def main() -> int:
     args = tyro.cli(Args, prog="bench/loader_throughput.py", description=__doc__)
     bases = {name: name.removesuffix(AT_KEY) for name in args.corpora}
     unknown = [name for name, base in bases.items() if base not in CORPORA]
-    unknown += [name for name in args.engines if name not in CONTESTANTS]
+    unknown += [name for name in args.engines if contestant_of(name) is None]
     if unknown:
         print(
             f"unknown: {unknown}; corpora are {list(CORPORA)}, engines {list(CONTESTANTS)}", file=sys.stderr
@@ -232,14 +233,14 @@ def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[l
             problems.append(f"{name}: {problem}")
         else:
             names.append(name)
-    teams = {name: Team(name, CONTESTANTS[name], cores) for name in names}
-    if gpu and args.ceiling and set(names) & set(OURS) - {"cpu", "cpu-keep"}:
-        teams[CEILING] = Team(CEILING, CONTESTANTS["nvdec"], cores)
+    teams = {name: Team(name, named(name), cores) for name in names}
+    if gpu and args.ceiling and any(is_ours(name) and not name.startswith("cpu") for name in names):
+        teams[CEILING] = Team(CEILING, named("nvdec"), cores)
     try:
         for case in cases:
             most = 0.0
             for name in sorted(teams, key=lambda name: name != CEILING):
-                if name not in (CEILING, *OURS) and (case.index.videos.stack > 1).any():
+                if name != CEILING and not is_ours(name) and (case.index.videos.stack > 1).any():
                     problems.append(
                         f"{name} on {case.corpus}: it gives pictures, not the frames stacked in them"
                     )
@@ -248,7 +249,7 @@ def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[l
                 if name == CEILING and unlike(case.index):
                     continue  # each kind has its own; share_of_parts says more
                 if not teams[name].alive:  # it failed on another corpus
-                    teams[name] = Team(name, CONTESTANTS[name if name != CEILING else "nvdec"], cores)
+                    teams[name] = Team(name, named(name if name != CEILING else "nvdec"), cores)
                 try:
                     if name == CEILING:
                         rows.append(measure_ceiling(args, case, teams[name], cores))
@@ -268,7 +269,7 @@ def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[l
 
 def absent(name: str, gpu: bool) -> str:
     """Why a contestant cannot be measured here at all; empty where it can."""
-    contestant = CONTESTANTS[name]
+    contestant = named(name)
     if not installed(contestant):
         return f"absent, {contestant.package} is not installed"
     return "absent, it needs an NVIDIA GPU" if contestant.gpu and not gpu else ""
@@ -306,7 +307,7 @@ def measure_ceiling(args: Args, case: Case, team: Team, cores: int) -> Row:
 
 def measure(args: Args, case: Case, name: str, team: Team, cores: int, ceiling: float) -> list[Row]:
     """The row of one contestant on one corpus; for ours on several videos of unlike kinds, their rows too."""
-    contestant = CONTESTANTS[name]
+    contestant = named(name)
     team.open(case.index.path)
     worst, but_colour = team.check(case.checked, case.expected)
     if min(worst, but_colour) > args.tolerance:
@@ -320,7 +321,7 @@ def measure(args: Args, case: Case, name: str, team: Team, cores: int, ceiling: 
     if ceiling and found.extra["fed_per_s"]:
         found.extra["fed_share_of_ceiling"] = round(found.extra["fed_per_s"] / ceiling, 3)
     rows = [found]
-    if name in OURS and unlike(case.index):
+    if is_ours(name) and unlike(case.index):
         parts = measure_parts(args, case, name, team)
         rows += parts
         expected = by_parts(case.requests, {int(part.extra["video"]): part.value for part in parts})

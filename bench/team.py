@@ -190,12 +190,12 @@ def _member(pipe: Connection, name: str, cores: list[int]) -> None:
     # A contestant that takes all memory is to die, not the benchmark.
     Path("/proc/self/oom_score_adj").write_text("500")
     from contestant import CLOSE
-    from contestants import CONTESTANTS
+    from contestants import contestant_of
     from surgrec.loaders.packet_index import PacketIndex
 
     stream: Any = None
     index: Any = None
-    contestant = CONTESTANTS.get(name)
+    contestant = contestant_of(name)
     if contestant is not None:
         for module in contestant.modules:
             try:

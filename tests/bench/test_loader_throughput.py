@@ -252,3 +252,17 @@ def test_a_stacked_corpus_holds_the_frames_of_the_other(bench_module, build_inde
     with CpuEngine(index, 1) as engine:
         clips = engine.decode([ClipRequest(0, 0, frames), ClipRequest(1, 1, frames)])
     assert np.abs(clips[0].frames.astype(int) - clips[1].frames).mean() < 4
+
+
+def test_engines_with_a_number_of_sessions(bench_module):
+    contestants = bench_module("contestants")
+    assert contestants.contestant_of("nvdec-14").about.endswith("14 sessions")
+    assert contestants.contestant_of("hybrid-7").modules == contestants.CONTESTANTS["hybrid"].modules
+    for name in ("nvdec-0", "nvdec-", "cpu-4", "nvdec-14-2"):
+        assert contestants.contestant_of(name) is None
+    assert [contestants.is_ours(name) for name in ("nvdec-14", "cpu-keep", "decord", "pynvvideocodec")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
