@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tyro
+from surgrec.configs.pretrain import BlockWay
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -26,6 +27,7 @@ from train_throughput import Args as Throughput
 from train_throughput import Work, open_batches
 from training_contestants import PEERS, Setup, surgrec, with_batch
 
+FUSED: Final = ("add_norm", "add_norm_backward", "gelu", "gelu_backward", "join", "fold", "fold_backward")
 KINDS: Final = (
     ("attention", ("flash", "fmha", "attention", "cudnn_generated", "sdpa")),
     (
@@ -33,7 +35,8 @@ KINDS: Final = (
         ("gemm", "cutlass", "nvjet", "xmma", "aten::mm", "aten::addmm", "aten::bmm", "cublas"),
     ),
     ("optimizer", ("adam", "multi_tensor", "foreach", "lerp")),
-    ("surgrec's kernels", ("_patch_kernel", "_error_kernel", "_rotate_kernel", "surgrec")),
+    ("fused blocks", tuple(f"_{name}_kernel" for name in FUSED)),
+    ("surgrec's kernels", ("_patch_kernel", "_error_kernel", "_rotate_kernel")),
     ("compiled elementwise", ("triton_",)),
     ("copies", ("memcpy", "memset", "copy_")),
 )
@@ -53,8 +56,8 @@ class Args:
     """Clips of a batch."""
     steps: int = 3
     """Steps that are profiled, after as many for warming up and the first, which compiles."""
-    compiled: bool = True
-    """Compile this project's blocks, on a GPU."""
+    blocks: BlockWay = "auto"
+    """How this project's blocks compute: plain, compiled, fused."""
     checkpointed: bool = False
     """Recompute activations."""
     attention: str = "auto"
@@ -120,8 +123,8 @@ def profiled(args: Args) -> Profile:
     config = dataclasses.replace(config, model=model, steps=100_000)
     batches = open_batches(Throughput(), Work(args.case, args.case, "synthetic", args.batch), config, device)
     peer = PEERS.get(args.peer)
-    compiled = peer.compiled if peer else args.compiled and gpu
-    step = (peer.open if peer else surgrec)(Setup(config, batches, device), compiled)
+    setup = Setup(config, batches, device)
+    step = peer.open(setup, peer.compiled) if peer else surgrec(setup, args.blocks)
     for _ in range(1 + args.steps):
         step()
     if gpu:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import tyro
+from surgrec.configs.pretrain import BlockWay
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -64,8 +65,8 @@ class Args:
     """Steps before the first run; the very first is measured by itself."""
     runs: int = 3
     """Measured runs."""
-    compiled: bool = True
-    """Compile this project's blocks, on a GPU."""
+    blocks: BlockWay = "auto"
+    """How this project's blocks compute: plain, compiled, fused."""
     checkpointed: bool = False
     """Recompute activations."""
     attention: str = "auto"
@@ -102,7 +103,6 @@ class Measured:
     flops: float
     peak_gib: float
     device: str
-    compiled: bool
 
 
 def main(args: Args) -> int:
@@ -210,9 +210,9 @@ def measure(args: Args, work: Work) -> Measured:
     config = dataclasses.replace(config, model=model, data=data, steps=100_000)
     peer = PEERS.get(work.name)
     batches = open_batches(args, work, config, device)
-    compiled = peer.compiled if peer else args.compiled and device.type == "cuda"
+    setup = Setup(config, batches, device)
     try:
-        step = (peer.open if peer else surgrec)(Setup(config, batches, device), compiled)
+        step = peer.open(setup, peer.compiled) if peer else surgrec(setup, args.blocks)
         first = seconds_of(step, 1, device)[0]
         seconds_of(step, args.warmup, device)
         if device.type == "cuda":
@@ -227,7 +227,6 @@ def measure(args: Args, work: Work) -> Measured:
         build_without_memory(config).flops_per_clip(),
         torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
         describe_device(device),
-        compiled,
     )
 
 
@@ -272,7 +271,7 @@ def rows_of(work: Work, found: Measured) -> list[Row]:
 
     from surgrec.training.peaks import peak_flops
 
-    same = {"batch": work.batch, "case": work.case, "compiled": found.compiled}
+    same = {"batch": work.batch, "case": work.case}
     about = PEERS[work.name].about if work.name in PEERS else "this project"
     rows = [row(work.name, work.source, "clips_per_s", found.rates, **same, about=about)]
     peak = peak_flops(found.device, torch.bfloat16)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import torch
-    from surgrec.configs.pretrain import JepaPretrain, MaePretrain
+    from surgrec.configs.pretrain import BlockWay, JepaPretrain, MaePretrain
     from surgrec.loaders.clip_plan import ClipRequest
     from torch import Tensor
 
@@ -65,12 +65,12 @@ class Repeated:
         self.next_sample = state["next_sample"]
 
 
-def surgrec(setup: Setup, compiled: bool) -> Step:
+def surgrec(setup: Setup, blocks: BlockWay) -> Step:
     """This project's step, as `python -m surgrec.pretrain` takes it."""
     import torch
 
+    from surgrec.models.block_ways import set_blocks
     from surgrec.models.build import build_objective
-    from surgrec.models.compiled import compile_blocks
     from surgrec.training.distributed import World
     from surgrec.training.optim import build_adamw
     from surgrec.training.resolve import batch_shape
@@ -78,8 +78,7 @@ def surgrec(setup: Setup, compiled: bool) -> Step:
 
     config, device = setup.config, setup.device
     objective = build_objective(config.model, config.seed, config.data.frames, config.data.size).to(device)
-    if compiled:
-        compile_blocks(objective)
+    set_blocks(objective, blocks)
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
     optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
     world = World(0, 0, 1, device)

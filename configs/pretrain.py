@@ -12,6 +12,7 @@ from surgrec.configs.data import DataConfig
 from surgrec.configs.model import JepaConfig, MaeConfig
 from surgrec.configs.yaml_io import ConfigError, from_plain, to_plain
 
+BlockWay = Literal["auto", "plain", "compiled", "fused"]
 Parallel = Literal["ddp", "fsdp"]
 
 
@@ -91,9 +92,10 @@ class PretrainConfig:
     parallel: Parallel = "ddp"
     """How several ranks share the work: `ddp` gives each the whole model, `fsdp` (FSDP2) divides weights,
     gradients and optimizer state among them. One process does without either."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the transformer's blocks (torch.compile); `auto` does on a GPU. The first start compiles, later
-    ones find the result in PyTorch's cache."""
+    blocks: BlockWay = "auto"
+    """How the transformer's blocks compute: `plain`, operation by operation; `compiled`, by torch.compile,
+    whose result PyTorch keeps for later starts; `fused`, by functions with gradients of their own around the
+    matrix products. `auto` is compiled on a GPU, plain elsewhere."""
     max_bad_steps: int = 0
     """Steps with a loss or gradient that is not finite which are skipped before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -134,7 +136,7 @@ FREE = (
     "device",
     "micro_batch",
     "parallel",
-    "compile",
+    "blocks",
     "max_bad_steps",
     "checkpoint",
     "log",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Final
 
@@ -9,6 +10,22 @@ import torch
 
 # Triton reads the variable when it sees a kernel, that is at its module's import.
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+PROGRAMS_PER_MULTIPROCESSOR: Final = 4
+"""Of 128 threads with up to 128 registers each, so that all of them run at once."""
+
+
+def programs_at_once(device: torch.device) -> int:
+    """Among how many programs to divide what is summed up, so that none waits for another to end."""
+    if device.type != "cuda":
+        return 3  # as it is tested
+    return PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(device)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def on_triton(device: torch.device) -> bool:

@@ -13,12 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 from surgrec.configs.model import AttentionBackend, Position
 from surgrec.kernels.attention import attention
+from surgrec.kernels.fold import fold
 from surgrec.kernels.masking import Grid
 from surgrec.kernels.rotary import rotate
+from surgrec.models.fused import enter, leave
 from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 
 Lengths = Sequence[int] | None
 KeyBias = Literal["learned", "zero"]
+State = tuple[Tensor, Tensor | None, Tensor | None]
+"""Between two blocks: the stream [..., width]; what is still to be added to it, and a bias [width]."""
 Halves = dict[bool, tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]]
 """What a block calls before attention and behind it, where sequences are packed and where they are equal."""
 
@@ -41,12 +45,16 @@ class Attention(nn.Module):
             self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
+    @property
+    def bias(self) -> Tensor:
+        """Of queries, keys and values: [3 * width]."""
+        if self.zero_key_bias:
+            return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return self.qkv.bias
+
     def project(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x [..., width], each [..., heads, head width]."""
-        bias: Tensor | None = self.qkv.bias
-        if self.zero_key_bias:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = functional.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        qkv = functional.linear(x, self.qkv.weight, self.bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.unbind(-3)
         if factors is not None:
             q, k = rotate(q, factors), rotate(k, factors)
@@ -68,8 +76,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block, MLP four times the width.
 
-    What lies before attention and what lies behind it can be compiled (`compiled_blocks`); attention itself
-    is a call into one library or another, whose shapes differ from step to step where sequences are packed.
+    What lies before attention and what lies behind it can be compiled, or be computed by functions made for
+    it (models/block_ways.py); attention itself is a call into one library or another, whose shapes differ
+    from step to step where sequences are packed.
     """
 
     def __init__(self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend) -> None:
@@ -79,11 +88,22 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
         self.halves: Halves = {False: (self.before, self.behind), True: (self.before, self.behind)}
+        self.fused = False
 
-    def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        stream: Tensor,
+        rest: Tensor | None = None,
+        bias: Tensor | None = None,
+        lengths: Lengths = None,
+        factors: Tensor | None = None,
+    ) -> State:
+        """From one State to the next; `rest` and `bias` are None where blocks are not fused."""
+        if self.fused:
+            return self._fused(stream, rest, bias, lengths, factors)
         before, behind = self.halves[lengths is not None]
-        q, k, v = before(x, factors)
-        return behind(x, attention(q, k, v, lengths, self.attention.backend))
+        q, k, v = before(stream, factors)
+        return behind(stream, attention(q, k, v, lengths, self.attention.backend)), None, None
 
     def before(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the tokens x [..., width]."""
@@ -93,6 +113,27 @@ class Block(nn.Module):
         """The block's output, given what attention made, [..., heads, head width]."""
         x = x + self.attention.proj(attended.flatten(-2))
         return x + self.mlp(self.norm2(x))
+
+    def _fused(
+        self,
+        stream: Tensor,
+        rest: Tensor | None,
+        bias: Tensor | None,
+        lengths: Lengths,
+        factors: Tensor | None,
+    ) -> State:
+        own, mlp = self.attention, self.mlp
+        dtype = compute_dtype(own.qkv.weight)
+        weight, offset = fold(own.qkv.weight, own.bias, self.norm1.weight, self.norm1.bias, dtype)
+        stream, q, k, v = enter(stream, rest, bias, weight, offset, own.heads, self.norm1.eps, factors)
+        attended = attention(q, k, v, lengths, own.backend)
+        first, offset = fold(mlp.fc1.weight, mlp.fc1.bias, self.norm2.weight, self.norm2.bias, dtype)
+        projection, second = own.proj.weight.to(dtype), mlp.fc2.weight.to(dtype)
+        stream, rest = leave(
+            stream, attended, projection, own.proj.bias, first, offset, second, self.norm2.eps
+        )
+        # A copy: under FSDP the parameter's memory is only there within its block.
+        return stream, rest, mlp.fc2.bias.clone()
 
 
 class Positions(nn.Module):
@@ -137,12 +178,14 @@ class Blocks(nn.ModuleList):
         self.checkpoint_activations = checkpoint_activations
 
     def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> Tensor:
+        state: State = (x, None, None)
         for block in self:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, lengths, factors, use_reentrant=False)
+                state = checkpoint(block, *state, lengths, factors, use_reentrant=False)
             else:
-                x = block(x, lengths, factors)
-        return x
+                state = block(*state, lengths, factors)
+        stream, rest, bias = state
+        return stream if rest is None or bias is None else stream + rest + bias
 
 
 class VisionTransformer(nn.Module):

@@ -21,8 +21,17 @@ GIB = 2**30
 # that does not store its matrix: the residual stream twice in fp32 and, in the dtype of the arithmetic, both
 # norms' outputs (1 + 1), q, k, v (3), attention's output (1), the GELU's input and output (4 + 4). Counted as
 # in Korthikanti et al. 2022 (arXiv 2205.05198), without dropout masks.
-BLOCK_BYTES = {torch.bfloat16: 2 * 4 + 14 * 2, torch.float32: 2 * 4 + 14 * 4}
-BLOCK_INPUT_BYTES = 4
+STREAM_BYTES, KEPT = 2 * 4, 14
+# Fused blocks (models/fused.py) keep no stream, and make the GELU's output again.
+FUSED_KEPT = 10
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Bytes for each token and unit of width: `kept` inside of a block, `entered` of what goes into one."""
+
+    kept: float
+    entered: float
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,13 @@ def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype, r
     tokens = math.prod(model.grid)
     trained = model.parameter_count
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    fused, size = config.blocks == "fused", precision.itemsize
+    block = _Block(FUSED_KEPT * size, 4 + size) if fused else _Block(STREAM_BYTES + KEPT * size, 4)
     per_clip: float
     if isinstance(model, MaskedAutoencoder):
-        seen, predicted, per_clip = _mae_clip(model, tokens, precision)
+        seen, predicted, per_clip = _mae_clip(model, tokens, precision, block)
     else:
-        seen, predicted, per_clip = _jepa_clip(model, tokens, precision)
+        seen, predicted, per_clip = _jepa_clip(model, tokens, precision, block)
     # Autocast keeps a copy of every weight in its own dtype until the forward pass is over.
     copies = 2.0 * (trained + frozen) if precision == torch.bfloat16 else 0.0
     memory = Memory(
@@ -102,15 +113,17 @@ def _divided(memory: Memory, ranks: int, accumulates: bool) -> Memory:
     )
 
 
-def _mae_clip(model: MaskedAutoencoder, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:
+def _mae_clip(
+    model: MaskedAutoencoder, tokens: int, precision: torch.dtype, block: _Block
+) -> tuple[float, float, float]:
     """Tokens seen and predicted, and bytes of activations, of one clip."""
     config, shape = model.config, VIT_SHAPES[model.config.size]
     hidden = hidden_positions(model.grid, config.mask_ratio) * model.grid[0]
     seen, rebuilt = tokens - hidden, model.rebuilt
     size = precision.itemsize
-    kept = _stack(shape.depth, shape.width, seen, precision, config.checkpoint_activations)
+    kept = _stack(shape.depth, shape.width, seen, block, config.checkpoint_activations)
     kept += _stack(
-        config.decoder_depth, config.decoder_width, seen + rebuilt, precision, config.checkpoint_activations
+        config.decoder_depth, config.decoder_width, seen + rebuilt, block, config.checkpoint_activations
     )
     kept += seen * model.values * size
     # The prediction and its gradient; without the kernel, in fp32, the target and their difference besides.
@@ -118,7 +131,7 @@ def _mae_clip(model: MaskedAutoencoder, tokens: int, precision: torch.dtype) -> 
     return seen, rebuilt, kept
 
 
-def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype) -> tuple[float, float, float]:
+def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype, block: _Block) -> tuple[float, float, float]:
     """Tokens seen and predicted, and bytes of activations, of one clip: means over 128 masks."""
     config, shape = model.config, VIT_SHAPES[model.config.size]
     clips, seen, predicted = 0, 0.0, 0.0
@@ -129,12 +142,12 @@ def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype) -> tuple[float,
             seen += float(mask.context_lengths.sum())
             predicted += float(mask.target_lengths.sum())
     seen, predicted = seen / clips, predicted / clips
-    kept = _stack(shape.depth, shape.width, seen, precision, config.checkpoint_activations)
+    kept = _stack(shape.depth, shape.width, seen, block, config.checkpoint_activations)
     kept += _stack(
         config.predictor_depth,
         config.predictor_width,
         seen + predicted,
-        precision,
+        block,
         config.checkpoint_activations,
     )
     kept += (seen + tokens) * model.values * precision.itemsize
@@ -143,12 +156,11 @@ def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype) -> tuple[float,
     return seen, predicted, kept
 
 
-def _stack(depth: int, width: int, tokens: float, precision: torch.dtype, recompute: bool) -> float:
+def _stack(depth: int, width: int, tokens: float, block: _Block, recompute: bool) -> float:
     """Bytes that a stack of blocks keeps for the backward pass."""
-    block = tokens * width * BLOCK_BYTES[precision]
     if recompute:
-        return depth * tokens * width * BLOCK_INPUT_BYTES + block
-    return depth * block
+        return tokens * width * (depth * block.entered + block.kept)
+    return tokens * width * depth * block.kept
 
 
 def describe(config: PretrainConfig, costs: Estimate, micro_batch: int) -> str:

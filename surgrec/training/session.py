@@ -26,8 +26,8 @@ from surgrec.configs.yaml_io import load_yaml
 from surgrec.loaders.clip_loader import ClipLoader, ClipLoaderError
 from surgrec.loaders.ledger import Ledger
 from surgrec.loaders.packet_index import PacketIndex, PacketIndexError
+from surgrec.models.block_ways import set_blocks
 from surgrec.models.build import build_objective
-from surgrec.models.compiled import compile_blocks
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.models.objective import Objective
 from surgrec.training.console import Console
@@ -110,8 +110,7 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
         except ValueError as error:
             raise UserError(str(error)) from error
         objective.to(world.device)
-        if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
-            compile_blocks(objective)
+        set_blocks(objective, config.blocks)
         model = wrap(objective, world, config.parallel)
         optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
         start, totals = 0, Totals()

@@ -1,23 +1,26 @@
-"""The step as a GPU takes it (bf16, compiled, Triton, the table's attention) against plain float32 twins."""
+"""The step as a GPU takes it (bf16, compiled or fused blocks, Triton, the table's attention) against plain
+float32 twins.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
 from surgrec.configs.presets import PRESETS
-from surgrec.kernels import patchify, pixel_loss, rotary
+from surgrec.configs.pretrain import BlockWay
+from surgrec.kernels import add_norm, fold, gelu, join_heads, patchify, pixel_loss, rotary
 from surgrec.loaders.clip_loader import ClipLoader
 from torch import Tensor
 
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import find_entries
+from surgrec.models.block_ways import set_blocks
 from surgrec.models.build import build_objective
-from surgrec.models.compiled import compile_blocks
 from surgrec.models.objective import Objective
 from surgrec.training.optim import build_adamw, set_hyperparameters
 
@@ -27,6 +30,7 @@ pytestmark = [
 ]
 
 STEPS, BATCH = 200, 16
+WAYS: Final[tuple[BlockWay, ...]] = ("compiled", "fused")
 CONFIGS: dict[str, Any] = {
     "mae": PRESETS["demo"][1],
     "mae-normalised": replace(
@@ -62,28 +66,27 @@ def clips(config: Any, count: int) -> list[tuple[Tensor, Tensor]]:
         return [(batch.frames.clone(), batch.samples) for batch in batches]
 
 
-def build(config: Any, fast: bool) -> Objective:
+def build(config: Any, way: BlockWay) -> Objective:
     objective = build_objective(config.model, 0, config.data.frames, config.data.size).cuda()
-    if fast:
-        compile_blocks(objective)
+    set_blocks(objective, way)
     return objective
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (patchify, pixel_loss, rotary):
+    for module in (add_norm, fold, gelu, join_heads, patchify, pixel_loss, rotary):
         monkeypatch.setattr(module, "on_triton", lambda device: False)
 
 
-def curve(config: Any, batches: list[tuple[Tensor, Tensor]], fast: bool) -> Tensor:
+def curve(config: Any, batches: list[tuple[Tensor, Tensor]], way: BlockWay, half: bool) -> Tensor:
     """Losses of STEPS updates: float32 [STEPS]."""
-    objective = build(config, fast)
+    objective = build(config, way)
     optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
     losses = []
     for step in range(STEPS):
         frames, samples = batches[step % len(batches)]
         set_hyperparameters(optimizer, 3e-4, 0.05)
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16, enabled=fast):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
             loss = objective(frames, samples + BATCH * step, step).loss
         loss.backward()
         optimizer.step()
@@ -94,34 +97,37 @@ def curve(config: Any, batches: list[tuple[Tensor, Tensor]], fast: bool) -> Tens
 
 def test_loss_curves_are_those_of_float32_twins(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = clips(config, 8)
-    fast = curve(config, batches, True)
     with monkeypatch.context() as patch:
         without_kernels(patch)
-        slow = curve(config, batches, False)
-    assert fast[0] == pytest.approx(float(slow[0]), rel=5e-3)
-    # Means over ten steps: single ones differ by the rounding of all before.
-    ours, theirs = fast.view(-1, 10).mean(1), slow.view(-1, 10).mean(1)
-    torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0)
-    assert fast[-20:].mean() < fast[:5].mean()
+        slow = curve(config, batches, "plain", False)
+    for way in WAYS:
+        fast = curve(config, batches, way, True)
+        assert fast[0] == pytest.approx(float(slow[0]), rel=5e-3)
+        # Means over ten steps: single ones differ by the rounding of all before.
+        ours, theirs = fast.view(-1, 10).mean(1), slow.view(-1, 10).mean(1)
+        torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0)
+        assert fast[-20:].mean() < fast[:5].mean()
 
 
 def test_gradients_are_within_the_rounding_of_bf16(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each tensor, by its norm; plain autocast, uncompiled, is as far from float32 as this step may be."""
+    """Of each tensor, by its norm; plain blocks under autocast may be as far from float32."""
     ((frames, samples),) = clips(config, 1)
 
-    def gradients(fast: bool, half: bool) -> dict[str, Tensor]:
-        objective = build(config, fast)
+    def gradients(way: BlockWay, half: bool) -> dict[str, Tensor]:
+        objective = build(config, way)
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
             loss = objective(frames, samples, 3).loss
         loss.backward()
         return {n: p.grad for n, p in objective.named_parameters() if p.grad is not None}
 
-    fast = gradients(True, True)
+    fast = {way: gradients(way, True) for way in WAYS}
     with monkeypatch.context() as patch:
         without_kernels(patch)
-        exact, autocast = gradients(False, False), gradients(False, True)
-    assert fast.keys() == exact.keys()
-    for name, wanted in exact.items():
-        scale = wanted.norm().clamp(min=1e-8)
-        ours, plain_error = (fast[name] - wanted).norm() / scale, (autocast[name] - wanted).norm() / scale
-        assert ours < max(2 * float(plain_error), 0.02), (name, float(ours), float(plain_error))
+        exact, autocast = gradients("plain", False), gradients("plain", True)
+    for way, found in fast.items():
+        assert found.keys() == exact.keys()
+        for name, wanted in exact.items():
+            scale = wanted.norm().clamp(min=1e-8)
+            ours = float((found[name] - wanted).norm() / scale)
+            plain_error = float((autocast[name] - wanted).norm() / scale)
+            assert ours < max(2 * plain_error, 0.02), (way, name, ours, plain_error)

@@ -14,6 +14,7 @@ from surgrec.configs.presets import PRESETS
 from surgrec.loaders.clip_loader import Batch
 from surgrec.loaders.clip_plan import ClipRequest
 
+from surgrec.models.block_ways import set_blocks
 from surgrec.models.build import build_objective
 from surgrec.training.checkpoint import load_checkpoint
 from surgrec.training.distributed import World
@@ -53,6 +54,7 @@ def make_parts(config, precision=torch.bfloat16) -> Parts:
     world = World(0, 0, 1, torch.device("cuda", 0))
     shape = batch_shape(config, 1)
     objective = build_objective(config.model, 0, config.data.frames, config.data.size).cuda()
+    set_blocks(objective, "plain" if config.blocks == "auto" else config.blocks)
     optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
     batches = Clips(config.data, shape.micro_batch)
     return Parts(config, world, objective, objective, optimizer, batches, shape, precision)
@@ -150,8 +152,9 @@ def test_a_checkpoint_is_of_its_step_though_nobody_waits_for_the_copies(tmp_path
     ("name", "model", "micro"),
     [("mae-vitb", MaeConfig(size="base"), 16), ("jepa-vitl", JepaConfig(size="large"), 4)],
 )
-def test_memory_estimate_is_within_a_third_of_the_peak(name, model, micro):
-    config = replace(PRESETS[name][1], model=model, batch=micro, micro_batch=micro)
+@pytest.mark.parametrize("way", ["plain", "compiled", "fused"])
+def test_memory_estimate_is_within_a_third_of_the_peak(name, model, micro, way):
+    config = replace(PRESETS[name][1], model=model, batch=micro, micro_batch=micro, blocks=way)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     floor = torch.cuda.memory_allocated()

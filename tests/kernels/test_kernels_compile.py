@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import triton
-from surgrec.kernels import nv12_crop, patchify, pixel_loss, rotary
+from surgrec.kernels import add_norm, fold, gelu, join_heads, nv12_crop, patchify, pixel_loss, rotary
 from surgrec.kernels.triton_mode import INTERPRETED
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -19,6 +19,7 @@ CAPABILITIES = [80, 90, 100]
 TOKEN = dict.fromkeys(("clip_bytes", "frame_bytes", "row_bytes", "grid_rows", "grid_columns"), "i32")
 TOKEN_CONSTANTS = {"TUBELET": 2, "PATCH": 16, "LINES": 32, "LINE": 64}
 ALIGNED = {"clip_bytes", "frame_bytes", "row_bytes", "token_stride", "head_stride", "heads", "width", "size"}
+ALIGNED |= {"batch_stride", "rows", "columns", "count"}
 """Numbers that are multiples of 16 with the presets' shapes, which Triton finds out at the launch."""
 CROP = {"facts": "*i64", "out": "*u8"}
 
@@ -77,6 +78,62 @@ def test_rotation(capability: int, transposed: bool) -> None:
     constants = {"HEADS": 16, "WIDTH": 64, "TRANSPOSED": transposed}
     kernel = compiled(rotary._rotate_kernel, types, constants, capability)
     assert accesses(kernel) == {"ld.global.v4.b32", "st.global.v4.b32"}
+
+
+WIDE = {"ld.global.v4.b32", "st.global.v4.b32"}
+NARROW = {f"{what}.global.{size}" for what in ("ld", "st") for size in ("b16", "b32", "v2.b32")}
+"""One number of a row, or what one thread has of a row or of a sum over rows."""
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("width", [512, 1024])
+@pytest.mark.parametrize("added", [False, True])
+def test_sum_and_norm(capability: int, width: int, added: bool) -> None:
+    constants = {"ROWS": add_norm.ELEMENTS // width, "WIDTH": width, "ADD": added}
+    numbers = {"rows": "i32", "columns": "i32"}
+    types = {"stream": "*fp32", "rest": "*bf16", "bias": "*fp32", "total": "*fp32", "normalised": "*bf16"}
+    types |= numbers | {"scale": "*fp32", "epsilon": "fp32"}
+    kernel = compiled(add_norm._add_norm_kernel, types, constants, capability)
+    assert WIDE <= accesses(kernel) <= WIDE | NARROW
+    types = dict.fromkeys(("stream_gradient", "out", "sums", "scale"), "*fp32") | numbers
+    types |= dict.fromkeys(("gradient", "normalised", "rest"), "*bf16")
+    kernel = compiled(add_norm._add_norm_backward_kernel, types, constants, capability)
+    assert WIDE <= accesses(kernel) <= WIDE | NARROW
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_gelu(capability: int) -> None:
+    types = {"x": "*bf16", "out": "*bf16", "count": "i32"}
+    assert accesses(compiled(gelu._gelu_kernel, types, {"BLOCK": gelu.BLOCK}, capability)) == WIDE
+    types = dict.fromkeys(("gradient", "x", "out", "activated"), "*bf16")
+    types |= {"sums": "*fp32", "rows": "i32", "columns": "i32"}
+    constants = {"ROWS": gelu.ROWS, "COLUMNS": gelu.COLUMNS}
+    kernel = compiled(gelu._gelu_backward_kernel, types, constants, capability)
+    assert WIDE <= accesses(kernel) <= WIDE | NARROW
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("width", [512, 1024])
+def test_folding(capability: int, width: int) -> None:
+    types = dict.fromkeys(("weight", "bias", "scale", "shift"), "*fp32")
+    types |= {"out": "*bf16", "out_bias": "*bf16", "columns": "i32"}
+    kernel = compiled(fold._fold_kernel, types, {"WIDTH": width, "BIASED": True}, capability)
+    assert {"ld.global.v4.b32"} <= accesses(kernel) <= WIDE | NARROW
+    types = dict.fromkeys(("weight", "scale", "shift", "out", "scale_sums", "shift_sums"), "*fp32")
+    types |= {"gradient": "*bf16", "bias_gradient": "*bf16", "rows": "i32", "columns": "i32"}
+    kernel = compiled(fold._fold_backward_kernel, types, {"WIDTH": width}, capability)
+    assert WIDE <= accesses(kernel) <= WIDE | NARROW
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("turn", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+def test_joining(capability: int, turn: bool, backward: bool) -> None:
+    types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"factors": "*fp32", "sums": "*fp32"}
+    names = ("rows", "tokens", "batch_stride", "token_stride", "head_stride", "columns")
+    types |= dict.fromkeys(names, "i32")
+    constants = {"HEAD": 64, "ROWS": 2, "WIDTH": 1024, "TURN": turn, "BACKWARD": backward}
+    assert accesses(compiled(join_heads._join_kernel, types, constants, capability)) == WIDE
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

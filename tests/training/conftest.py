@@ -33,8 +33,8 @@ from surgrec.loaders.clip_plan import ClipRequest
 
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import find_entries
+from surgrec.models.block_ways import compile_blocks, set_blocks
 from surgrec.models.build import build_objective
-from surgrec.models.compiled import compile_blocks
 from surgrec.training.distributed import ALONE, World
 from surgrec.training.optim import build_adamw
 from surgrec.training.parallel import wrap
@@ -151,11 +151,13 @@ class SyntheticBatches:
 
 
 def make_parts(config: PretrainConfig, world: World = ALONE) -> Parts:
-    """The Parts of a run on synthetic clips; compile="on" compiles without a C++ compiler."""
+    """The Parts of a run on synthetic clips; blocks="compiled" compiles without a C++ compiler."""
     shape = batch_shape(config, world.size)
     objective = build_objective(config.model, config.seed, config.data.frames, config.data.size)
-    if config.compile == "on":
+    if config.blocks == "compiled":
         compile_blocks(objective, backend="aot_eager")
+    else:
+        set_blocks(objective, config.blocks)
     model = wrap(objective, world, config.parallel)
     optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
     batches = SyntheticBatches(shape, config.data.frames, config.data.size, world.rank, world.size)

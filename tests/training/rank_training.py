@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from conftest import JEPA, MAE, make_parts
-from surgrec.configs.pretrain import Parallel, PretrainConfig
+from surgrec.configs.pretrain import BlockWay, Parallel, PretrainConfig
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,7 +41,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             name = f"{kind}-{parallel}"
             results[name] = whole_run(kind, parallel, world, Path(job["out"]) / name)
         if world.size == 2:
-            results[f"{kind}-compiled"] = compiled_run(kind, world)
+            for way in ("compiled", "fused"):
+                results[f"{kind}-{way}"] = recomputed_run(kind, way, world)
         for start in job["resume"]:
             # What DDP wrote goes on under FSDP, and the other way round.
             for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
@@ -97,11 +98,11 @@ def whole_run(kind: str, parallel: Parallel, world: World, folder: Path) -> dict
     return run
 
 
-def compiled_run(kind: str, world: World) -> list[dict[str, float]]:
-    """FSDP2 around compiled blocks, which are computed once more in the backward pass."""
+def recomputed_run(kind: str, way: BlockWay, world: World) -> list[dict[str, float]]:
+    """FSDP2 around compiled or fused blocks, which are computed once more in the backward pass."""
     config = configured(kind, "fsdp")
     model = replace(config.model, checkpoint_activations=True)
-    return take(make_parts(replace(config, model=model, compile="on"), world), 1, 2)
+    return take(make_parts(replace(config, model=model, blocks=way), world), 1, 2)
 
 
 class CollectiveCounter(TorchDispatchMode):

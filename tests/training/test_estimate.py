@@ -8,9 +8,10 @@ import pytest
 import torch
 from surgrec.configs.presets import PRESETS
 
+from surgrec.models.block_ways import set_blocks
 from surgrec.models.build import build_objective
 from surgrec.training.errors import UserError
-from surgrec.training.estimate import BLOCK_BYTES, describe, estimate
+from surgrec.training.estimate import describe, estimate
 from surgrec.training.peaks import peak_flops
 
 
@@ -48,10 +49,12 @@ def test_tokens_of_the_paper():
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-jepa"])
-def test_activations_are_what_autograd_keeps(name):
+@pytest.mark.parametrize("way", ["plain", "fused"])
+def test_activations_are_what_autograd_keeps(name, way):
     """Bytes of all tensors that backward holds, each storage once; parameters and frames left out."""
-    config = PRESETS[name][1]
+    config = replace(PRESETS[name][1], blocks=way)
     model = build_objective(config.model, 0, config.data.frames, config.data.size)
+    set_blocks(model, way)
     frames = torch.randint(
         0, 256, (8, config.data.frames, config.data.size, config.data.size, 3), dtype=torch.uint8
     )
@@ -82,9 +85,24 @@ def test_recomputing_keeps_less():
     assert recomputed.weights == whole.weights
 
 
-def test_bf16_keeps_less_than_fp32():
-    assert BLOCK_BYTES[torch.bfloat16] == 36
-    assert BLOCK_BYTES[torch.float32] == 64
+@pytest.mark.parametrize(
+    ("way", "precision", "bytes_kept"),
+    [
+        ("plain", torch.bfloat16, 36),
+        ("plain", torch.float32, 64),
+        ("fused", torch.bfloat16, 20),
+        ("fused", torch.float32, 40),
+    ],
+)
+def test_what_a_block_keeps(way, precision, bytes_kept):
+    """Of one more block, for each token and unit of width."""
+    config = replace(PRESETS["mae-vitb"][1], blocks=way)
+    deeper = replace(config, model=replace(config.model, decoder_depth=config.model.decoder_depth + 1))
+    one, other = (estimate(c, 1, torch.float32) for c in (config, deeper))
+    more = [estimate(c, 1, precision).memory.activations for c in (config, deeper)]
+    weights = other.parameters - one.parameters if precision == torch.bfloat16 else 0
+    per_token = (more[1] - more[0] - 2 * weights) / (1568 * config.model.decoder_width)
+    assert per_token == pytest.approx(bytes_kept)
 
 
 def test_shapes_that_cannot_be_are_refused():

@@ -186,6 +186,7 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all(many):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_may_be_compiled_and_recomputed_under_fsdp(two, one, kind):
+@pytest.mark.parametrize("way", ["compiled", "fused"])
+def test_blocks_may_be_compiled_or_fused_and_recomputed_under_fsdp(two, one, kind, way):
     for answer in two:
-        same_curve(answer[f"{kind}-compiled"], one[kind]["points"][:2])
+        same_curve(answer[f"{kind}-{way}"], one[kind]["points"][:2])

@@ -1,4 +1,4 @@
-"""torch.compile for the blocks of a model: without graph breaks, one graph for all blocks of a kind."""
+"""How the blocks of a model compute: as they are written, by torch.compile, or by functions made for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgrec.configs.pretrain import BlockWay
 from surgrec.models.vit import Block
 
 LARGEST_CACHE = 64
@@ -14,9 +15,28 @@ LARGEST_CACHE = 64
 without, each with its own width; PyTorch's own limit of 8 would send some back to the interpreter."""
 
 
+def set_blocks(model: nn.Module, way: BlockWay) -> BlockWay:
+    """Lets the blocks of `model` compute as configs/pretrain.py says; which way that is on its device."""
+    if way == "auto":
+        way = "compiled" if next(model.parameters()).is_cuda else "plain"
+    if way == "compiled":
+        compile_blocks(model)
+    elif way == "fused":
+        fuse_blocks(model)
+    return way
+
+
+def fuse_blocks(model: nn.Module) -> None:
+    """Lets every Block in `model` compute by the functions of models/fused.py."""
+    for part in model.modules():
+        if isinstance(part, Block):
+            part.fused = True
+
+
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     """Compiles both halves of every Block in `model`, when they are first called; how many blocks there are.
 
+    Without graph breaks, and with one graph for all blocks of a kind.
     Batches of equal sequences are compiled for their shape, and once more for any other batch size; packed
     tokens for any number of them, so that no step compiles anew.
     """

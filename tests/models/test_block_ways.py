@@ -11,8 +11,8 @@ from surgrec.configs.presets import PRESETS
 from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 
+from surgrec.models.block_ways import compile_blocks
 from surgrec.models.build import build_objective
-from surgrec.models.compiled import compile_blocks
 from surgrec.models.objective import Objective
 
 NAMES = ["demo", "demo-jepa"]

@@ -1,0 +1,212 @@
+"""What lies between two layers of a transformer, in one pass: residual sum, layer norm, and their gradient.
+
+    stream --+--> stream + rest + bias --+--> next stream
+             |                           +--> (. - mean) / deviation --> next matrix product
+
+The norm's weight and bias are not applied here: `fold` puts them into the matrix product behind it. So
+nothing but the normalised values, in the precision of matrix products, is kept for the backward pass. On a
+GPU Triton's kernels do it; elsewhere their plain twins.
+"""
+
+# In Triton's kernels only the constants have types.
+# mypy: allow-incomplete-defs
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from surgrec.kernels.triton_mode import on_triton, programs_at_once
+from torch import Tensor
+
+ELEMENTS = 2048
+"""Values that a program has at a time."""
+
+
+def add_norm(
+    stream: Tensor, rest: Tensor | None, bias: Tensor | None, epsilon: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds what a layer gave to the stream, and normalises the sum.
+
+    Args:
+        stream: [T, D].
+        rest: [T, D] of any floating type, and bias [D], which are added; or both None.
+        epsilon: added to the variance.
+        dtype: of the normalised values.
+
+    Returns:
+        (the sum [T, D] in the stream's dtype, or the stream itself where nothing is added; the normalised
+        values [T, D]; one over the deviation of each row, float32 [T]). Sums and norm are float32 inside,
+        float64 for a stream of float64.
+    """
+    if not on_triton(stream.device):
+        return plain_add_norm(stream, rest, bias, epsilon, dtype)
+    rows, columns = stream.shape
+    stream = stream.contiguous()
+    total = stream if rest is None else torch.empty_like(stream)
+    normalised = torch.empty_like(stream, dtype=dtype)
+    scale = torch.empty(rows, dtype=torch.float32, device=stream.device)
+    width = triton.next_power_of_2(columns)
+    lines = max(1, ELEMENTS // width)
+    if rows:
+        with torch.cuda.device_of(stream):
+            _add_norm_kernel[(triton.cdiv(rows, lines),)](
+                stream,
+                stream if rest is None else rest.contiguous(),
+                stream if bias is None else bias,
+                total,
+                normalised,
+                scale,
+                rows,
+                columns,
+                epsilon,
+                ROWS=lines,
+                WIDTH=width,
+                ADD=rest is not None,
+                num_warps=4,
+            )
+    return total, normalised, scale
+
+
+def add_norm_backward(
+    gradient: Tensor, normalised: Tensor, scale: Tensor, stream_gradient: Tensor, low: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of what `add_norm` was given.
+
+    Args:
+        gradient: [T, D], of the normalised values.
+        normalised, scale: what `add_norm` gave.
+        stream_gradient: [T, D], of the sum it gave, from all else that uses it.
+        low: dtype of the gradient of `rest`; None where nothing was added.
+
+    Returns:
+        (gradient of the stream, in the dtype of `stream_gradient`; the same as that of `rest`, in `low`; and
+        summed over rows as that of the bias, float32 [D]); the last two None where nothing was added.
+    """
+    if not on_triton(gradient.device):
+        return plain_add_norm_backward(gradient, normalised, scale, stream_gradient, low)
+    rows, columns = gradient.shape
+    stream_gradient = stream_gradient.contiguous()
+    out = torch.empty_like(stream_gradient)
+    device = out.device
+    programs = min(programs_at_once(device), max(1, rows))
+    rest = None if low is None else torch.empty_like(out, dtype=low)
+    sums = None if low is None else torch.empty(programs, columns, dtype=torch.float32, device=device)
+    width = triton.next_power_of_2(columns)
+    if rows:
+        with torch.cuda.device_of(out):
+            _add_norm_backward_kernel[(programs,)](
+                gradient.contiguous(),
+                normalised,
+                scale,
+                stream_gradient,
+                out,
+                out if rest is None else rest,
+                out if sums is None else sums,
+                rows,
+                columns,
+                ROWS=max(1, ELEMENTS // width),
+                WIDTH=width,
+                ADD=low is not None,
+                num_warps=4,
+            )
+    elif sums is not None:
+        sums.zero_()
+    return out, rest, None if sums is None else sums.sum(0)
+
+
+def plain_add_norm(
+    stream: Tensor, rest: Tensor | None, bias: Tensor | None, epsilon: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`add_norm` in plain PyTorch."""
+    wide = torch.promote_types(stream.dtype, torch.float32)
+    total = stream.to(wide)
+    if rest is not None and bias is not None:
+        total = total + rest.to(wide) + bias.to(wide)
+    variance, mean = torch.var_mean(total, -1, correction=0)
+    scale = torch.rsqrt(variance + epsilon)
+    normalised = ((total - mean[:, None]) * scale[:, None]).to(dtype)
+    return stream if rest is None else total.to(stream.dtype), normalised, scale
+
+
+def plain_add_norm_backward(
+    gradient: Tensor, normalised: Tensor, scale: Tensor, stream_gradient: Tensor, low: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`add_norm_backward` in plain PyTorch."""
+    g, n = gradient.to(scale.dtype), normalised.to(scale.dtype)
+    inner = g - g.mean(-1, keepdim=True) - n * (g * n).mean(-1, keepdim=True)
+    out = stream_gradient.to(scale.dtype) + scale[:, None] * inner
+    if low is None:
+        return out.to(stream_gradient.dtype), None, None
+    return out.to(stream_gradient.dtype), out.to(low), out.sum(0)
+
+
+@triton.jit
+def _add_norm_kernel(
+    stream,
+    rest,
+    bias,
+    total,
+    normalised,
+    scale,
+    rows,
+    columns,
+    epsilon,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    """One program: ROWS rows."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)[None, :]
+    inside = (row[:, None] < rows) & (column < columns)
+    at = row[:, None].to(tl.int64) * columns + column
+    value = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(rest + at, mask=inside, other=0.0).to(tl.float32)
+        value += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
+        tl.store(total + at, value.to(total.dtype.element_ty), mask=inside)
+    mean = tl.sum(value, 1) / columns
+    centred = tl.where(inside, value - mean[:, None], 0.0)
+    factor = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / columns + epsilon)
+    tl.store(normalised + at, (centred * factor[:, None]).to(normalised.dtype.element_ty), mask=inside)
+    tl.store(scale + row, factor, mask=row < rows)
+
+
+@triton.jit
+def _add_norm_backward_kernel(
+    gradient,
+    normalised,
+    scale,
+    stream_gradient,
+    out,
+    rest,
+    sums,
+    rows,
+    columns,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    """One program: every so many rows, whose columns it sums up."""
+    program = tl.program_id(0)
+    column = tl.arange(0, WIDTH)[None, :]
+    total = tl.zeros([WIDTH], tl.float32)
+    for start in range(program * ROWS, rows, tl.num_programs(0) * ROWS):
+        row = start + tl.arange(0, ROWS)
+        inside = (row[:, None] < rows) & (column < columns)
+        at = row[:, None].to(tl.int64) * columns + column
+        g = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
+        n = tl.load(normalised + at, mask=inside, other=0.0).to(tl.float32)
+        d = tl.load(stream_gradient + at, mask=inside, other=0.0).to(tl.float32)
+        factor = tl.load(scale + row, mask=row < rows, other=0.0)
+        mean = tl.sum(g, 1) / columns
+        along = tl.sum(g * n, 1) / columns
+        d += factor[:, None] * (g - mean[:, None] - n * along[:, None])
+        tl.store(out + at, d.to(out.dtype.element_ty), mask=inside)
+        if ADD:
+            tl.store(rest + at, d.to(rest.dtype.element_ty), mask=inside)
+            total += tl.sum(tl.where(inside, d, 0.0), 0)
+    if ADD:
+        there = tl.arange(0, WIDTH)
+        tl.store(sums + program * columns + there, total, mask=there < columns)

@@ -1,0 +1,168 @@
+"""Between attention and the matrix products around it: heads side by side, turned by their positions.
+
+Forward, queries and keys are turned where they lie, in the matrix product's output. Going back, attention's
+three gradients are turned back, laid side by side, and summed over tokens for the bias, in one pass. On a
+GPU a Triton kernel does it; elsewhere its plain twin.
+"""
+
+# In Triton's kernels only the constants have types.
+# mypy: allow-incomplete-defs
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from surgrec.kernels.rotary import plain_rotate
+from surgrec.kernels.triton_mode import on_triton, programs_at_once
+from torch import Tensor
+
+ELEMENTS = 2048
+"""Values that a program has at a time."""
+
+
+def turn_(qkv: Tensor, factors: Tensor) -> None:
+    """Turns queries and keys of qkv [T, 3, heads, d] by factors [T, 2, d] (kernels/rotary.py), in place."""
+    if not on_triton(qkv.device):
+        for part in (0, 1):
+            qkv[:, part] = plain_rotate(qkv[:, part], factors)
+        return
+    assert qkv.is_contiguous()
+    _launch(qkv[:, 0], qkv[:, 1], qkv[:, 2], factors, qkv, None, 2, backward=False)
+
+
+def join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of queries, keys and values side by side, queries and keys turned back, and their sum.
+
+    Args:
+        q, k, v: [..., heads, d] with at most two leading dimensions, in any layout whose last is dense.
+        factors: [T, 2, d] by which `turn_` turned them, or None.
+
+    Returns:
+        ([T, 3, heads, d], float32 [3 * heads * d]); T is the product of the leading dimensions.
+    """
+    if not on_triton(q.device):
+        return plain_join(q, k, v, factors)
+    parts = [x if x.dim() == 4 else x[None] for x in (q, k, v)]
+    if any(part.stride(-1) != 1 for part in parts) or len({part.stride() for part in parts}) > 1:
+        parts = [part.contiguous() for part in parts]
+    batch, tokens, heads, width = parts[0].shape
+    out = torch.empty(batch * tokens, 3, heads, width, dtype=q.dtype, device=q.device)
+    programs = programs_at_once(q.device)
+    sums = torch.empty(programs, 3 * heads * width, dtype=torch.float32, device=q.device)
+    _launch(parts[0], parts[1], parts[2], factors, out, sums, 3, backward=True)
+    return out, sums.sum(0)
+
+
+def plain_join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`join` in plain PyTorch."""
+    parts = [x.flatten(0, -3) for x in (q, k, v)]
+    if factors is not None:
+        # The other way round: the gradient of a turn is the turn of the gradient by what its pair was turned.
+        with torch.enable_grad():
+            for place in (0, 1):
+                start = torch.zeros_like(parts[place], requires_grad=True)
+                turned = plain_rotate(start, factors)
+                (parts[place],) = torch.autograd.grad(turned, start, parts[place])
+    joined = torch.stack(parts, 1)
+    wide = torch.promote_types(joined.dtype, torch.float32)
+    return joined, joined.to(wide).sum(0).flatten()
+
+
+def _launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factors: Tensor | None,
+    out: Tensor,
+    sums: Tensor | None,
+    count: int,
+    backward: bool,
+) -> None:
+    parts = [x if x.dim() == 4 else x[None] for x in (q, k, v)]
+    batch, tokens, heads, width = parts[0].shape
+    padded = triton.next_power_of_2(heads * width)
+    lines = max(1, ELEMENTS // padded)
+    programs = len(sums) if sums is not None else max(1, triton.cdiv(batch * tokens, lines))
+    with torch.cuda.device_of(out):
+        _join_kernel[(programs, count)](
+            parts[0],
+            parts[1],
+            parts[2],
+            out if factors is None else factors.contiguous(),
+            out,
+            out if sums is None else sums,
+            batch * tokens,
+            tokens,
+            parts[0].stride(0),
+            parts[0].stride(1),
+            parts[0].stride(2),
+            heads * width,
+            HEAD=width,
+            ROWS=lines,
+            WIDTH=padded,
+            TURN=factors is not None,
+            BACKWARD=backward,
+            num_warps=4,
+        )
+
+
+@triton.jit
+def _join_kernel(
+    q,
+    k,
+    v,
+    factors,
+    out,
+    sums,
+    rows,
+    tokens,
+    batch_stride,
+    token_stride,
+    head_stride,
+    columns,
+    HEAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TURN: tl.constexpr,
+    BACKWARD: tl.constexpr,
+):
+    """One program: every so many tokens of queries, of keys or of values. Sums are made going back only."""
+    program = tl.program_id(0)
+    part = tl.program_id(1)
+    column = tl.arange(0, WIDTH)[None, :]
+    total = tl.zeros([WIDTH], tl.float32)
+    for start in range(program * ROWS, rows, tl.num_programs(0) * ROWS):
+        row = (start + tl.arange(0, ROWS))[:, None]
+        inside = (row < rows) & (column < columns)
+        at = (row // tokens).to(tl.int64) * batch_stride + (row % tokens).to(tl.int64) * token_stride
+        at += (column // HEAD) * head_stride + column % HEAD
+        if part == 0:
+            value = tl.load(q + at, mask=inside, other=0.0).to(tl.float32)
+        elif part == 1:
+            value = tl.load(k + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            value = tl.load(v + at, mask=inside, other=0.0).to(tl.float32)
+        if TURN:
+            table = factors + row.to(tl.int64) * (2 * HEAD) + column % HEAD
+            even, odd = _pairs(value, ROWS, WIDTH)
+            even_cosine, odd_cosine = _pairs(tl.load(table, mask=inside, other=0.0), ROWS, WIDTH)
+            even_sine, odd_sine = _pairs(tl.load(table + HEAD, mask=inside, other=0.0), ROWS, WIDTH)
+            if BACKWARD:
+                turned = tl.join(even * even_cosine + odd * odd_sine, odd * odd_cosine - even * even_sine)
+            else:
+                turned = tl.join(even * even_cosine - odd * even_sine, odd * odd_cosine + even * odd_sine)
+            value = tl.where(part < 2, tl.reshape(turned, (ROWS, WIDTH)), value)
+        place = (row.to(tl.int64) * 3 + part) * columns + column
+        tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+        if BACKWARD:
+            total += tl.sum(tl.where(inside, value, 0.0), 0)
+    if BACKWARD:
+        there = tl.arange(0, WIDTH)
+        tl.store(sums + (program * 3 + part) * columns + there, total, mask=there < columns)
+
+
+@triton.jit
+def _pairs(values, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Even and odd columns of [ROWS, WIDTH], each [ROWS, WIDTH / 2]."""
+    return tl.split(tl.reshape(values, (ROWS, WIDTH // 2, 2)))

@@ -1,0 +1,189 @@
+"""A transformer block as two functions with gradients of their own, attention between them.
+
+    stream, rest, bias --> enter --> stream, q, k, v
+                                             |
+                                         attention
+                                             |
+                       stream, attended --> leave --> stream, rest
+
+`rest` is what a block's MLP gave, not yet added to the stream, and `bias` the bias that belongs to it: the
+sum is made together with the next norm, in one pass. What is kept for the backward pass is, for each token,
+the outputs of both norms and the four times wider values before the GELU, beside what attention keeps: ten
+times the model's width. The mathematics are those of `vit.Block`; matrix products run in the dtype given, the
+stream keeps its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgrec.kernels.add_norm import add_norm, add_norm_backward
+from surgrec.kernels.gelu import gelu, gelu_backward
+from surgrec.kernels.join_heads import join, turn_
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def enter(
+    stream: Tensor,
+    rest: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    weight_bias: Tensor,
+    heads: int,
+    epsilon: float,
+    factors: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From the stream to queries, keys and values.
+
+    Args:
+        stream: [..., D]; rest: [..., D] and bias [D], still to be added to it, or both None.
+        weight, weight_bias: [3 D, D] and [3 D], with the norm folded in (kernels/fold.py).
+        heads: that D divides into.
+        epsilon: the norm's.
+        factors: [..., 2, d] for rotary positions, or None.
+
+    Returns:
+        (the sum [..., D]; queries, keys and values, each [..., heads, d], side by side in memory).
+    """
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _Enter.apply(
+        stream, rest, bias, weight, weight_bias, heads, epsilon, factors
+    )
+    return found
+
+
+def leave(
+    stream: Tensor,
+    attended: Tensor,
+    projection: Tensor,
+    projection_bias: Tensor,
+    first: Tensor,
+    first_bias: Tensor,
+    second: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """From what attention gave to what the MLP gives.
+
+    Args:
+        stream: [..., D]; attended: [..., heads, d].
+        projection, projection_bias: attention's output layer, [D, D] and [D].
+        first, first_bias: the MLP's first layer, [F, D] and [F], with the norm folded in.
+        second: the MLP's second layer, [D, F]; its bias is left to whoever adds the result to the stream.
+        epsilon: the norm's.
+
+    Returns:
+        (the stream with attention's part added, [..., D]; the MLP's part, [..., D]).
+    """
+    found: tuple[Tensor, Tensor] = _Leave.apply(
+        stream, attended, projection, projection_bias, first, first_bias, second, epsilon
+    )
+    return found
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stream: Tensor,
+        rest: Tensor | None,
+        bias: Tensor | None,
+        weight: Tensor,
+        weight_bias: Tensor,
+        heads: int,
+        epsilon: float,
+        factors: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        shape = stream.shape
+        flat = None if rest is None else rest.flatten(0, -2)
+        total, normalised, scale = add_norm(stream.flatten(0, -2), flat, bias, epsilon, weight.dtype)
+        with torch.autocast(stream.device.type, enabled=False):
+            qkv = torch.addmm(weight_bias, normalised, weight.t()).unflatten(-1, (3, heads, -1))
+        table = None if factors is None else factors.flatten(0, -3)
+        if table is not None:
+            turn_(qkv, table)
+        ctx.save_for_backward(normalised, scale, weight, table)
+        ctx.low = None if rest is None else rest.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        q, k, v = qkv.unflatten(0, shape[:-1]).unbind(-3)
+        # Where nothing was added the sum is the stream: another tensor of the same memory for autograd.
+        return total.view(shape) if rest is not None else stream.view_as(stream), q, k, v
+
+    @staticmethod
+    def backward(ctx: Any, stream_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Gradients:
+        normalised, scale, weight, table = ctx.saved_tensors
+        shape = stream_gradient.shape
+        joined, bias_sums = join(q, k, v, table)
+        flat = joined.flatten(1)
+        weight_gradient = flat.t() @ normalised
+        gradient = flat @ weight
+        out, rest, sums = add_norm_backward(
+            gradient, normalised, scale, stream_gradient.flatten(0, -2), ctx.low
+        )
+        return (
+            out.view(shape),
+            None if rest is None else rest.view(shape),
+            None if sums is None else sums.to(ctx.bias_dtype),
+            weight_gradient,
+            bias_sums.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stream: Tensor,
+        attended: Tensor,
+        projection: Tensor,
+        projection_bias: Tensor,
+        first: Tensor,
+        first_bias: Tensor,
+        second: Tensor,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor]:
+        shape = stream.shape
+        rows = attended.flatten(-2).flatten(0, -2)
+        with torch.autocast(stream.device.type, enabled=False):
+            added = rows @ projection.t()
+            total, normalised, scale = add_norm(
+                stream.flatten(0, -2), added, projection_bias, epsilon, first.dtype
+            )
+            hidden = torch.addmm(first_bias, normalised, first.t())
+            out = gelu(hidden) @ second.t()
+        ctx.save_for_backward(attended, normalised, scale, hidden, projection, first, second)
+        ctx.bias_dtype = projection_bias.dtype
+        return total.view(shape), out.view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, stream_gradient: Tensor, rest_gradient: Tensor) -> Gradients:
+        attended, normalised, scale, hidden, projection, first, second = ctx.saved_tensors
+        shape = stream_gradient.shape
+        rest = rest_gradient.flatten(0, -2)
+        hidden_gradient, activated, first_bias = gelu_backward(rest @ second, hidden)
+        second_gradient = rest.t() @ activated
+        del activated
+        first_gradient = hidden_gradient.t() @ normalised
+        gradient = hidden_gradient @ first
+        del hidden_gradient
+        out, added, sums = add_norm_backward(
+            gradient, normalised, scale, stream_gradient.flatten(0, -2), projection.dtype
+        )
+        assert added is not None
+        assert sums is not None
+        rows = attended.flatten(-2).flatten(0, -2)
+        return (
+            out.view(shape),
+            (added @ projection).view(attended.shape),
+            added.t() @ rows,
+            sums.to(ctx.bias_dtype),
+            first_gradient,
+            first_bias.to(first.dtype),
+            second_gradient,
+            None,
+        )
