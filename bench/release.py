@@ -1,6 +1,6 @@
 """Runs all tests and measurements that a release needs on a machine with a GPU, part by part.
 
-    python bench/release.py tests runs clips proxies large memory damage crop training --out results
+    python bench/release.py tests runs clips proxies large memory damage crop ways training --out results
 
 A part takes two to six minutes on an H100 with 16 cores; without a name all are run. Logs and results go to
 --out, generated videos to --cache and stay there. A step that fails, or takes longer than its limit, is
@@ -40,7 +40,8 @@ class Args:
     """What is run."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """tests, runs, clips, proxies, large, memory, damage, crop, training; all where none is named."""
+    """tests, runs, sessions, clips, proxies, large, memory, damage, crop, ways, training; all where none is
+    named."""
     out: Path = RESULTS
     """Folder of logs and JSON files."""
     cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
@@ -135,10 +136,20 @@ def training(args: Args) -> list[Together]:
     peers = ("--peers", "transformers", "transformers-compiled", "videomae", "vjepa2")
     sources = ("--cases", "mae-vitb", "jepa-vitl", "--inputs", "cached", "proxy16")
     return [
-        (python("attention", 150, "bench/attention.py", "--out", args.out),),
         *bench(args, "training", 540, "train_throughput", *peers),
         *bench(args, "end-to-end", 400, "train_throughput", *sources, "--peers", "transformers-compiled"),
     ]
+
+
+def ways(args: Args) -> list[Together]:
+    """The step with blocks that compute one way or another, and where its time goes; attention by backend."""
+    steps: list[Together] = [(python("attention", 150, "bench/attention.py", "--out", args.out),)]
+    for way in ("compiled", "fused"):
+        steps += bench(args, f"blocks-{way}", 300, "train_throughput", "--blocks", way)
+    for case, batch in (("mae-vitb", 128), ("mae-vitl", 64), ("jepa-vitl", 64)):
+        line = ("bench/profile_step.py", "--case", case, "--batch", batch, "--blocks", "fused", "--top", 60)
+        steps.append((python(f"profile-{case}", 90, *line, "--out", args.cache / "profile"),))
+    return steps
 
 
 def memory(args: Args) -> list[Together]:
@@ -168,9 +179,12 @@ OTHERS: Final = (
     "decord pynvvideocodec torchcodec torchcodec-cuda spdl spdl-nvdec pyav dali dali-decoders"
     " dali-experimental dali-readers"
 )
+SWEPT: Final = "proxy16 proxy4s4 480g250 1080g250 mixed"
+SWEEP: Final = tuple(f"{engine}-{count}" for engine in ("nvdec", "hybrid") for count in (7, 10, 14, 21, 28))
 PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
     "tests": tests,
     "runs": runs,
+    "sessions": lambda args: throughput(args, "sessions", 400, SWEPT, " ".join(SWEEP)),
     "clips": lambda args: throughput(args, "clips", 420, "480g250", f"{OURS} {OTHERS}"),
     "proxies": lambda args: throughput(
         args, "proxies", 330, "256g16 proxy16 proxy16-key proxy16s4 proxy4s4", f"{OURS} decord dali-decoders"
@@ -179,6 +193,7 @@ PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
     "memory": memory,
     "damage": lambda args: bench(args, "damage", 300, "mutated_files", "--engine", "hybrid"),
     "crop": crop,
+    "ways": ways,
     "training": training,
 }
 

@@ -69,25 +69,30 @@ def add_norm(
 
 
 def add_norm_backward(
-    gradient: Tensor, normalised: Tensor, scale: Tensor, stream_gradient: Tensor, low: torch.dtype | None
+    gradient: Tensor,
+    normalised: Tensor,
+    scale: Tensor,
+    stream_gradient: Tensor | None,
+    dtype: torch.dtype,
+    low: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of what `add_norm` was given.
 
     Args:
         gradient: [T, D], of the normalised values.
         normalised, scale: what `add_norm` gave.
-        stream_gradient: [T, D], of the sum it gave, from all else that uses it.
+        stream_gradient: [T, D], of the sum it gave, from all else that uses it; None where nothing does.
+        dtype: of the stream.
         low: dtype of the gradient of `rest`; None where nothing was added.
 
     Returns:
-        (gradient of the stream, in the dtype of `stream_gradient`; the same as that of `rest`, in `low`; and
-        summed over rows as that of the bias, float32 [D]); the last two None where nothing was added.
+        (gradient of the stream; the same as that of `rest`, in `low`; and summed over rows as that of the
+        bias, float32 [D]); the last two None where nothing was added.
     """
     if not on_triton(gradient.device):
-        return plain_add_norm_backward(gradient, normalised, scale, stream_gradient, low)
+        return plain_add_norm_backward(gradient, normalised, scale, stream_gradient, dtype, low)
     rows, columns = gradient.shape
-    stream_gradient = stream_gradient.contiguous()
-    out = torch.empty_like(stream_gradient)
+    out = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
     device = out.device
     programs = min(programs_at_once(device), max(1, rows))
     rest = None if low is None else torch.empty_like(out, dtype=low)
@@ -99,7 +104,7 @@ def add_norm_backward(
                 gradient.contiguous(),
                 normalised,
                 scale,
-                stream_gradient,
+                out if stream_gradient is None else stream_gradient.contiguous(),
                 out,
                 out if rest is None else rest,
                 out if sums is None else sums,
@@ -107,6 +112,7 @@ def add_norm_backward(
                 columns,
                 ROWS=max(1, ELEMENTS // width),
                 WIDTH=width,
+                USED=stream_gradient is not None,
                 ADD=low is not None,
                 num_warps=4,
             )
@@ -123,22 +129,29 @@ def plain_add_norm(
     total = stream.to(wide)
     if rest is not None and bias is not None:
         total = total + rest.to(wide) + bias.to(wide)
-    variance, mean = torch.var_mean(total, -1, correction=0)
-    scale = torch.rsqrt(variance + epsilon)
-    normalised = ((total - mean[:, None]) * scale[:, None]).to(dtype)
+    centred = total - total.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1) + epsilon)
+    normalised = (centred * scale[:, None]).to(dtype)
     return stream if rest is None else total.to(stream.dtype), normalised, scale
 
 
 def plain_add_norm_backward(
-    gradient: Tensor, normalised: Tensor, scale: Tensor, stream_gradient: Tensor, low: torch.dtype | None
+    gradient: Tensor,
+    normalised: Tensor,
+    scale: Tensor,
+    stream_gradient: Tensor | None,
+    dtype: torch.dtype,
+    low: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`add_norm_backward` in plain PyTorch."""
     g, n = gradient.to(scale.dtype), normalised.to(scale.dtype)
     inner = g - g.mean(-1, keepdim=True) - n * (g * n).mean(-1, keepdim=True)
-    out = stream_gradient.to(scale.dtype) + scale[:, None] * inner
+    out = scale[:, None] * inner
+    if stream_gradient is not None:
+        out = out + stream_gradient.to(scale.dtype)
     if low is None:
-        return out.to(stream_gradient.dtype), None, None
-    return out.to(stream_gradient.dtype), out.to(low), out.sum(0)
+        return out.to(dtype), None, None
+    return out.to(dtype), out.to(low), out.sum(0)
 
 
 @triton.jit
@@ -186,6 +199,7 @@ def _add_norm_backward_kernel(
     columns,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    USED: tl.constexpr,
     ADD: tl.constexpr,
 ):
     """One program: every so many rows, whose columns it sums up."""
@@ -198,11 +212,12 @@ def _add_norm_backward_kernel(
         at = row[:, None].to(tl.int64) * columns + column
         g = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
         n = tl.load(normalised + at, mask=inside, other=0.0).to(tl.float32)
-        d = tl.load(stream_gradient + at, mask=inside, other=0.0).to(tl.float32)
         factor = tl.load(scale + row, mask=row < rows, other=0.0)
         mean = tl.sum(g, 1) / columns
         along = tl.sum(g * n, 1) / columns
-        d += factor[:, None] * (g - mean[:, None] - n * along[:, None])
+        d = factor[:, None] * (g - mean[:, None] - n * along[:, None])
+        if USED:
+            d += tl.load(stream_gradient + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + at, d.to(out.dtype.element_ty), mask=inside)
         if ADD:
             tl.store(rest + at, d.to(rest.dtype.element_ty), mask=inside)

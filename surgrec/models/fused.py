@@ -4,7 +4,7 @@
                                              |
                                          attention
                                              |
-                       stream, attended --> leave --> stream, rest
+                       stream, attended --> leave --> stream, rest, bias --> finish
 
 `rest` is what a block's MLP gave, not yet added to the stream, and `bias` the bias that belongs to it: the
 sum is made together with the next norm, in one pass. What is kept for the backward pass is, for each token,
@@ -83,6 +83,12 @@ def leave(
     return found
 
 
+def finish(stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    """The sum of what blocks gave, normalised without weight and bias: [..., D] of a dtype."""
+    found: Tensor = _Finish.apply(stream, rest, bias, epsilon, dtype)
+    return found
+
+
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -119,9 +125,8 @@ class _Enter(torch.autograd.Function):
         flat = joined.flatten(1)
         weight_gradient = flat.t() @ normalised
         gradient = flat @ weight
-        out, rest, sums = add_norm_backward(
-            gradient, normalised, scale, stream_gradient.flatten(0, -2), ctx.low
-        )
+        stream = stream_gradient.flatten(0, -2)
+        out, rest, sums = add_norm_backward(gradient, normalised, scale, stream, stream.dtype, ctx.low)
         return (
             out.view(shape),
             None if rest is None else rest.view(shape),
@@ -171,8 +176,9 @@ class _Leave(torch.autograd.Function):
         first_gradient = hidden_gradient.t() @ normalised
         gradient = hidden_gradient @ first
         del hidden_gradient
+        stream = stream_gradient.flatten(0, -2)
         out, added, sums = add_norm_backward(
-            gradient, normalised, scale, stream_gradient.flatten(0, -2), projection.dtype
+            gradient, normalised, scale, stream, stream.dtype, projection.dtype
         )
         assert added is not None
         assert sums is not None
@@ -187,3 +193,25 @@ class _Leave(torch.autograd.Function):
             second_gradient,
             None,
         )
+
+
+class _Finish(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
+    ) -> Tensor:
+        rows = stream.flatten(0, -2), rest.flatten(0, -2)
+        _, normalised, scale = add_norm(*rows, bias, epsilon, dtype)
+        ctx.save_for_backward(normalised, scale)
+        ctx.dtypes = stream.dtype, rest.dtype, bias.dtype
+        return normalised.view(stream.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        normalised, scale = ctx.saved_tensors
+        wide, low, of_bias = ctx.dtypes
+        rows = gradient.flatten(0, -2)
+        out, rest, sums = add_norm_backward(rows, normalised, scale, None, wide, low)
+        assert rest is not None
+        assert sums is not None
+        return out.view(gradient.shape), rest.view(gradient.shape), sums.to(of_bias), None, None

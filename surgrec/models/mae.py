@@ -13,6 +13,7 @@ from surgrec.kernels.masking import Grid, TubeMask, hidden_positions, some_token
 from surgrec.kernels.patchify import patchify, token_grid, unpatchify
 from surgrec.kernels.pixel_loss import pixel_loss
 from surgrec.kernels.pixel_target import token_statistics
+from surgrec.kernels.place_tokens import place_tokens
 from surgrec.models.initial import initialise_mae
 from surgrec.models.objective import Objective, ObjectiveOutput, check_clips
 from surgrec.models.vit import (
@@ -21,6 +22,7 @@ from surgrec.models.vit import (
     Positions,
     VisionTransformer,
     compute_dtype,
+    linear_of_norm,
     transformer_flops,
 )
 
@@ -43,13 +45,14 @@ class Decoder(nn.Module):
 
     def forward(self, visible: Tensor, mask: TubeMask) -> Tensor:
         """visible [B, Nv, width] -> values of the masked tokens [B, Nm, values]."""
-        masked = self.mask_token.to(visible.dtype).expand(*mask.masked.shape, -1)
-        x = torch.cat(
-            [self.positions.add(visible, mask.visible), self.positions.add(masked, mask.masked)], dim=1
-        )
         tokens = torch.cat([mask.visible, mask.masked], dim=1)
-        x = self.blocks(x, None, self.positions.factors(tokens))
-        return self.head(self.norm(x[:, mask.visible.shape[1] :]))
+        if self.positions.turns:
+            masked = self.mask_token.to(visible.dtype).expand(*mask.masked.shape, -1)
+            x = torch.cat([visible, masked], dim=1)
+        else:
+            x = place_tokens(visible, self.mask_token, self.positions.table, tokens)
+        state = self.blocks(x, None, self.positions.factors(tokens))
+        return linear_of_norm(self.head, self.norm, state, lambda x: x[:, mask.visible.shape[1] :])
 
 
 class MaskedAutoencoder(Objective):

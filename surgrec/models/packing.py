@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,30 @@ class Packed:
     def repeat(self, rows: Tensor) -> Tensor:
         """One row for each sequence, [len(lengths), ...], to one for each token of it."""
         return rows.repeat_interleave(self.device_lengths, dim=0, output_size=len(self.tokens))
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] for rows int64 [K] of which no two are the same.
+
+    So the gradient is written where it belongs at once; PyTorch, which cannot know, sorts the rows to add up.
+    """
+    taken: Tensor = _TakeRows.apply(x, rows)
+    return taken
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.count = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        shape = (ctx.count, *gradient.shape[1:])
+        out = gradient.new_empty(shape) if len(rows) == ctx.count else gradient.new_zeros(shape)
+        return out.index_copy_(0, rows, gradient), None
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:

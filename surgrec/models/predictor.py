@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from surgrec.configs.model import JepaConfig
 from surgrec.kernels.masking import Grid
-from surgrec.models.packing import Packed
-from surgrec.models.vit import LAYER_NORM_EPS, Blocks, Positions
+from surgrec.models.packing import Packed, take_rows
+from surgrec.models.vit import LAYER_NORM_EPS, Blocks, Positions, linear_of_norm
 
 
 class Predictor(nn.Module):
@@ -48,7 +48,7 @@ class Predictor(nn.Module):
         embedded = self.embedding(features)
         masked = target.repeat(self.mask_tokens[groups].to(embedded.dtype))
         tokens = torch.cat([context.tokens, target.tokens])
-        x = self.positions.add(torch.cat([embedded, masked]), tokens)[order]
+        x = take_rows(self.positions.add(torch.cat([embedded, masked]), tokens), order)
         lengths = [c + t for c, t in zip(context.lengths, target.lengths, strict=True)]
-        x = self.blocks(x, lengths, self.positions.factors(tokens[order]))
-        return self.proj(self.norm(x[place[len(features) :]]))
+        state = self.blocks(x, lengths, self.positions.factors(tokens[order]))
+        return linear_of_norm(self.proj, self.norm, state, lambda x: take_rows(x, place[len(features) :]))

@@ -16,7 +16,7 @@ from surgrec.kernels.attention import attention
 from surgrec.kernels.fold import fold
 from surgrec.kernels.masking import Grid
 from surgrec.kernels.rotary import rotate
-from surgrec.models.fused import enter, leave
+from surgrec.models.fused import enter, finish, leave
 from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 
 Lengths = Sequence[int] | None
@@ -177,15 +177,37 @@ class Blocks(nn.ModuleList):
         super().__init__(Block(width, heads, key_bias, backend) for _ in range(depth))
         self.checkpoint_activations = checkpoint_activations
 
-    def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> State:
+        """What the last block gives; `norm_of` or `linear_of_norm` go on from there."""
         state: State = (x, None, None)
         for block in self:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 state = checkpoint(block, *state, lengths, factors, use_reentrant=False)
             else:
                 state = block(*state, lengths, factors)
-        stream, rest, bias = state
-        return stream if rest is None or bias is None else stream + rest + bias
+        return state
+
+
+def norm_of(norm: nn.LayerNorm, state: State) -> Tensor:
+    """The layer norm of what blocks gave: [..., width]."""
+    stream, rest, bias = state
+    if rest is None or bias is None:
+        normalised: Tensor = norm(stream)
+        return normalised
+    return finish(stream, rest, bias, norm.eps, stream.dtype) * norm.weight + norm.bias
+
+
+def linear_of_norm(
+    layer: nn.Linear, norm: nn.LayerNorm, state: State, pick: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A linear layer on the layer norm of those tokens that `pick` picks of what blocks gave."""
+    stream, rest, bias = state
+    if rest is None or bias is None:
+        found: Tensor = layer(norm(pick(stream)))
+        return found
+    dtype = compute_dtype(layer.weight)
+    weight, offset = fold(layer.weight, layer.bias, norm.weight, norm.bias, dtype)
+    return functional.linear(pick(finish(stream, rest, bias, norm.eps, dtype)), weight, offset)
 
 
 class VisionTransformer(nn.Module):
@@ -225,7 +247,7 @@ class VisionTransformer(nn.Module):
             [..., width], normalised by the final LayerNorm.
         """
         x = self.positions.add(self.patch_embedding(patches), tokens)
-        return self.norm(self.blocks(x, lengths, self.positions.factors(tokens)))
+        return norm_of(self.norm, self.blocks(x, lengths, self.positions.factors(tokens)))
 
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:

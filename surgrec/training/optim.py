@@ -49,8 +49,10 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tenso
     None only measures.
     """
     held = [p for p in parameters if p.grad is not None]
-    limit = float("inf") if largest is None else largest
-    norm = torch.nn.utils.clip_grad_norm_(held, limit, error_if_nonfinite=False, foreach=True)
+    if largest is None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None], foreach=True)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(held, largest, error_if_nonfinite=False, foreach=True)
     # Under FSDP the norm is that of all shards only once they have been added up.
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

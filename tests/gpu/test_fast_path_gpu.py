@@ -13,7 +13,7 @@ import pytest
 import torch
 from surgrec.configs.presets import PRESETS
 from surgrec.configs.pretrain import BlockWay
-from surgrec.kernels import add_norm, fold, gelu, join_heads, patchify, pixel_loss, rotary
+from surgrec.kernels import add_norm, fold, gelu, join_heads, patchify, pixel_loss, place_tokens, rotary
 from surgrec.loaders.clip_loader import ClipLoader
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def build(config: Any, way: BlockWay) -> Objective:
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (add_norm, fold, gelu, join_heads, patchify, pixel_loss, rotary):
+    for module in (add_norm, fold, gelu, join_heads, patchify, pixel_loss, place_tokens, rotary):
         monkeypatch.setattr(module, "on_triton", lambda device: False)
 
 

@@ -42,8 +42,11 @@ def same(ours: object, theirs: object, half: bool = False) -> None:
 @in_interpreter
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("low", [torch.float32, torch.float16])
-def test_interpreted_sum_and_norm(rows: int, columns: int, added: bool, low: torch.dtype) -> None:
+def test_interpreted_sum_and_norm(
+    rows: int, columns: int, added: bool, alone: bool, low: torch.dtype
+) -> None:
     stream = draw(rows, columns) + 3
     rest, bias = (draw(rows, columns, seed=1, dtype=low), draw(columns, seed=2)) if added else (None, None)
     half = low == torch.float16
@@ -55,8 +58,9 @@ def test_interpreted_sum_and_norm(rows: int, columns: int, added: bool, low: tor
     assert added or ours[0] is stream
     gradient, stream_gradient = draw(rows, columns, seed=3, dtype=low), draw(rows, columns, seed=4)
     wanted_low = low if added else None
-    found = add_norm_backward(gradient, ours[1], ours[2], stream_gradient, wanted_low)
-    expected = plain_add_norm_backward(gradient, ours[1], ours[2], stream_gradient, wanted_low)
+    used = None if alone else stream_gradient
+    found = add_norm_backward(gradient, ours[1], ours[2], used, torch.float32, wanted_low)
+    expected = plain_add_norm_backward(gradient, ours[1], ours[2], used, torch.float32, wanted_low)
     for one, other in zip(found, expected, strict=True):
         assert (one is None) == (other is None) == (not added and one is not found[0])
         if one is not None:
@@ -132,7 +136,9 @@ def test_twins_are_the_gradients_that_autograd_finds() -> None:
     of_norm, of_total = draw(5, 8, seed=7).double(), draw(5, 8, seed=8).double()
     expected = torch.autograd.grad([norm, total], [stream, rest, bias], [of_norm, of_total])
     same(
-        plain_add_norm_backward(of_norm, found[1].detach(), found[2].detach(), of_total, torch.float64),
+        plain_add_norm_backward(
+            of_norm, found[1].detach(), found[2].detach(), of_total, *[torch.float64] * 2
+        ),
         expected,
     )
     x = draw(6, 4).double().requires_grad_()
@@ -173,4 +179,4 @@ def test_kernels_in_tritons_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "69 passed" in done.stdout
+    assert "85 passed" in done.stdout

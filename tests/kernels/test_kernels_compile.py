@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import triton
-from surgrec.kernels import add_norm, fold, gelu, join_heads, nv12_crop, patchify, pixel_loss, rotary
+from surgrec.kernels import (
+    add_norm,
+    fold,
+    gelu,
+    join_heads,
+    nv12_crop,
+    patchify,
+    pixel_loss,
+    place_tokens,
+    rotary,
+)
 from surgrec.kernels.triton_mode import INTERPRETED
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -80,6 +90,16 @@ def test_rotation(capability: int, transposed: bool) -> None:
     assert accesses(kernel) == {"ld.global.v4.b32", "st.global.v4.b32"}
 
 
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("width", [512, 1024])
+def test_decoder_tokens(capability: int, width: int) -> None:
+    types = {"visible": "*bf16", "mask_token": "*fp32", "table": "*fp32", "tokens": "*i64", "out": "*fp32"}
+    types |= dict.fromkeys(("rows", "per_clip", "visible_per_clip", "columns"), "i32")
+    constants = {"ROWS": place_tokens.ELEMENTS // width, "WIDTH": width}
+    kernel = compiled(place_tokens._place_kernel, types, constants, capability)
+    assert accesses(kernel) == {"ld.global.v4.b32", "st.global.v4.b32"}
+
+
 WIDE = {"ld.global.v4.b32", "st.global.v4.b32"}
 NARROW = {f"{what}.global.{size}" for what in ("ld", "st") for size in ("b16", "b32", "v2.b32")}
 """One number of a row, or what one thread has of a row or of a sum over rows."""
@@ -97,8 +117,10 @@ def test_sum_and_norm(capability: int, width: int, added: bool) -> None:
     assert WIDE <= accesses(kernel) <= WIDE | NARROW
     types = dict.fromkeys(("stream_gradient", "out", "sums", "scale"), "*fp32") | numbers
     types |= dict.fromkeys(("gradient", "normalised", "rest"), "*bf16")
-    kernel = compiled(add_norm._add_norm_backward_kernel, types, constants, capability)
-    assert WIDE <= accesses(kernel) <= WIDE | NARROW
+    for used in (False, True):
+        both = constants | {"USED": used}
+        kernel = compiled(add_norm._add_norm_backward_kernel, types, both, capability)
+        assert WIDE <= accesses(kernel) <= WIDE | NARROW
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

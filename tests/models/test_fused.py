@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgrec.models.block_ways import fuse_blocks, set_blocks
 from surgrec.models.build import build_objective
-from surgrec.models.vit import Block, Blocks
+from surgrec.models.vit import Block, Blocks, State, linear_of_norm, norm_of
 
 WIDTH, HEADS, DEPTH = 24, 3, 3
 
@@ -28,10 +28,16 @@ def pair(key_bias: str, checkpointed: bool = False) -> tuple[Blocks, Blocks]:
     return plain, fused
 
 
+def whole(state: State) -> Tensor:
+    """The sum that a state stands for."""
+    stream, rest, bias = state
+    return stream if rest is None or bias is None else stream + rest + bias
+
+
 def run(blocks: Blocks, x: Tensor, lengths: list[int] | None, factors: Tensor | None) -> list[Tensor]:
     """Output, gradient of the input, and of every parameter."""
     x = x.clone().requires_grad_()
-    out = blocks(x, lengths, factors)
+    out = whole(blocks(x, lengths, factors))
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), [x, *blocks.parameters()])]
 
@@ -55,7 +61,7 @@ def test_without_gradients_and_without_tokens():
     plain, fused = pair("learned")
     x = torch.randn(2, 6, WIDTH, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(fused(x), plain(x))
+        torch.testing.assert_close(whole(fused(x)), whole(plain(x)))
     found = run(fused, x[:0], None, None)
     assert found[0].shape == (0, 6, WIDTH)
     assert not any(gradient.any() for gradient in found[1:])
@@ -64,7 +70,7 @@ def test_without_gradients_and_without_tokens():
 def test_the_same_graph_may_be_gone_through_twice():
     """Memory that the backward pass uses again must not be what it keeps."""
     _, fused = pair("zero")
-    out = fused(torch.randn(2, 6, WIDTH, dtype=torch.float64))
+    out = whole(fused(torch.randn(2, 6, WIDTH, dtype=torch.float64)))
     parameters = list(fused.parameters())
     first = torch.autograd.grad(out.sum(), parameters, retain_graph=True)
     second = torch.autograd.grad(out.sum(), parameters)
@@ -122,3 +128,23 @@ def test_ways():
     assert not any(part.fused for part in objective.modules() if isinstance(part, Block))
     assert set_blocks(objective, "fused") == "fused"
     assert all(part.fused for part in objective.modules() if isinstance(part, Block))
+
+
+def test_the_norm_behind_blocks_and_a_layer_behind_that():
+    plain, fused = pair("learned")
+    norm, layer = nn.LayerNorm(WIDTH).double(), nn.Linear(WIDTH, 7).double()
+    for parameter in (*norm.parameters(), *layer.parameters()):
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 6, WIDTH, dtype=torch.float64)
+    parameters = [*norm.parameters(), *layer.parameters()]
+    found: list[list[Tensor]] = []
+    for blocks in (plain, fused):
+        start = x.clone().requires_grad_()
+        normalised = norm_of(norm, blocks(start))
+        picked = linear_of_norm(layer, norm, blocks(start), lambda tokens: tokens[:, 2:])
+        assert picked.shape == (2, 4, 7)
+        wanted = [start, *blocks.parameters(), *parameters]
+        loss = normalised.square().mean() + (picked - 1).square().mean()
+        found.append([normalised, picked, *torch.autograd.grad(loss, wanted)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -71,7 +71,8 @@ def test_no_limit_only_measures():
     model = net()
     model(torch.randn(3, 4)).sum().backward()
     before = [p.grad.clone() for p in model.parameters()]
-    clip_gradients(model.parameters(), None)
+    norm = clip_gradients(model.parameters(), None)
+    torch.testing.assert_close(norm, torch.cat([gradient.flatten() for gradient in before]).norm())
     for gradient, p in zip(before, model.parameters(), strict=True):
         assert torch.equal(gradient, p.grad)
 
