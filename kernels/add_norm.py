@@ -72,31 +72,29 @@ def add_norm_backward(
     gradient: Tensor,
     normalised: Tensor,
     scale: Tensor,
-    stream_gradient: Tensor | None,
+    sum_gradient: Tensor | None,
     dtype: torch.dtype,
-    low: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of what `add_norm` was given.
+    summed: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of the sum that `add_norm` makes, and so of each of its summands.
 
     Args:
         gradient: [T, D], of the normalised values.
         normalised, scale: what `add_norm` gave.
-        stream_gradient: [T, D], of the sum it gave, from all else that uses it; None where nothing does.
-        dtype: of the stream.
-        low: dtype of the gradient of `rest`; None where nothing was added.
+        sum_gradient: [T, D], of the sum, from all else that uses it; None where nothing does.
+        dtype: of the result.
+        summed: whether it is wanted summed over rows, too, as it is for the bias.
 
     Returns:
-        (gradient of the stream; the same as that of `rest`, in `low`; and summed over rows as that of the
-        bias, float32 [D]); the last two None where nothing was added.
+        (gradient [T, D] in the dtype; float32 [D], its sum over rows before it is rounded, or None).
     """
     if not on_triton(gradient.device):
-        return plain_add_norm_backward(gradient, normalised, scale, stream_gradient, dtype, low)
+        return plain_add_norm_backward(gradient, normalised, scale, sum_gradient, dtype, summed)
     rows, columns = gradient.shape
     out = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
     device = out.device
     programs = min(programs_at_once(device), max(1, rows))
-    rest = None if low is None else torch.empty_like(out, dtype=low)
-    sums = None if low is None else torch.empty(programs, columns, dtype=torch.float32, device=device)
+    sums = torch.empty(programs, columns, dtype=torch.float32, device=device) if summed else None
     width = triton.next_power_of_2(columns)
     if rows:
         with torch.cuda.device_of(out):
@@ -104,21 +102,20 @@ def add_norm_backward(
                 gradient.contiguous(),
                 normalised,
                 scale,
-                out if stream_gradient is None else stream_gradient.contiguous(),
+                out if sum_gradient is None else sum_gradient.contiguous(),
                 out,
-                out if rest is None else rest,
                 out if sums is None else sums,
                 rows,
                 columns,
                 ROWS=max(1, ELEMENTS // width),
                 WIDTH=width,
-                USED=stream_gradient is not None,
-                ADD=low is not None,
+                USED=sum_gradient is not None,
+                SUMMED=summed,
                 num_warps=4,
             )
     elif sums is not None:
         sums.zero_()
-    return out, rest, None if sums is None else sums.sum(0)
+    return out, None if sums is None else sums.sum(0)
 
 
 def plain_add_norm(
@@ -139,19 +136,17 @@ def plain_add_norm_backward(
     gradient: Tensor,
     normalised: Tensor,
     scale: Tensor,
-    stream_gradient: Tensor | None,
+    sum_gradient: Tensor | None,
     dtype: torch.dtype,
-    low: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    summed: bool,
+) -> tuple[Tensor, Tensor | None]:
     """`add_norm_backward` in plain PyTorch."""
     g, n = gradient.to(scale.dtype), normalised.to(scale.dtype)
     inner = g - g.mean(-1, keepdim=True) - n * (g * n).mean(-1, keepdim=True)
     out = scale[:, None] * inner
-    if stream_gradient is not None:
-        out = out + stream_gradient.to(scale.dtype)
-    if low is None:
-        return out.to(dtype), None, None
-    return out.to(dtype), out.to(low), out.sum(0)
+    if sum_gradient is not None:
+        out = out + sum_gradient.to(scale.dtype)
+    return out.to(dtype), out.sum(0) if summed else None
 
 
 @triton.jit
@@ -191,16 +186,15 @@ def _add_norm_backward_kernel(
     gradient,
     normalised,
     scale,
-    stream_gradient,
+    sum_gradient,
     out,
-    rest,
     sums,
     rows,
     columns,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     USED: tl.constexpr,
-    ADD: tl.constexpr,
+    SUMMED: tl.constexpr,
 ):
     """One program: every so many rows, whose columns it sums up."""
     program = tl.program_id(0)
@@ -217,11 +211,10 @@ def _add_norm_backward_kernel(
         along = tl.sum(g * n, 1) / columns
         d = factor[:, None] * (g - mean[:, None] - n * along[:, None])
         if USED:
-            d += tl.load(stream_gradient + at, mask=inside, other=0.0).to(tl.float32)
+            d += tl.load(sum_gradient + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + at, d.to(out.dtype.element_ty), mask=inside)
-        if ADD:
-            tl.store(rest + at, d.to(rest.dtype.element_ty), mask=inside)
+        if SUMMED:
             total += tl.sum(tl.where(inside, d, 0.0), 0)
-    if ADD:
+    if SUMMED:
         there = tl.arange(0, WIDTH)
         tl.store(sums + program * columns + there, total, mask=there < columns)

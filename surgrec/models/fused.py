@@ -1,16 +1,24 @@
 """A transformer block as two functions with gradients of their own, attention between them.
 
-    stream, rest, bias --> enter --> stream, q, k, v
-                                             |
-                                         attention
-                                             |
-                       stream, attended --> leave --> stream, rest, bias --> finish
+    stream, rest, bias --> enter --> stream, carrier, q, k, v
+                                        |       |        |
+                                        |       |    attention
+                                        |       |        |
+                       stream, rest <-- leave --+--------+
+                            |
+                       bias +--> enter of the next block, or finish
 
 `rest` is what a block's MLP gave, not yet added to the stream, and `bias` the bias that belongs to it: the
-sum is made together with the next norm, in one pass. What is kept for the backward pass is, for each token,
-the outputs of both norms and the four times wider values before the GELU, beside what attention keeps: ten
-times the model's width. The mathematics are those of `vit.Block`; matrix products run in the dtype given, the
-stream keeps its own.
+sum is made together with the next norm, in one pass.
+
+The stream is a sum in its own, wide dtype; its gradient is that of each of its summands, and goes back with
+one of them alone, in the dtype of matrix products: between blocks with `rest`, within a block with `carrier`
+(the norm's output, which is kept in any case). The stream itself has no gradient, but for the one that the
+first block is given.
+
+What is kept for the backward pass is, for each token, the outputs of both norms and the four times wider
+values before the GELU, beside what attention keeps: ten times the model's width. The mathematics are those of
+`vit.Block`.
 """
 
 from __future__ import annotations
@@ -36,20 +44,22 @@ def enter(
     heads: int,
     epsilon: float,
     factors: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """From the stream to queries, keys and values.
 
     Args:
-        stream: [..., D]; rest: [..., D] and bias [D], still to be added to it, or both None.
+        stream: [..., D]; rest: [..., D] and bias [D], still to be added to it, or both None. Only where they
+            are None has the stream a gradient.
         weight, weight_bias: [3 D, D] and [3 D], with the norm folded in (kernels/fold.py).
         heads: that D divides into.
         epsilon: the norm's.
         factors: [..., 2, d] for rotary positions, or None.
 
     Returns:
-        (the sum [..., D]; queries, keys and values, each [..., heads, d], side by side in memory).
+        (the sum [..., D], without a gradient; the carrier of its gradient, [..., D], for `leave`; queries,
+        keys and values, each [..., heads, d], side by side in memory).
     """
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = _Enter.apply(
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _Enter.apply(
         stream, rest, bias, weight, weight_bias, heads, epsilon, factors
     )
     return found
@@ -57,6 +67,7 @@ def enter(
 
 def leave(
     stream: Tensor,
+    carrier: Tensor,
     attended: Tensor,
     projection: Tensor,
     projection_bias: Tensor,
@@ -68,17 +79,19 @@ def leave(
     """From what attention gave to what the MLP gives.
 
     Args:
-        stream: [..., D]; attended: [..., heads, d].
+        stream, carrier: [..., D], as `enter` gave them.
+        attended: [..., heads, d].
         projection, projection_bias: attention's output layer, [D, D] and [D].
         first, first_bias: the MLP's first layer, [F, D] and [F], with the norm folded in.
         second: the MLP's second layer, [D, F]; its bias is left to whoever adds the result to the stream.
         epsilon: the norm's.
 
     Returns:
-        (the stream with attention's part added, [..., D]; the MLP's part, [..., D]).
+        (the stream with attention's part added, [..., D], without a gradient; the MLP's part, [..., D], with
+        the gradient of both).
     """
     found: tuple[Tensor, Tensor] = _Leave.apply(
-        stream, attended, projection, projection_bias, first, first_bias, second, epsilon
+        stream, carrier, attended, projection, projection_bias, first, first_bias, second, epsilon
     )
     return found
 
@@ -101,7 +114,7 @@ class _Enter(torch.autograd.Function):
         heads: int,
         epsilon: float,
         factors: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         shape = stream.shape
         flat = None if rest is None else rest.flatten(0, -2)
         total, normalised, scale = add_norm(stream.flatten(0, -2), flat, bias, epsilon, weight.dtype)
@@ -111,27 +124,29 @@ class _Enter(torch.autograd.Function):
         if table is not None:
             turn_(qkv, table)
         ctx.save_for_backward(normalised, scale, weight, table)
-        ctx.low = None if rest is None else rest.dtype
+        ctx.first = rest is None
+        ctx.dtype = stream.dtype if rest is None else rest.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         q, k, v = qkv.unflatten(0, shape[:-1]).unbind(-3)
-        # Where nothing was added the sum is the stream: another tensor of the same memory for autograd.
-        return total.view(shape) if rest is not None else stream.view_as(stream), q, k, v
+        total = total.view(shape)
+        ctx.mark_non_differentiable(total)
+        ctx.set_materialize_grads(False)
+        return total, normalised.view(shape), q, k, v
 
     @staticmethod
-    def backward(ctx: Any, stream_gradient: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Gradients:
+    def backward(ctx: Any, _: None, carried: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Gradients:
         normalised, scale, weight, table = ctx.saved_tensors
-        shape = stream_gradient.shape
         joined, bias_sums = join(q, k, v, table)
         flat = joined.flatten(1)
-        weight_gradient = flat.t() @ normalised
-        gradient = flat @ weight
-        stream = stream_gradient.flatten(0, -2)
-        out, rest, sums = add_norm_backward(gradient, normalised, scale, stream, stream.dtype, ctx.low)
+        out, sums = add_norm_backward(
+            flat @ weight, normalised, scale, carried.flatten(0, -2), ctx.dtype, not ctx.first
+        )
+        out = out.view(carried.shape)
         return (
-            out.view(shape),
-            None if rest is None else rest.view(shape),
+            out if ctx.first else None,
+            None if ctx.first else out,
             None if sums is None else sums.to(ctx.bias_dtype),
-            weight_gradient,
+            flat.t() @ normalised,
             bias_sums.to(weight.dtype),
             None,
             None,
@@ -144,6 +159,7 @@ class _Leave(torch.autograd.Function):
     def forward(
         ctx: Any,
         stream: Tensor,
+        carrier: Tensor,
         attended: Tensor,
         projection: Tensor,
         projection_bias: Tensor,
@@ -163,30 +179,29 @@ class _Leave(torch.autograd.Function):
             out = gelu(hidden) @ second.t()
         ctx.save_for_backward(attended, normalised, scale, hidden, projection, first, second)
         ctx.bias_dtype = projection_bias.dtype
-        return total.view(shape), out.view(shape)
+        total = total.view(shape)
+        ctx.mark_non_differentiable(total)
+        ctx.set_materialize_grads(False)
+        return total, out.view(shape)
 
     @staticmethod
-    def backward(ctx: Any, stream_gradient: Tensor, rest_gradient: Tensor) -> Gradients:
+    def backward(ctx: Any, _: None, gradient: Tensor) -> Gradients:
         attended, normalised, scale, hidden, projection, first, second = ctx.saved_tensors
-        shape = stream_gradient.shape
-        rest = rest_gradient.flatten(0, -2)
+        rest = gradient.flatten(0, -2)
         hidden_gradient, activated, first_bias = gelu_backward(rest @ second, hidden)
         second_gradient = rest.t() @ activated
         del activated
         first_gradient = hidden_gradient.t() @ normalised
-        gradient = hidden_gradient @ first
+        inner = hidden_gradient @ first
         del hidden_gradient
-        stream = stream_gradient.flatten(0, -2)
-        out, added, sums = add_norm_backward(
-            gradient, normalised, scale, stream, stream.dtype, projection.dtype
-        )
-        assert added is not None
+        out, sums = add_norm_backward(inner, normalised, scale, rest, projection.dtype, True)
         assert sums is not None
         rows = attended.flatten(-2).flatten(0, -2)
         return (
-            out.view(shape),
-            (added @ projection).view(attended.shape),
-            added.t() @ rows,
+            None,
+            out.view(gradient.shape),
+            (out @ projection).view(attended.shape),
+            out.t() @ rows,
             sums.to(ctx.bias_dtype),
             first_gradient,
             first_bias.to(first.dtype),
@@ -203,15 +218,13 @@ class _Finish(torch.autograd.Function):
         rows = stream.flatten(0, -2), rest.flatten(0, -2)
         _, normalised, scale = add_norm(*rows, bias, epsilon, dtype)
         ctx.save_for_backward(normalised, scale)
-        ctx.dtypes = stream.dtype, rest.dtype, bias.dtype
+        ctx.dtypes = rest.dtype, bias.dtype
         return normalised.view(stream.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         normalised, scale = ctx.saved_tensors
-        wide, low, of_bias = ctx.dtypes
-        rows = gradient.flatten(0, -2)
-        out, rest, sums = add_norm_backward(rows, normalised, scale, None, wide, low)
-        assert rest is not None
+        dtype, of_bias = ctx.dtypes
+        out, sums = add_norm_backward(gradient.flatten(0, -2), normalised, scale, None, dtype, True)
         assert sums is not None
-        return out.view(gradient.shape), rest.view(gradient.shape), sums.to(of_bias), None, None
+        return None, out.view(gradient.shape), sums.to(of_bias), None, None

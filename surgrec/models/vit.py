@@ -125,12 +125,14 @@ class Block(nn.Module):
         own, mlp = self.attention, self.mlp
         dtype = compute_dtype(own.qkv.weight)
         weight, offset = fold(own.qkv.weight, own.bias, self.norm1.weight, self.norm1.bias, dtype)
-        stream, q, k, v = enter(stream, rest, bias, weight, offset, own.heads, self.norm1.eps, factors)
+        stream, carrier, q, k, v = enter(
+            stream, rest, bias, weight, offset, own.heads, self.norm1.eps, factors
+        )
         attended = attention(q, k, v, lengths, own.backend)
         first, offset = fold(mlp.fc1.weight, mlp.fc1.bias, self.norm2.weight, self.norm2.bias, dtype)
-        projection, second = own.proj.weight.to(dtype), mlp.fc2.weight.to(dtype)
+        out = own.proj.weight.to(dtype), own.proj.bias
         stream, rest = leave(
-            stream, attended, projection, own.proj.bias, first, offset, second, self.norm2.eps
+            stream, carrier, attended, *out, first, offset, mlp.fc2.weight.to(dtype), self.norm2.eps
         )
         # A copy: under FSDP the parameter's memory is only there within its block.
         return stream, rest, mlp.fc2.bias.clone()

@@ -46,18 +46,16 @@ def test_sum_and_norm(columns: int, added: bool) -> None:
     ours, theirs = (run(stream, rest, bias, 1e-6, LOW) for run in (add_norm, plain_add_norm))
     for one, other in zip(ours, theirs, strict=True):
         same(one, other)
-    gradient, stream_gradient = draw(ROWS, columns, dtype=LOW), draw(ROWS, columns)
-    low = LOW if added else None
-    found, expected = (
-        run(gradient, ours[1], ours[2], stream_gradient, torch.float32, low)
-        for run in (add_norm_backward, plain_add_norm_backward)
-    )
-    same(found[0], expected[0])
-    if added:
-        assert found[1] is not None and expected[1] is not None  # noqa: PT018
-        same(found[1], expected[1])
-        assert found[2] is not None and expected[2] is not None  # noqa: PT018
-        same(found[2], expected[2], ROWS)
+    gradient, others = draw(ROWS, columns, dtype=LOW), draw(ROWS, columns, dtype=LOW)
+    for used in (others, None):
+        (found, sums), (expected, expected_sums) = (
+            run(gradient, ours[1], ours[2], used, LOW, added)
+            for run in (add_norm_backward, plain_add_norm_backward)
+        )
+        same(found, expected)
+        assert (sums is None) == (not added)
+        if sums is not None and expected_sums is not None:
+            same(sums, expected_sums, ROWS)
 
 
 @pytest.mark.parametrize("columns", [4 * width for width in WIDTHS])

@@ -56,15 +56,16 @@ def test_interpreted_sum_and_norm(
         same(one, other, half)
     assert ours[1].dtype == low
     assert added or ours[0] is stream
-    gradient, stream_gradient = draw(rows, columns, seed=3, dtype=low), draw(rows, columns, seed=4)
-    wanted_low = low if added else None
-    used = None if alone else stream_gradient
-    found = add_norm_backward(gradient, ours[1], ours[2], used, torch.float32, wanted_low)
-    expected = plain_add_norm_backward(gradient, ours[1], ours[2], used, torch.float32, wanted_low)
-    for one, other in zip(found, expected, strict=True):
-        assert (one is None) == (other is None) == (not added and one is not found[0])
-        if one is not None:
-            same(one, other, half)
+    gradient, others = draw(rows, columns, seed=3, dtype=low), draw(rows, columns, seed=4, dtype=low)
+    used = None if alone else others
+    for dtype in (torch.float32, low):
+        found, sums = add_norm_backward(gradient, ours[1], ours[2], used, dtype, added)
+        expected, expected_sums = plain_add_norm_backward(gradient, ours[1], ours[2], used, dtype, added)
+        assert found.dtype == dtype
+        same(found, expected, dtype == torch.float16)
+        assert (sums is None) == (expected_sums is None) == (not added)
+        if sums is not None:
+            same(sums, expected_sums)
 
 
 @in_interpreter
@@ -135,12 +136,9 @@ def test_twins_are_the_gradients_that_autograd_finds() -> None:
     same(found[1], norm)
     of_norm, of_total = draw(5, 8, seed=7).double(), draw(5, 8, seed=8).double()
     expected = torch.autograd.grad([norm, total], [stream, rest, bias], [of_norm, of_total])
-    same(
-        plain_add_norm_backward(
-            of_norm, found[1].detach(), found[2].detach(), of_total, *[torch.float64] * 2
-        ),
-        expected,
-    )
+    kept = found[1].detach(), found[2].detach()
+    gradient, sums = plain_add_norm_backward(of_norm, *kept, of_total, torch.float64, True)
+    same((gradient, gradient, sums), expected)
     x = draw(6, 4).double().requires_grad_()
     gradient = draw(6, 4, seed=1).double()
     (of_x,) = torch.autograd.grad(functional.gelu(x), x, gradient)

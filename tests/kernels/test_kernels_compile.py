@@ -115,10 +115,11 @@ def test_sum_and_norm(capability: int, width: int, added: bool) -> None:
     types |= numbers | {"scale": "*fp32", "epsilon": "fp32"}
     kernel = compiled(add_norm._add_norm_kernel, types, constants, capability)
     assert WIDE <= accesses(kernel) <= WIDE | NARROW
-    types = dict.fromkeys(("stream_gradient", "out", "sums", "scale"), "*fp32") | numbers
-    types |= dict.fromkeys(("gradient", "normalised", "rest"), "*bf16")
+    del constants["ADD"]
+    types = dict.fromkeys(("gradient", "normalised", "sum_gradient", "out"), "*bf16") | numbers
+    types |= {"sums": "*fp32", "scale": "*fp32"}
     for used in (False, True):
-        both = constants | {"USED": used}
+        both = constants | {"USED": used, "SUMMED": added}
         kernel = compiled(add_norm._add_norm_backward_kernel, types, both, capability)
         assert WIDE <= accesses(kernel) <= WIDE | NARROW
 
