@@ -70,7 +70,7 @@ def python(name: str, seconds: float, *arguments: object, until: Path | None = N
 
 
 def tests(_: Args) -> list[Together]:
-    """tests/gpu, in six processes with about as much to do each."""
+    """tests/gpu, in seven processes with about as much to do each."""
 
     def pytest(name: str, *arguments: object) -> Step:
         options = ("-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "--durations=3")
@@ -83,7 +83,8 @@ def tests(_: Args) -> list[Together]:
     together = (
         pytest("tests-others", *others),
         pytest("tests-loader", loader),
-        pytest("tests-fast-path", fast),
+        pytest("tests-fast-mae", fast, "-k", "mae"),
+        pytest("tests-fast-jepa", fast, "-k", "jepa"),
         pytest("tests-engines", engines, "-k", f"not {MEMORY_TEST}"),
         pytest("tests-dali-kinds", dali, "-k", "every_kind"),
         pytest("tests-dali-others", dali, "-k", "not every_kind"),

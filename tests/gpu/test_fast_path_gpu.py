@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 
-STEPS, BATCH = 200, 16
+STEPS, BATCH = 120, 16
 WAYS: Final[tuple[BlockWay, ...]] = ("compiled", "fused")
 CONFIGS: dict[str, Any] = {
     "mae": PRESETS["demo"][1],
