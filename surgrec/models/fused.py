@@ -146,7 +146,7 @@ class _Enter(torch.autograd.Function):
             out if ctx.first else None,
             None if ctx.first else out,
             None if sums is None else sums.to(ctx.bias_dtype),
-            flat.t() @ normalised,
+            flat.t() @ normalised if ctx.needs_input_grad[3] else None,
             bias_sums.to(weight.dtype),
             None,
             None,
@@ -188,10 +188,11 @@ class _Leave(torch.autograd.Function):
     def backward(ctx: Any, _: None, gradient: Tensor) -> Gradients:
         attended, normalised, scale, hidden, projection, first, second = ctx.saved_tensors
         rest = gradient.flatten(0, -2)
+        wanted = ctx.needs_input_grad
         hidden_gradient, activated, first_bias = gelu_backward(rest @ second, hidden)
-        second_gradient = rest.t() @ activated
+        second_gradient = rest.t() @ activated if wanted[7] else None
         del activated
-        first_gradient = hidden_gradient.t() @ normalised
+        first_gradient = hidden_gradient.t() @ normalised if wanted[5] else None
         inner = hidden_gradient @ first
         del hidden_gradient
         out, sums = add_norm_backward(inner, normalised, scale, rest, projection.dtype, True)
@@ -201,7 +202,7 @@ class _Leave(torch.autograd.Function):
             None,
             out.view(gradient.shape),
             (out @ projection).view(attended.shape),
-            out.t() @ rows,
+            out.t() @ rows if wanted[3] else None,
             sums.to(ctx.bias_dtype),
             first_gradient,
             first_bias.to(first.dtype),

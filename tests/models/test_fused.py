@@ -148,3 +148,19 @@ def test_the_norm_behind_blocks_and_a_layer_behind_that():
         found.append([normalised, picked, *torch.autograd.grad(loss, wanted)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("frozen", ["qkv", "fc1", "fc2", "proj", "norm1", "0.", "1.", "2."])
+def test_frozen_weights_change_no_other_gradient(frozen):
+    plain, fused = pair("learned")
+    x = torch.randn(2, 6, WIDTH, dtype=torch.float64)
+    found: list[dict[str, Tensor]] = []
+    for blocks in (plain, fused):
+        for name, parameter in blocks.named_parameters():
+            parameter.requires_grad_(frozen not in name)
+        whole(blocks(x)).square().sum().backward()
+        found.append({name: p.grad for name, p in blocks.named_parameters() if p.grad is not None})
+    assert found[1].keys() == found[0].keys()
+    assert 0 < len(found[1]) < len(list(plain.parameters()))
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(gradient, found[0][name])
