@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ INTERVAL_MS: Final = 200
 
 @contextmanager
 def gpu_clocks() -> Iterator[dict[str, float]]:
-    """Looks at the GPU while the block runs; afterwards the dictionary holds the median of each of FIELDS.
+    """Looks at the first GPU of this process while the block runs, for the median of each of FIELDS.
 
-    It stays empty where nvidia-smi is absent or answers something else.
+    The dictionary is filled behind the block; it stays empty where nvidia-smi is absent or answers something
+    else.
     """
     found: dict[str, float] = {}
     query = f"--query-gpu={','.join(FIELDS.values())}"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"-lms={INTERVAL_MS}"]
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    command = ["nvidia-smi", "-i", own, query, "--format=csv,noheader,nounits", f"-lms={INTERVAL_MS}"]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     except OSError:

@@ -36,7 +36,7 @@ KINDS: Final = (
     ),
     ("optimizer", ("adam", "multi_tensor", "foreach", "lerp")),
     ("fused blocks", tuple(f"_{name}_kernel" for name in FUSED)),
-    ("surgrec's kernels", ("_patch_kernel", "_error_kernel", "_rotate_kernel")),
+    ("surgrec's kernels", ("_patch_kernel", "_error_kernel", "_rotate_kernel", "_place_kernel")),
     ("compiled elementwise", ("triton_",)),
     ("copies", ("memcpy", "memset", "copy_")),
 )
@@ -98,7 +98,7 @@ def main(args: Args) -> int:
 
 def name_of(args: Args) -> str:
     """Of the files that are written."""
-    return f"{args.peer or args.case}-{args.batch}"
+    return f"{args.peer or f'{args.case}-{args.blocks}'}-{args.batch}"
 
 
 def profiled(args: Args) -> Profile:

@@ -121,7 +121,7 @@ def main(args: Args) -> int:
         if isinstance(found, str):
             print(f"{work.name} {work.source} batch {work.batch}: left out, {found}", flush=True)
             continue
-        rows += rows_of(work, found)
+        rows += rows_of(args, work, found)
         speed = statistics.median(found.rates)
         print(
             f"{work.name} {work.source} batch {work.batch}: {speed:.1f} clips/s, first step "
@@ -265,13 +265,15 @@ def open_batches(args: Args, work: Work, config: MaePretrain | JepaPretrain, dev
         return Repeated([next(loader).frames.clone() for _ in range(CACHED_BATCHES)])
 
 
-def rows_of(work: Work, found: Measured) -> list[Row]:
+def rows_of(args: Args, work: Work, found: Measured) -> list[Row]:
     """The rows of one measurement."""
     import torch
 
     from surgrec.training.peaks import peak_flops
 
-    same = {"batch": work.batch, "case": work.case}
+    same: dict[str, Any] = {"batch": work.batch, "case": work.case}
+    if work.name not in PEERS:
+        same["blocks"] = args.blocks
     about = PEERS[work.name].about if work.name in PEERS else "this project"
     rows = [row(work.name, work.source, "clips_per_s", found.rates, **same, about=about)]
     peak = peak_flops(found.device, torch.bfloat16)

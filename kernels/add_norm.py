@@ -29,22 +29,23 @@ def add_norm(
     """Adds what a layer gave to the stream, and normalises the sum.
 
     Args:
-        stream: [T, D].
-        rest: [T, D] of any floating type, and bias [D], which are added; or both None.
+        stream: [..., D].
+        rest: [..., D] of any floating type, and bias [D], which are added; or both None.
         epsilon: added to the variance.
         dtype: of the normalised values.
 
     Returns:
-        (the sum [T, D] in the stream's dtype, or the stream itself where nothing is added; the normalised
-        values [T, D]; one over the deviation of each row, float32 [T]). Sums and norm are float32 inside,
-        float64 for a stream of float64.
+        (the sum [..., D] in the stream's dtype, or the stream itself where nothing is added; the normalised
+        values [T, D]; one over the deviation of each row, [T]); T is the product of the leading dimensions.
+        Inside, all is float32; in the plain twin float64 for a stream of float64.
     """
     if not on_triton(stream.device):
         return plain_add_norm(stream, rest, bias, epsilon, dtype)
-    rows, columns = stream.shape
     stream = stream.contiguous()
+    columns = stream.shape[-1]
+    rows = stream.numel() // columns
     total = stream if rest is None else torch.empty_like(stream)
-    normalised = torch.empty_like(stream, dtype=dtype)
+    normalised = torch.empty(rows, columns, dtype=dtype, device=stream.device)
     scale = torch.empty(rows, dtype=torch.float32, device=stream.device)
     width = triton.next_power_of_2(columns)
     lines = max(1, ELEMENTS // width)
@@ -126,7 +127,8 @@ def plain_add_norm(
     total = stream.to(wide)
     if rest is not None and bias is not None:
         total = total + rest.to(wide) + bias.to(wide)
-    centred = total - total.mean(-1, keepdim=True)
+    rows = total.flatten(0, -2)
+    centred = rows - rows.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1) + epsilon)
     normalised = (centred * scale[:, None]).to(dtype)
     return stream if rest is None else total.to(stream.dtype), normalised, scale

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from surgrec.kernels.triton_mode import on_triton, programs_at_once
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def fold(
@@ -49,6 +50,7 @@ class _Fold(torch.autograd.Function):
             return folded(weight, bias, scale, shift, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, weight_gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale, shift = ctx.saved_tensors
         found = folded_backward(weight_gradient, bias_gradient, weight, scale, shift)

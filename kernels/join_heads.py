@@ -22,7 +22,12 @@ ELEMENTS = 2048
 
 
 def turn_(qkv: Tensor, factors: Tensor) -> None:
-    """Turns queries and keys of qkv [T, 3, heads, d] by factors [T, 2, d] (kernels/rotary.py), in place."""
+    """Turns queries and keys of qkv [T, 3, heads, d] by factors [T, 2, d] (kernels/rotary.py), in place.
+
+    Raises ValueError for factors of another shape.
+    """
+    if factors.shape != (len(qkv), 2, qkv.shape[-1]):
+        raise ValueError(f"factors {tuple(factors.shape)} do not fit tokens {tuple(qkv.shape)}")
     if not on_triton(qkv.device):
         for part in (0, 1):
             qkv[:, part] = plain_rotate(qkv[:, part], factors)
@@ -136,7 +141,7 @@ def _join_kernel(
         row = (start + tl.arange(0, ROWS))[:, None]
         inside = (row < rows) & (column < columns)
         at = (row // tokens).to(tl.int64) * batch_stride + (row % tokens).to(tl.int64) * token_stride
-        at += (column // HEAD) * head_stride + column % HEAD
+        at += (column // HEAD).to(tl.int64) * head_stride + column % HEAD
         if part == 0:
             value = tl.load(q + at, mask=inside, other=0.0).to(tl.float32)
         elif part == 1:

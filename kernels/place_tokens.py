@@ -45,12 +45,16 @@ def plain_place_tokens(visible: Tensor, mask_token: Tensor, table: Tensor, token
 
 class _Place(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, visible: Tensor, mask_token: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
-        ctx.visible = visible.shape[1], visible.dtype
-        ctx.mask_dtype = mask_token.dtype
+    def forward(visible: Tensor, mask_token: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
         if on_triton(visible.device):
             return _placed(visible, mask_token, table, tokens)
         return plain_place_tokens(visible, mask_token, table, tokens)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+        visible, mask_token = inputs[:2]
+        ctx.visible = visible.shape[1], visible.dtype
+        ctx.mask_dtype = mask_token.dtype
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

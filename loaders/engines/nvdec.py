@@ -13,6 +13,7 @@ costs no set-up.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Hashable
 from concurrent.futures import Future
@@ -53,7 +54,7 @@ TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
 IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
 SESSIONS_PER_ENGINE: Final = 4
 """One decodes while the others' threads read and wait for the interpreter. Small clips need them all."""
-PATIENCE: Final = 0.5
+PATIENCE: Final = 0.25
 """Part of the timeout that a clip waits for the memory of a session; then FFmpeg decodes it."""
 GIVE_UP_AFTER: Final = 3
 """Sound clips of a video that NVDEC fails on before it is asked no more for that video."""
@@ -183,7 +184,8 @@ class NvdecEngine(PooledEngine):
         assert isinstance(key, tuple)
         return _StreamSession(self._driver, key[0], self.device)
 
-    def _late(self, request: ClipRequest) -> Outcome:
+    def _late(self, request: ClipRequest, thread: int) -> Outcome:
+        self._pool.give_up(thread)
         reason = "NVDEC did not answer in time; its session was given up"
         return ClipFailure(request, self.index.videos.path[request.video], self.name, reason)
 
@@ -228,8 +230,8 @@ class _StreamSession:
         self.session = NvdecSession(driver, CODECS[codec], codec in IN_ORDER_CODECS, self._stream.cuda_stream)
 
     def nbytes(self) -> int:
-        """Of the GPU's memory, about."""
-        return self.session.nbytes
+        """Of the GPU's memory, about; 0 as long as there is no decoder."""
+        return self.session.nbytes if self.session.surfaces else 0
 
     def close(self) -> None:
         self.session.close()
@@ -275,24 +277,25 @@ class _NvdecWorker:
             return ClipFailure(request, info.path, self._engine.name, os_reason(error))
 
     def _decode(self, request: ClipRequest, info: VideoInfo, descriptor: int) -> DecodedClip:
+        until = time.monotonic() + self._patience
         try:
-            decoded, fed, pictures = self._on_session(request, info, descriptor)
+            decoded, fed, pictures = self._on_session(request, info, descriptor, until)
         except DeviceMemoryError:
             # Sessions of other formats may lie idle.
             self._pool.close_idle()
             torch.cuda.empty_cache()
-            decoded, fed, pictures = self._on_session(request, info, descriptor)
+            decoded, fed, pictures = self._on_session(request, info, descriptor, until)
         clip = planes_of(request, info, pictures, fed.rows)
         return DecodedClip(request, clip, decoded * info.stack, fed.packets, fed.read_bytes)
 
     def _on_session(
-        self, request: ClipRequest, info: VideoInfo, descriptor: int
+        self, request: ClipRequest, info: VideoInfo, descriptor: int, until: float
     ) -> tuple[int, Fed, Nv12Pictures]:
-        """(pictures decoded, what was fed, the wanted pictures), complete."""
+        """(pictures decoded, what was fed, the wanted pictures), complete. until: for SessionPool.take."""
         depth = FORMATS[info.pix_fmt]
         key = (info.codec, info.coded_width, info.coded_height, depth)
         expected = session_bytes(info.coded_width, info.coded_height, depth, LIKELY_SURFACES)
-        held = self._pool.take(key, expected, self._patience)
+        held = self._pool.take(key, expected, until)
         if held is None:
             raise _NoSession
         try:
@@ -303,14 +306,14 @@ class _NvdecWorker:
             state = held.session.begin(size, depth, luma.address, chroma.address)
             fed = self._feeds.feed(request, descriptor, state)
         except BaseException:
-            self._pool.give_back(key, held)  # nothing was fed
+            self._pool.give_back(held)  # nothing was fed
             raise
         try:
             decoded = held.session.end(fed.stage, fed.wanted)
         except BaseException:
             self._pool.discard(held)  # what its hardware's state is now, nobody knows
             raise
-        self._pool.give_back(key, held)
+        self._pool.give_back(held)
         return decoded, fed, pictures
 
 

@@ -6,18 +6,23 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from surgrec.loaders.engines.threads import Closable
 
 S = TypeVar("S", bound=Closable)
+REUSE_SECONDS: Final = 0.2
+"""Longest wait for a session of one's own key that is in use, before idle ones of other keys give way."""
 
 
 @dataclass(eq=False, slots=True)
 class _Entry(Generic[S]):
+    """thread: which has it, or had it last."""
+
     key: Hashable
     session: S
     nbytes: int
+    thread: int
 
 
 class SessionPool(Generic[S]):
@@ -26,8 +31,8 @@ class SessionPool(Generic[S]):
     A session belongs to a key (codec, coded size, depth): the hardware's decoder behind it is made for one
     format, and costs 50 to 100 ms. It is kept for its next use until its memory is wanted for another.
 
-    make: a session of a key. size: bytes that a session takes once it has decoded. capacity: bytes of all
-    sessions, idle and in use. One session is always let through, however large.
+    make: a session of a key. size: bytes that a session takes, 0 as long as it has not decoded. capacity:
+    bytes of all sessions, idle and in use. One session is always let through, however large.
     """
 
     def __init__(self, make: Callable[[Hashable], S], size: Callable[[S], int], capacity: int) -> None:
@@ -36,6 +41,7 @@ class SessionPool(Generic[S]):
         self._capacity = capacity
         self._idle: list[_Entry[S]] = []  # the most recently used last
         self._used: dict[int, _Entry[S]] = {}  # by the session's id
+        self._lost: set[int] = set()  # ids of sessions in use by threads that were given up
         self._making = 0
         self._held = 0
         self._changed = threading.Condition()
@@ -43,52 +49,67 @@ class SessionPool(Generic[S]):
 
     @property
     def held(self) -> int:
-        """Bytes of all sessions, as far as is known."""
+        """Bytes of all sessions, as far as is known; those of threads that were given up do not count."""
         return self._held
 
-    def take(self, key: Hashable, expected: int, patience: float) -> S | None:
+    def take(self, key: Hashable, expected: int, until: float) -> S | None:
         """An idle session of the key, the one used last, or a new one.
 
-        expected: bytes that a new one will take. patience: seconds to wait for memory where sessions in use
-        hold it. None where none of it comes free in that time.
+        expected: bytes that a new one will take. until: when to stop waiting, in time.monotonic(), for memory
+        that sessions in use hold. None where none of it comes free in that time.
         """
         unused: list[_Entry[S]] = []
-        until = time.monotonic() + patience
+        settle = min(until, time.monotonic() + REUSE_SECONDS)
         with self._changed:
             while True:
                 entry = self._pop_idle(key)
-                room = entry is None and self._make_room(expected, unused)
-                left = until - time.monotonic()
-                if entry is not None or room or left <= 0:
+                now = time.monotonic()
+                in_use = any(other.key == key for other in self._used.values())
+                patient = in_use and now < settle
+                room = entry is None and self._make_room(expected, not patient, unused)
+                if entry is not None or room or now >= until or self._closed:
                     break
-                self._changed.wait(left)
+                self._changed.wait((settle if patient else until) - now)
         for old in unused:
             old.session.close()
         if room:
             return self._new(key, expected)
         return None if entry is None else entry.session
 
-    def give_back(self, key: Hashable, session: S) -> None:
+    def give_back(self, session: S) -> None:
         """Keeps a session for its next use; closes those idle the longest where there are too many."""
+        unused: list[_Entry[S]] = []
         with self._changed:
-            entry = self._used.pop(id(session))
-            nbytes = self._size(session)
-            self._held += nbytes - entry.nbytes
-            entry.nbytes = nbytes
-            self._idle.append(entry)
-            unused: list[_Entry[S]] = []
-            while self._idle and (self._closed or self._held > self._capacity):
-                unused.append(self._drop_oldest())
+            entry = self._used.pop(id(session), None)
+            if entry is not None:
+                nbytes = self._size(session) or entry.nbytes
+                self._held += nbytes - entry.nbytes
+                entry.nbytes = nbytes
+                self._idle.append(entry)
+                while self._idle and (self._closed or self._held > self._capacity):
+                    unused.append(self._drop_oldest())
             self._changed.notify_all()
+        if entry is None:
+            self._forget(session)
         for old in unused:
             old.session.close()
 
     def discard(self, session: S) -> None:
         """Closes a session in use that must not be used again."""
         with self._changed:
-            self._held -= self._used.pop(id(session)).nbytes
+            entry = self._used.pop(id(session), None)
+            self._held -= 0 if entry is None else entry.nbytes
             self._changed.notify_all()
-        session.close()
+        self._forget(session)
+
+    def give_up(self, thread: int) -> None:
+        """Counts the sessions no more that a thread (its identifier) has, which may never give them back."""
+        with self._changed:
+            for number, entry in list(self._used.items()):
+                if entry.thread == thread:
+                    self._held -= self._used.pop(number).nbytes
+                    self._lost.add(number)
+            self._changed.notify_all()
 
     def close_idle(self) -> int:
         """Closes all sessions that nobody uses; how many there were."""
@@ -104,24 +125,33 @@ class SessionPool(Generic[S]):
         self._closed = True
         self.close_idle()
 
+    def _forget(self, session: S) -> None:
+        self._lost.discard(id(session))
+        session.close()
+
     def _pop_idle(self, key: Hashable) -> _Entry[S] | None:
         """An idle session of the key, in use from now on."""
         for place in range(len(self._idle) - 1, -1, -1):
             if self._idle[place].key == key:
                 entry = self._idle.pop(place)
+                entry.thread = threading.get_ident()
                 self._used[id(entry.session)] = entry
                 return entry
         return None
 
-    def _make_room(self, expected: int, unused: list[_Entry[S]]) -> bool:
+    def _make_room(self, expected: int, evict: bool, unused: list[_Entry[S]]) -> bool:
         """Whether there is room for a new session, which counts from now on.
 
-        Idle sessions that had to give way are appended to `unused`.
+        evict: whether idle sessions may give way, as many as must; they are appended to `unused`. None does
+        where all of them together would not be enough.
         """
-        while self._idle and self._held + expected > self._capacity:
-            unused.append(self._drop_oldest())
-        if self._held + expected > self._capacity and (self._used or self._making):
+        free = self._capacity - self._held
+        idle = sum(entry.nbytes for entry in self._idle) if evict else 0
+        alone = evict and not (self._used or self._making)
+        if expected > free + idle and not alone:
             return False
+        while self._idle and evict and self._held + expected > self._capacity:
+            unused.append(self._drop_oldest())
         self._held += expected
         self._making += 1
         return True
@@ -137,7 +167,7 @@ class SessionPool(Generic[S]):
             raise
         with self._changed:
             self._making -= 1
-            self._used[id(session)] = _Entry(key, session, expected)
+            self._used[id(session)] = _Entry(key, session, expected, threading.get_ident())
         return session
 
     def _drop_oldest(self) -> _Entry[S]:

@@ -122,9 +122,9 @@ class NvdecSession:
 
     @property
     def nbytes(self) -> int:
-        """Of the GPU's memory, about."""
+        """Of the GPU's memory, about, once there is a decoder."""
         s = self._state
-        size = (int(s[c.CODED_WIDTH]), int(s[c.CODED_HEIGHT])) if self.surfaces else (0, 0)
+        size = int(s[c.CODED_WIDTH]), int(s[c.CODED_HEIGHT])
         return session_bytes(*size, 8 + int(s[c.DEPTH_ABOVE_8]), self.surfaces)
 
     def begin(self, size: tuple[int, int], depth: int, luma: int, chroma: int) -> int:

@@ -14,6 +14,9 @@ Own = TypeVar("Own")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Late = Callable[[Item, int], Result]
+"""What stands for the result of an item whose thread, of this identifier, was given up."""
+
 LOOK_UP_SECONDS = 0.5
 """How often an idle thread looks whether the interpreter is about to exit."""
 
@@ -133,8 +136,8 @@ class WorkerThreads(Generic[Own, Item, Result]):
 
     concurrent.futures' pool would finish all that is queued before the interpreter exits. Here queued items
     are cancelled when the main thread ends. With a `timeout`, a thread that is at one item for longer
-    (seconds) is given up: its item gets late(item) for a result and another thread takes its place. Raises
-    ValueError where one of timeout and late is given without the other.
+    (seconds) is given up: its item gets late(item, identifier of the thread) for a result and another thread
+    takes its place. Raises ValueError where one of timeout and late is given without the other.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class WorkerThreads(Generic[Own, Item, Result]):
         queue: WorkQueue[Item, Result] | None = None,
         lanes: tuple[int, ...] = (0,),
         timeout: float | None = None,
-        late: Callable[[Item], Result] | None = None,
+        late: Late[Item, Result] | None = None,
         behind: int | None = None,
     ) -> None:
         if (timeout is None) != (late is None):
@@ -248,7 +251,7 @@ class WorkerThreads(Generic[Own, Item, Result]):
         except RuntimeError:  # closed meanwhile
             _cancel(future)
 
-    def _watch(self, timeout: float, late: Callable[[Item], Result]) -> None:
+    def _watch(self, timeout: float, late: Late[Item, Result]) -> None:
         main = threading.main_thread()
         while main.is_alive() and not (self.queue.closed and self._all_ended()):
             time.sleep(min(LOOK_UP_SECONDS, timeout / 4))
@@ -258,7 +261,9 @@ class WorkerThreads(Generic[Own, Item, Result]):
     def _all_ended(self) -> bool:
         return not any(post.thread is not None and post.thread.is_alive() for post in self._posts)
 
-    def _look_at(self, post: _Post[Item, Result], timeout: float, late: Callable[[Item], Result]) -> None:
+    def _look_at(
+        self, post: _Post[Item, Result], timeout: float, late: Callable[[Item, int], Result]
+    ) -> None:
         """Gives a thread up that is at its item for too long."""
         with post.lock:
             work = post.work
@@ -270,8 +275,9 @@ class WorkerThreads(Generic[Own, Item, Result]):
             if not self.queue.closed:
                 self._start()
         future, item = work
+        thread = post.thread.ident if post.thread is not None else None
         try:
-            future.set_result(late(item))
+            future.set_result(late(item, thread or 0))
         except BaseException as error:  # the caller gets it from the future
             future.set_exception(error)
 

@@ -19,18 +19,13 @@ def set_blocks(model: nn.Module, way: BlockWay) -> BlockWay:
     """Lets the blocks of `model` compute as configs/pretrain.py says; which way that is on its device."""
     if way == "auto":
         way = "compiled" if next(model.parameters()).is_cuda else "plain"
-    if way == "compiled":
-        compile_blocks(model)
-    elif way == "fused":
-        fuse_blocks(model)
-    return way
-
-
-def fuse_blocks(model: nn.Module) -> None:
-    """Lets every Block in `model` compute by the functions of models/fused.py."""
     for part in model.modules():
         if isinstance(part, Block):
-            part.fused = True
+            part.fused = way == "fused"
+            part.halves = dict.fromkeys((False, True), (part.before, part.behind))
+    if way == "compiled":
+        compile_blocks(model)
+    return way
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from surgrec.kernels.add_norm import add_norm, add_norm_backward
 from surgrec.kernels.gelu import gelu, gelu_backward
@@ -116,8 +117,7 @@ class _Enter(torch.autograd.Function):
         factors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         shape = stream.shape
-        flat = None if rest is None else rest.flatten(0, -2)
-        total, normalised, scale = add_norm(stream.flatten(0, -2), flat, bias, epsilon, weight.dtype)
+        total, normalised, scale = add_norm(stream, rest, bias, epsilon, weight.dtype)
         with torch.autocast(stream.device.type, enabled=False):
             qkv = torch.addmm(weight_bias, normalised, weight.t()).unflatten(-1, (3, heads, -1))
         table = None if factors is None else factors.flatten(0, -3)
@@ -128,12 +128,14 @@ class _Enter(torch.autograd.Function):
         ctx.dtype = stream.dtype if rest is None else rest.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         q, k, v = qkv.unflatten(0, shape[:-1]).unbind(-3)
-        total = total.view(shape)
+        if rest is None:  # it is the stream itself, which autograd knows already
+            total = total.view(shape)
         ctx.mark_non_differentiable(total)
         ctx.set_materialize_grads(False)
         return total, normalised.view(shape), q, k, v
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, _: None, carried: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Gradients:
         normalised, scale, weight, table = ctx.saved_tensors
         joined, bias_sums = join(q, k, v, table)
@@ -169,22 +171,20 @@ class _Leave(torch.autograd.Function):
         epsilon: float,
     ) -> tuple[Tensor, Tensor]:
         shape = stream.shape
-        rows = attended.flatten(-2).flatten(0, -2)
         with torch.autocast(stream.device.type, enabled=False):
-            added = rows @ projection.t()
-            total, normalised, scale = add_norm(
-                stream.flatten(0, -2), added, projection_bias, epsilon, first.dtype
-            )
+            added = attended.flatten(-2) @ projection.t()
+            total, normalised, scale = add_norm(stream, added, projection_bias, epsilon, first.dtype)
             hidden = torch.addmm(first_bias, normalised, first.t())
-            out = gelu(hidden) @ second.t()
+            # Not a view of the rows: FSDP warns of those.
+            out = gelu(hidden).view(*shape[:-1], len(first)) @ second.t()
         ctx.save_for_backward(attended, normalised, scale, hidden, projection, first, second)
         ctx.bias_dtype = projection_bias.dtype
-        total = total.view(shape)
         ctx.mark_non_differentiable(total)
         ctx.set_materialize_grads(False)
-        return total, out.view(shape)
+        return total, out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, _: None, gradient: Tensor) -> Gradients:
         attended, normalised, scale, hidden, projection, first, second = ctx.saved_tensors
         rest = gradient.flatten(0, -2)
@@ -216,13 +216,13 @@ class _Finish(torch.autograd.Function):
     def forward(
         ctx: Any, stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
     ) -> Tensor:
-        rows = stream.flatten(0, -2), rest.flatten(0, -2)
-        _, normalised, scale = add_norm(*rows, bias, epsilon, dtype)
+        _, normalised, scale = add_norm(stream, rest, bias, epsilon, dtype)
         ctx.save_for_backward(normalised, scale)
         ctx.dtypes = rest.dtype, bias.dtype
         return normalised.view(stream.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         normalised, scale = ctx.saved_tensors
         dtype, of_bias = ctx.dtypes

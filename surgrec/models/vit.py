@@ -101,6 +101,7 @@ class Block(nn.Module):
         """From one State to the next; `rest` and `bias` are None where blocks are not fused."""
         if self.fused:
             return self._fused(stream, rest, bias, lengths, factors)
+        assert rest is None, "blocks of a stack compute in one way, all of them"
         before, behind = self.halves[lengths is not None]
         q, k, v = before(stream, factors)
         return behind(stream, attention(q, k, v, lengths, self.attention.backend)), None, None

@@ -19,7 +19,7 @@ def test_a_step_on_the_cpu(bench: ModuleType, tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "matrix products" in said
     assert "nothing to do" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["demo-2-trace.json.gz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-auto-2-trace.json.gz"]
     assert bench.main(bench.Args(case="demo", peer="nobody", out=tmp_path)) == 2
 
 

@@ -34,11 +34,11 @@ def test_steps_are_taken_and_timed(bench: ModuleType, case: str, name: str) -> N
     assert found.first > 0
     assert all(rate > 0 for rate in found.rates)
     assert all(0 <= wait < 1 for wait in found.waits)
-    rows = bench.rows_of(work, replace(found, device="NVIDIA H100 80GB HBM3"))
+    rows = bench.rows_of(bench.Args(), work, replace(found, device="NVIDIA H100 80GB HBM3"))
     values = {row.metric: row.value for row in rows}
     assert values["mfu"] == pytest.approx(values["clips_per_s"] * found.flops / 989.4e12)
     assert {"peak_gib", "data_wait", "first_step_s"} < set(values)
-    on_a_cpu = {row.metric for row in bench.rows_of(work, found)}
+    on_a_cpu = {row.metric for row in bench.rows_of(bench.Args(), work, found)}
     assert on_a_cpu == {"clips_per_s", "data_wait", "first_step_s"}
 
 

@@ -14,7 +14,7 @@ from surgrec.kernels.rotary import plain_rotate
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgrec.models.block_ways import fuse_blocks
+from surgrec.models.block_ways import set_blocks
 from surgrec.models.vit import Blocks
 
 pytestmark = [
@@ -113,7 +113,7 @@ def test_fused_blocks_are_as_near_to_float32_as_plain_ones(
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.03)
     fused = copy.deepcopy(plain)
-    fuse_blocks(fused)
+    set_blocks(fused, "fused")
     shape = (4, 350) if lengths is None else (sum(lengths),)
     x = draw(*shape, width)
     factors = draw(*shape, 2, width // heads) if rotary else None

@@ -10,7 +10,7 @@ import torch
 from surgrec.configs.presets import PRESETS
 from torch import Tensor, nn
 
-from surgrec.models.block_ways import fuse_blocks, set_blocks
+from surgrec.models.block_ways import set_blocks
 from surgrec.models.build import build_objective
 from surgrec.models.vit import Block, Blocks, State, linear_of_norm, norm_of
 
@@ -24,7 +24,7 @@ def pair(key_bias: str, checkpointed: bool = False) -> tuple[Blocks, Blocks]:
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.3)
     fused = copy.deepcopy(plain)
-    fuse_blocks(fused)
+    set_blocks(fused, "fused")
     return plain, fused
 
 
@@ -128,6 +128,8 @@ def test_ways():
     assert not any(part.fused for part in objective.modules() if isinstance(part, Block))
     assert set_blocks(objective, "fused") == "fused"
     assert all(part.fused for part in objective.modules() if isinstance(part, Block))
+    assert set_blocks(objective, "plain") == "plain"
+    assert not any(part.fused for part in objective.modules() if isinstance(part, Block))
 
 
 def test_the_norm_behind_blocks_and_a_layer_behind_that():
@@ -164,3 +166,30 @@ def test_frozen_weights_change_no_other_gradient(frozen):
     assert 0 < len(found[1]) < len(list(plain.parameters()))
     for name, gradient in found[1].items():
         torch.testing.assert_close(gradient, found[0][name])
+
+
+def test_second_derivatives_are_refused():
+    _, fused = pair("learned")
+    x = torch.randn(2, 6, WIDTH, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(whole(fused(x)).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-jepa"])
+def test_plain_objectives_can_be_called_functionally(name):
+    config = PRESETS[name][1]
+    objective = build_objective(config.model, 0, config.data.frames, config.data.size)
+    shape = (2, config.data.frames, config.data.size, config.data.size, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        output = torch.func.functional_call(objective, weights, (frames, torch.arange(2), 0))
+        return output.loss
+
+    weights = {n: p.detach() for n, p in objective.named_parameters() if p.requires_grad}
+    found = torch.func.grad(loss)(weights)
+    objective(frames, torch.arange(2), 0).loss.backward()
+    for n, parameter in objective.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[n], parameter.grad)
