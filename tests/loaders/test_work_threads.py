@@ -227,7 +227,7 @@ def test_results_are_let_go_of():
         alive.append(weakref.ref(made))
         return made
 
-    with workers(1, "test", nothing, work, timeout=SOON, late=repr) as made:
+    with workers(1, "test", nothing, work, timeout=SOON, late=lambda item, thread: repr(item)) as made:
         future = made.submit(0)
         future.result(SOON)
         del future
@@ -492,9 +492,18 @@ def test_a_hung_thread_is_given_up_and_its_late_return_changes_nothing(raises):
             raise KeyError("too late")
         return found
 
-    with workers(1, "test", make, work, timeout=0.1, late=lambda item: f"late: {item}") as made:
+    given_up: list[int] = []
+
+    def late(item: Any, thread: int) -> str:
+        given_up.append(thread)
+        return f"late: {item}"
+
+    with workers(1, "test", make, work, timeout=0.1, late=late) as made:
         futures = [made.submit(item) for item in (0, "wait", 1, 2)]
+        first = made._posts[0].thread
         assert [future.result(SOON) for future in futures] == [0, "late: wait", 1, 2]
+        assert first is not None
+        assert given_up == [first.ident]
         assert len(owns) == 2
         assert not owns[0].closed_by
         gate.open.set()
@@ -518,7 +527,7 @@ def test_a_hung_thread_that_passes_on_too_late_is_not_listened_to():
             queue,
             (0,),
             timeout=0.1,
-            late=lambda item: "late",
+            late=lambda item, thread: "late",
         ) as made,
         workers(1, "second", nothing, lambda own, item: second.append(item) or "second", queue, (1,)),
     ):
@@ -532,7 +541,7 @@ def test_a_hung_thread_that_passes_on_too_late_is_not_listened_to():
 
 def test_all_threads_may_hang_again_and_again():
     gate = Gate()
-    with workers(2, "test", nothing, gate.work, timeout=0.05, late=lambda item: "late") as made:
+    with workers(2, "test", nothing, gate.work, timeout=0.05, late=lambda item, thread: "late") as made:
         futures = [made.submit("wait") for _ in range(6)]
         assert [future.result(SOON) for future in futures] == ["late"] * 6
         assert made.submit(1).result(SOON) == 1
@@ -548,7 +557,7 @@ def test_a_thread_that_is_slow_over_many_items_is_not_given_up():
         time.sleep(0.02)
         return item
 
-    with workers(1, "test", nothing, work, timeout=0.5, late=lambda item: "late") as made:
+    with workers(1, "test", nothing, work, timeout=0.5, late=lambda item, thread: "late") as made:
         futures = [made.submit(item) for item in range(40)]
         assert [future.result(SOON) for future in futures] == list(range(40))
     assert names == {"test-0"}
@@ -556,7 +565,7 @@ def test_a_thread_that_is_slow_over_many_items_is_not_given_up():
 
 def test_an_item_that_has_no_late_result_gets_the_error():
     gate = Gate()
-    with workers(1, "test", nothing, gate.work, timeout=0.05, late=lambda item: 1 / 0) as made:
+    with workers(1, "test", nothing, gate.work, timeout=0.05, late=lambda item, thread: 1 / 0) as made:
         assert isinstance(made.submit("wait").exception(SOON), ZeroDivisionError)
         assert made.submit(1).result(SOON) == 1
         assert isinstance(made.submit("wait").exception(SOON), ZeroDivisionError)
@@ -566,7 +575,7 @@ def test_an_item_that_has_no_late_result_gets_the_error():
 def test_close_gives_up_a_thread_that_hangs_by_then():
     gate = Gate()
     made: WorkerThreads[Any, Any, Any] = WorkerThreads(
-        1, "test", nothing, gate.work, timeout=0.3, late=lambda item: "late"
+        1, "test", nothing, gate.work, timeout=0.3, late=lambda item, thread: "late"
     )
     hung, queued = made.submit("wait"), made.submit(1)
     gate.wait_until_reached()
@@ -593,7 +602,7 @@ def work(own, item):
     threading.Event().wait(300)
 
 timeout = {timeout}
-made = WorkerThreads(2, "test", lambda: None, work, timeout=timeout, late=repr)
+made = WorkerThreads(2, "test", lambda: None, work, timeout=timeout, late=lambda item, thread: repr(item))
 futures = [made.submit(number) for number in range(50)]
 assert reached.wait(10)
 {then}
