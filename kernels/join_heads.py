@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from surgrec.kernels.rotary import plain_rotate
+from surgrec.kernels.rotary import plain_rotate, turn
 from surgrec.kernels.triton_mode import on_triton, programs_at_once
 from torch import Tensor
 
@@ -150,14 +150,10 @@ def _join_kernel(
             value = tl.load(v + at, mask=inside, other=0.0).to(tl.float32)
         if TURN:
             table = factors + row.to(tl.int64) * (2 * HEAD) + column % HEAD
-            even, odd = _pairs(value, ROWS, WIDTH)
-            even_cosine, odd_cosine = _pairs(tl.load(table, mask=inside, other=0.0), ROWS, WIDTH)
-            even_sine, odd_sine = _pairs(tl.load(table + HEAD, mask=inside, other=0.0), ROWS, WIDTH)
-            if BACKWARD:
-                turned = tl.join(even * even_cosine + odd * odd_sine, odd * odd_cosine - even * even_sine)
-            else:
-                turned = tl.join(even * even_cosine - odd * even_sine, odd * odd_cosine + even * odd_sine)
-            value = tl.where(part < 2, tl.reshape(turned, (ROWS, WIDTH)), value)
+            cosines = tl.load(table, mask=inside, other=0.0)
+            sines = tl.load(table + HEAD, mask=inside, other=0.0)
+            turned = turn(value, cosines, sines, ROWS, ROWS, WIDTH, BACKWARD)
+            value = tl.where(part < 2, turned, value)
         place = (row.to(tl.int64) * 3 + part) * columns + column
         tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
         if BACKWARD:
@@ -165,9 +161,3 @@ def _join_kernel(
     if BACKWARD:
         there = tl.arange(0, WIDTH)
         tl.store(sums + (program * 3 + part) * columns + there, total, mask=there < columns)
-
-
-@triton.jit
-def _pairs(values, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Even and odd columns of [ROWS, WIDTH], each [ROWS, WIDTH / 2]."""
-    return tl.split(tl.reshape(values, (ROWS, WIDTH // 2, 2)))

@@ -119,16 +119,32 @@ def _rotate_kernel(
     there = column < width
     values = tl.load(x + number * token_stride + head * head_stride + column, mask=inside, other=0.0)
     table = factors + number * (2 * width) + column
-    even, odd = _pairs(values.to(tl.float32), HEADS, WIDTH)
-    even_cosine, odd_cosine = _pairs(tl.load(table, mask=there, other=0.0), 1, WIDTH)
-    even_sine, odd_sine = _pairs(tl.load(table + width, mask=there, other=0.0), 1, WIDTH)
+    cosines = tl.load(table, mask=there, other=0.0)
+    sines = tl.load(table + width, mask=there, other=0.0)
+    turned = turn(values.to(tl.float32), cosines, sines, HEADS, 1, WIDTH, TRANSPOSED)
+    place = out + number * heads * width + head * width + column
+    tl.store(place, turned.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def turn(
+    values,
+    cosines,
+    sines,
+    ROWS: tl.constexpr,
+    TABLE_ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """[ROWS, WIDTH] turned by cosines and sines [TABLE_ROWS, WIDTH], one row for all or one for each."""
+    even, odd = _pairs(values, ROWS, WIDTH)
+    even_cosine, odd_cosine = _pairs(cosines, TABLE_ROWS, WIDTH)
+    even_sine, odd_sine = _pairs(sines, TABLE_ROWS, WIDTH)
     if TRANSPOSED:
         turned = tl.join(even * even_cosine + odd * odd_sine, odd * odd_cosine - even * even_sine)
     else:
         turned = tl.join(even * even_cosine - odd * even_sine, odd * odd_cosine + even * odd_sine)
-    turned = tl.reshape(turned, (HEADS, WIDTH))
-    place = out + number * heads * width + head * width + column
-    tl.store(place, turned.to(out.dtype.element_ty), mask=inside)
+    return tl.reshape(turned, (ROWS, WIDTH))
 
 
 @triton.jit

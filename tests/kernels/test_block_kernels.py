@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,7 +20,7 @@ from surgrec.kernels.triton_mode import INTERPRETED
 from torch import Tensor
 from torch.nn import functional
 
-in_interpreter = pytest.mark.skipif(
+needs_interpreter = pytest.mark.skipif(
     not INTERPRETED, reason="test_kernels_in_tritons_interpreter runs it in a process of its own"
 )
 SHAPES = [(13, 48), (5, 24), (1, 64), (33, 16)]
@@ -39,7 +36,7 @@ def same(ours: object, theirs: object, half: bool = False) -> None:
     torch.testing.assert_close(ours, theirs, **tolerance)
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("alone", [True, False])
@@ -68,7 +65,7 @@ def test_interpreted_sum_and_norm(
             same(sums, expected_sums)
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (40, 136)])
 @pytest.mark.parametrize("low", [torch.float32, torch.float16])
 def test_interpreted_gelu(rows: int, columns: int, low: torch.dtype) -> None:
@@ -80,7 +77,7 @@ def test_interpreted_gelu(rows: int, columns: int, low: torch.dtype) -> None:
         same(one, other, half)
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("low", [torch.float32, torch.float16])
@@ -99,7 +96,7 @@ def test_interpreted_folding(rows: int, columns: int, biased: bool, low: torch.d
         same(one, other)
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("heads", "width"), [(4, 16), (3, 8), (1, 6)])
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("layout", ["batch", "heads first", "unlike", "packed"])
@@ -116,7 +113,7 @@ def test_interpreted_joining(heads: int, width: int, turned: bool, layout: str) 
         same(one, other)
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("heads", "width"), [(4, 16), (3, 8), (1, 6)])
 def test_interpreted_turning_in_place(heads: int, width: int) -> None:
     qkv, factors = draw(11, 3, heads, width), draw(11, 2, width, seed=1)
@@ -164,17 +161,5 @@ def test_folding_changes_nothing_but_the_order(biased: bool) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
-def test_kernels_in_tritons_interpreter() -> None:
-    # A process of its own: Triton decides when it is imported whether it interprets.
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "85 passed" in done.stdout
+def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
+    in_interpreter(__file__, "interpreted", 85)

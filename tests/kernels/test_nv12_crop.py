@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import av
 import numpy as np
@@ -33,7 +31,7 @@ from surgrec.loaders.dali_graph import CropGraph
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-in_interpreter = pytest.mark.skipif(
+needs_interpreter = pytest.mark.skipif(
     not INTERPRETED, reason="test_kernels_in_tritons_interpreter runs it in a process of its own"
 )
 
@@ -306,7 +304,7 @@ def clips_and_boxes(draw: st.DrawFn) -> tuple[Planes, tuple[int, int, int, int, 
     return clip, (top, left, rows, columns, draw(st.booleans()))
 
 
-@in_interpreter
+@needs_interpreter
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.lists(clips_and_boxes(), min_size=1, max_size=2), st.integers(1, 24), st.sampled_from([16, 32]))
 def test_interpreted_crops_are_the_twins(
@@ -318,7 +316,7 @@ def test_interpreted_crops_are_the_twins(
     assert (kernels.int() - twins.int()).abs().max() <= 1
 
 
-@in_interpreter
+@needs_interpreter
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(clips_and_boxes())
 def test_interpreted_colours_are_the_twins(drawn: tuple[Planes, object]) -> None:
@@ -329,7 +327,7 @@ def test_interpreted_colours_are_the_twins(drawn: tuple[Planes, object]) -> None
     assert (kernels != twins).float().mean() < 0.01
 
 
-@in_interpreter
+@needs_interpreter
 def test_interpreted_calls_share_a_staging() -> None:
     staging = make_staging(3, 2, torch.device("cpu"))
     clips = [
@@ -347,17 +345,5 @@ def test_interpreted_calls_share_a_staging() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
-def test_kernels_in_tritons_interpreter() -> None:
-    # A process of its own: Triton decides when it is imported whether it interprets.
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        [*command, "-k", "interpreted or written_where_asked or refused"],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
+    in_interpreter(__file__, "interpreted or written_where_asked or refused", 6)

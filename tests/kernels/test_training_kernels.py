@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,7 +15,7 @@ from surgrec.kernels.triton_mode import INTERPRETED
 from torch import Tensor
 from torch.nn import functional
 
-in_interpreter = pytest.mark.skipif(
+needs_interpreter = pytest.mark.skipif(
     not INTERPRETED, reason="test_kernels_in_tritons_interpreter runs it in a process of its own"
 )
 SHAPES = [(2, 16), (1, 8), (2, 14), (3, 4)]
@@ -36,7 +33,7 @@ def clips(tubelet: int, patch: int, count: int = 3) -> tuple[Tensor, Tensor]:
     return frames, tokens
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("tubelet", "patch"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_interpreted_patches(tubelet: int, patch: int, dtype: torch.dtype) -> None:
@@ -55,7 +52,7 @@ def test_interpreted_patches(tubelet: int, patch: int, dtype: torch.dtype) -> No
     assert patchify(frames, tokens[:, :0], tubelet, patch, IMAGENET_MEAN, IMAGENET_STD).shape[1] == 0
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("tubelet", "patch"), SHAPES)
 @pytest.mark.parametrize("normalise", [True, False])
 def test_interpreted_loss_and_its_gradient(tubelet: int, patch: int, normalise: bool) -> None:
@@ -78,7 +75,7 @@ def test_interpreted_loss_and_its_gradient(tubelet: int, patch: int, normalise: 
     )
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize(("heads", "width"), [(4, 64), (3, 24), (1, 6)])
 def test_interpreted_rotation_and_its_gradient(heads: int, width: int) -> None:
     generator = torch.Generator().manual_seed(width)
@@ -96,7 +93,7 @@ def test_interpreted_rotation_and_its_gradient(heads: int, width: int) -> None:
     assert rotate(qkv[:, :, 0].half(), factors).dtype == torch.float16
 
 
-@in_interpreter
+@needs_interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("visible", "masked", "width"), [(2, 5, 24), (3, 0, 16), (1, 9, 40)])
 def test_interpreted_decoder_tokens(visible: int, masked: int, width: int, dtype: torch.dtype) -> None:
@@ -125,7 +122,7 @@ def test_decoder_tokens_without_a_kernel() -> None:
     check_placing(2, 5, 24, torch.float32)
 
 
-@in_interpreter
+@needs_interpreter
 def test_interpreted_operators_hold_to_their_contract() -> None:
     """What torch.compile relies on: schemas, shapes without data, gradients."""
     frames, tokens = clips(1, 8)
@@ -168,17 +165,5 @@ def test_factors_that_do_not_fit_are_refused(x: tuple[int, ...], factors: tuple[
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
-def test_kernels_in_tritons_interpreter() -> None:
-    # A process of its own: Triton decides when it is imported whether it interprets.
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "26 passed" in done.stdout
+def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
+    in_interpreter(__file__, "interpreted", 26)

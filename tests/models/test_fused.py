@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from surgrec.configs.presets import PRESETS
+from surgrec.configs.pretrain import PretrainConfig
 from torch import Tensor, nn
 
 from surgrec.models.block_ways import set_blocks
@@ -78,6 +79,12 @@ def test_the_same_graph_may_be_gone_through_twice():
         assert torch.equal(one, other)
 
 
+def draw_clips(config: PretrainConfig, count: int) -> Tensor:
+    """uint8 [count, T, H, W, 3] as the configuration has them."""
+    shape = (count, config.data.frames, config.data.size, config.data.size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("name", ["demo", "demo-jepa"])
 @pytest.mark.parametrize("position", ["sincos_3d", "rotary_3d"])
 def test_objectives(name, position):
@@ -86,8 +93,7 @@ def test_objectives(name, position):
     plain = build_objective(model, 0, config.data.frames, config.data.size)
     fused = copy.deepcopy(plain)
     assert set_blocks(fused, "fused") == "fused"
-    shape = (3, config.data.frames, config.data.size, config.data.size, 3)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = draw_clips(config, 3)
     losses = [objective(frames, torch.arange(3), 2).loss for objective in (plain, fused)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
     for loss in losses:
@@ -103,8 +109,7 @@ def test_objectives(name, position):
 def test_under_autocast_they_are_as_near_as_plain_blocks(name):
     config = PRESETS[name][1]
     exact = build_objective(config.model, 0, config.data.frames, config.data.size)
-    shape = (3, config.data.frames, config.data.size, config.data.size, 3)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = draw_clips(config, 3)
 
     def gradients(way: str, half: bool) -> list[Tensor]:
         objective = copy.deepcopy(exact)
@@ -180,8 +185,7 @@ def test_second_derivatives_are_refused():
 def test_plain_objectives_can_be_called_functionally(name):
     config = PRESETS[name][1]
     objective = build_objective(config.model, 0, config.data.frames, config.data.size)
-    shape = (2, config.data.frames, config.data.size, config.data.size, 3)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = draw_clips(config, 2)
 
     def loss(weights: dict[str, Tensor]) -> Tensor:
         output = torch.func.functional_call(objective, weights, (frames, torch.arange(2), 0))
