@@ -16,10 +16,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from surgrec.kernels.column_sums import column_sums
 from surgrec.kernels.triton_mode import on_triton, programs_at_once
 from torch import Tensor
 
-ELEMENTS = 2048
+ELEMENTS, BACKWARD_ELEMENTS = 2048, 4096
 """Values that a program has at a time."""
 
 
@@ -108,7 +109,7 @@ def add_norm_backward(
                 out if sums is None else sums,
                 rows,
                 columns,
-                ROWS=max(1, ELEMENTS // width),
+                ROWS=max(1, BACKWARD_ELEMENTS // width),
                 WIDTH=width,
                 USED=sum_gradient is not None,
                 SUMMED=summed,
@@ -116,7 +117,7 @@ def add_norm_backward(
             )
     elif sums is not None:
         sums.zero_()
-    return out, None if sums is None else sums.sum(0)
+    return out, None if sums is None else column_sums(sums)
 
 
 def plain_add_norm(

@@ -7,7 +7,7 @@ mask), without padding; where all are of one length, they are a batch.
 | backend | equal sequences | packed sequences |
 |---|---|---|
 | `xformers` | `memory_efficient_attention` | the same with `BlockDiagonalMask` |
-| `cudnn` | PyTorch's attention by cuDNN | none |
+| `cudnn` | cuDNN's, see `cudnn_attention` | the same, with their lengths |
 | `flash` | PyTorch's by FlashAttention | the same, `torch.nn.attention.varlen` |
 | `sdpa` | PyTorch's, whichever it takes | the same, length by length |
 
@@ -26,6 +26,7 @@ from typing import Any, Final, Literal
 
 import torch
 from surgrec.kernels.attention_table import order_for
+from surgrec.kernels.cudnn_attention import cudnn_attention
 from torch import Tensor
 from torch.nn import attention as torch_attention
 from torch.nn import functional
@@ -109,7 +110,7 @@ def _by(
         differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         for name in order_for(_capability(q.device), packed, tokens):
             case = (name, q.device, q.dtype, q.shape[-1], None if packed else tokens, differentiated)
-            if name not in ways or case in _refused:
+            if case in _refused:
                 continue
             try:
                 return ways[name](q, k, v, *sizes)
@@ -123,8 +124,6 @@ def _by(
 
 def _insist(backend: str, ways: dict[str, Callable[..., Tensor]], q: Tensor, *others: Any) -> Tensor:
     try:
-        if backend not in ways:
-            raise NotImplementedError(f"it takes no {'packed' if ways is PACKED else 'equal'} sequences")
         return ways[backend](q, *others)
     except torch.OutOfMemoryError:
         raise
@@ -144,11 +143,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """[B, N, heads, d]."""
     out = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
-
-
-def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with torch_attention.sdpa_kernel(torch_attention.SDPBackend.CUDNN_ATTENTION):
-        return _sdpa(q, k, v)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -248,12 +242,13 @@ def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
 
 DENSE: Final[dict[str, Callable[..., Tensor]]] = {
     "xformers": _xformers_dense,
-    "cudnn": _cudnn,
+    "cudnn": cudnn_attention,
     "flash": _flash,
     "sdpa": _sdpa,
 }
 """By backend: q, k, v [B, N, heads, d] -> [B, N, heads, d]."""
 PACKED: Final[dict[str, Callable[..., Tensor]]] = {
+    "cudnn": cudnn_attention,
     "xformers": _xformers_packed,
     "flash": _varlen,
     "sdpa": _packed_sdpa,

@@ -14,13 +14,16 @@ import math
 import torch
 import triton
 import triton.language as tl
+from surgrec.kernels.column_sums import column_sums
 from surgrec.kernels.triton_mode import on_triton, programs_at_once
 from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 2048
-ROWS, COLUMNS = 16, 128
+ROWS, COLUMNS = 32, 64
 """Of the tile that a program has at a time going back."""
+WAVES = 8
+"""How many times more programs there are going back than run at once: some wait, and none is left over."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ def gelu_backward(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gradient = gradient.contiguous()
     activated = torch.empty_like(x)
     across = triton.cdiv(columns, COLUMNS)
-    programs = max(1, min(programs_at_once(x.device) // across, triton.cdiv(rows, ROWS)))
+    programs = max(1, min(WAVES * programs_at_once(x.device) // across, triton.cdiv(rows, ROWS)))
     sums = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _gelu_backward_kernel[(across, programs)](
@@ -61,7 +64,7 @@ def gelu_backward(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             COLUMNS=COLUMNS,
             num_warps=4,
         )
-    return gradient, activated, sums.sum(0)
+    return gradient, activated, column_sums(sums)
 
 
 def plain_gelu_backward(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Between attention and the matrix products around it: heads side by side, turned by their positions.
 
 Forward, queries and keys are turned where they lie, in the matrix product's output. Going back, attention's
-three gradients are turned back, laid side by side, and summed over tokens for the bias, in one pass. On a
-GPU a Triton kernel does it; elsewhere its plain twin.
+three gradients are turned back, laid side by side where they are not, and summed over tokens for the bias, in
+one pass. On a GPU a Triton kernel does it; elsewhere its plain twin.
 """
 
 # In Triton's kernels only the constants have types.
@@ -13,11 +13,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from surgrec.kernels.column_sums import column_sums
 from surgrec.kernels.rotary import plain_rotate, turn
 from surgrec.kernels.triton_mode import on_triton, programs_at_once
 from torch import Tensor
 
-ELEMENTS = 2048
+ELEMENTS = 4096
 """Values that a program has at a time."""
 
 
@@ -33,30 +34,51 @@ def turn_(qkv: Tensor, factors: Tensor) -> None:
             qkv[:, part] = plain_rotate(qkv[:, part], factors)
         return
     assert qkv.is_contiguous()
-    _launch(qkv[:, 0], qkv[:, 1], qkv[:, 2], factors, qkv, None, 2, backward=False)
+    _launch(qkv[:, 0], qkv[:, 1], qkv[:, 2], factors, qkv, None, 2, False, backward=False)
 
 
 def join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Gradients of queries, keys and values side by side, queries and keys turned back, and their sum.
+    """Gradients of queries, keys and values side by side, queries and keys turned back, and sums of them.
+
+    Where they lie side by side already they are turned in place, and stay where they are.
 
     Args:
         q, k, v: [..., heads, d] with at most two leading dimensions, in any layout whose last is dense.
         factors: [T, 2, d] by which `turn_` turned them, or None.
 
     Returns:
-        ([T, 3, heads, d], float32 [3 * heads * d]); T is the product of the leading dimensions.
+        ([T, 3, heads, d]; float32 [heads * d], queries summed over tokens, or, where they are turned,
+        [2 * heads * d], queries and keys); T is the product of the leading dimensions.
     """
     if not on_triton(q.device):
         return plain_join(q, k, v, factors)
-    parts = [x if x.dim() == 4 else x[None] for x in (q, k, v)]
-    if any(part.stride(-1) != 1 for part in parts) or len({part.stride() for part in parts}) > 1:
-        parts = [part.contiguous() for part in parts]
-    batch, tokens, heads, width = parts[0].shape
-    out = torch.empty(batch * tokens, 3, heads, width, dtype=q.dtype, device=q.device)
-    programs = programs_at_once(q.device)
-    sums = torch.empty(programs, 3 * heads * width, dtype=torch.float32, device=q.device)
-    _launch(parts[0], parts[1], parts[2], factors, out, sums, 3, backward=True)
-    return out, sums.sum(0)
+    summed = summed_parts(factors)
+    joined = _joined_already(q, k, v)
+    if joined is not None:
+        parts = list(joined.unbind(1))
+    else:
+        parts = [x if x.dim() == 4 else x[None] for x in (q, k, v)]
+        if any(part.stride(-1) != 1 for part in parts) or len({part.stride() for part in parts}) > 1:
+            parts = [part.contiguous() for part in parts]
+    rows, (heads, width) = q.shape[:-2].numel(), q.shape[-2:]
+    out = joined
+    if out is None:
+        out = torch.empty(rows, 3, heads, width, dtype=q.dtype, device=q.device)
+    sums = torch.empty(
+        programs_at_once(q.device), summed * heads * width, dtype=torch.float32, device=q.device
+    )
+    count = 3 if joined is None else summed
+    _launch(parts[0], parts[1], parts[2], factors, out, sums, count, joined is None, backward=True)
+    return out, column_sums(sums)
+
+
+def summed_parts(factors: Tensor | None) -> int:
+    """How many of queries, keys and values have a bias that counts before attention: the first so many.
+
+    A key's bias adds the same to all logits of a query, and so changes nothing, unless keys are turned; a
+    value's passes through attention, and can be added behind it.
+    """
+    return 1 if factors is None else 2
 
 
 def plain_join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -71,7 +93,20 @@ def plain_join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple
                 (parts[place],) = torch.autograd.grad(turned, start, parts[place])
     joined = torch.stack(parts, 1)
     wide = torch.promote_types(joined.dtype, torch.float32)
-    return joined, joined.to(wide).sum(0).flatten()
+    return joined, joined[:, : summed_parts(factors)].to(wide).sum(0).flatten()
+
+
+def _joined_already(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """[T, 3, heads, d] whose parts these tensors are, one behind the other in one memory; else None."""
+    heads, width = q.shape[-2:]
+    row = 3 * heads * width
+    strides = [row, width, 1] if q.dim() == 3 else [q.shape[1] * row, row, width, 1]
+    start = q.storage_offset()
+    for place, part in enumerate((q, k, v)):
+        lies = part.storage_offset() == start + place * heads * width and list(part.stride()) == strides
+        if not lies or part.untyped_storage().data_ptr() != q.untyped_storage().data_ptr():
+            return None
+    return q.as_strided((q.shape[:-2].numel(), 3, heads, width), (row, heads * width, width, 1))
 
 
 def _launch(
@@ -82,8 +117,10 @@ def _launch(
     out: Tensor,
     sums: Tensor | None,
     count: int,
+    moved: bool,
     backward: bool,
 ) -> None:
+    """count: how many parts are gone through. moved: whether those that are not turned are written, too."""
     parts = [x if x.dim() == 4 else x[None] for x in (q, k, v)]
     batch, tokens, heads, width = parts[0].shape
     padded = triton.next_power_of_2(heads * width)
@@ -107,6 +144,8 @@ def _launch(
             ROWS=lines,
             WIDTH=padded,
             TURN=factors is not None,
+            MOVED=moved,
+            SUMMED=0 if sums is None else summed_parts(factors),
             BACKWARD=backward,
             num_warps=4,
         )
@@ -130,9 +169,11 @@ def _join_kernel(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     TURN: tl.constexpr,
+    MOVED: tl.constexpr,
+    SUMMED: tl.constexpr,
     BACKWARD: tl.constexpr,
 ):
-    """One program: every so many tokens of queries, of keys or of values. Sums are made going back only."""
+    """One program: every so many tokens of queries, of keys or of values; the first SUMMED are summed up."""
     program = tl.program_id(0)
     part = tl.program_id(1)
     column = tl.arange(0, WIDTH)[None, :]
@@ -154,10 +195,11 @@ def _join_kernel(
             sines = tl.load(table + HEAD, mask=inside, other=0.0)
             turned = turn(value, cosines, sines, ROWS, ROWS, WIDTH, BACKWARD)
             value = tl.where(part < 2, turned, value)
-        place = (row.to(tl.int64) * 3 + part) * columns + column
-        tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
-        if BACKWARD:
+        if TURN or MOVED:
+            place = (row.to(tl.int64) * 3 + part) * columns + column
+            tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+        if SUMMED:
             total += tl.sum(tl.where(inside, value, 0.0), 0)
-    if BACKWARD:
+    if part < SUMMED:
         there = tl.arange(0, WIDTH)
-        tl.store(sums + (program * 3 + part) * columns + there, total, mask=there < columns)
+        tl.store(sums + (program * SUMMED + part) * columns + there, total, mask=there < columns)

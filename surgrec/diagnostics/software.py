@@ -13,9 +13,11 @@ GROUP = "software"
 OLDEST_PYTHON = (3, 11)
 NEEDED = ("torch", "av", "numba", "numpy", "h5py", "tyro", "tensorboard", "safetensors", "pillow", "pyarrow")
 OPTIONAL = {
+    "nvidia-cudnn-frontend": "attention is slower without; pip install 'nvidia-cudnn-frontend<1.29'",
     "xformers": "attention falls back to PyTorch's own; pip install xformers",
     "PyNvVideoCodec": "benchmarks compare with it; pip install PyNvVideoCodec",
 }
+FASTEST_ATTENTION = "cudnn"
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
@@ -105,39 +107,36 @@ def numba_target() -> str:
 
 
 def check_attention(gpu: bool) -> Check:
-    """Which of xformers' memory_efficient_attention operators run here, tried on a small shape."""
+    """Which libraries compute attention here, forward and backward, tried on a small shape."""
     if not gpu:
-        return Check(GROUP, "attention", "ok", "PyTorch's scaled_dot_product_attention (no GPU for xformers)")
-    try:
-        runs = try_xformers()
-    except (ImportError, OSError) as error:
-        remedy = "PyTorch's own attention is used; for xformers: pip install --upgrade xformers"
-        return Check(GROUP, "attention", "warn", f"xformers does not import: {one_line(error)}", remedy)
-    forward = [name for name, error in runs.items() if error is None]
-    refused = "; ".join(f"{name}: {error}" for name, error in runs.items() if error is not None)
-    if forward:
-        return Check(GROUP, "attention", "ok", f"xformers operators that run: {', '.join(forward)}")
-    remedy = "PyTorch's own attention is used; an xformers built for this torch and GPU would be faster"
-    return Check(GROUP, "attention", "warn", f"no operator of xformers runs ({refused})", remedy)
+        return Check(
+            GROUP, "attention", "ok", "PyTorch's scaled_dot_product_attention (no GPU)"
+        )
+    outcome = try_attention()
+    runs = [name for name, error in outcome.items() if error is None]
+    refused = "; ".join(f"{name}: {error}" for name, error in outcome.items() if error is not None)
+    if FASTEST_ATTENTION in runs:
+        return Check(GROUP, "attention", "ok", f"runs by {', '.join(runs)}")
+    value = f"runs by {', '.join(runs) or 'none but PyTorch'} ({refused})"
+    remedy = f"{FASTEST_ATTENTION} would be faster: {OPTIONAL['nvidia-cudnn-frontend'].split('; ')[1]}"
+    return Check(GROUP, "attention", "warn", value, remedy)
 
 
-def try_xformers() -> dict[str, str | None]:
-    """Forward and backward of each operator on bf16 [2, 64, 4, 64] on the GPU: name -> error, or None."""
+def try_attention() -> dict[str, str | None]:
+    """Packed sequences in bf16 on the GPU by each library: name -> error, or None."""
     import torch
-    from xformers.ops import fmha
+
+    from surgrec.kernels.attention import attention
 
     outcome: dict[str, str | None] = {}
-    backward = {operator.NAME: operator for operator in fmha.ALL_BW_OPS}
-    for operator in fmha.ALL_FW_OPS:
-        q = torch.randn(2, 64, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        partner = backward.get(operator.NAME.replace("F", "B", 1))
+    for backend in ("cudnn", "xformers", "flash"):
+        q = torch.randn(96, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         try:
-            result = fmha.memory_efficient_attention(q, q, q, op=(operator, partner))
-            result.sum().backward()
+            attention(q, q, q, [32, 64], backend).sum().backward()
             torch.cuda.synchronize()
-            outcome[operator.NAME] = None
-        except (ImportError, NotImplementedError, RuntimeError, ValueError, AssertionError) as error:
-            outcome[operator.NAME] = one_line(error)
+            outcome[backend] = None
+        except RuntimeError as error:
+            outcome[backend] = one_line(error)
     return outcome
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from surgrec.kernels.add_norm import add_norm, add_norm_backward
 from surgrec.kernels.gelu import gelu, gelu_backward
@@ -41,7 +42,7 @@ def enter(
     rest: Tensor | None,
     bias: Tensor | None,
     weight: Tensor,
-    weight_bias: Tensor,
+    first_bias: Tensor,
     heads: int,
     epsilon: float,
     factors: Tensor | None,
@@ -51,7 +52,9 @@ def enter(
     Args:
         stream: [..., D]; rest: [..., D] and bias [D], still to be added to it, or both None. Only where they
             are None has the stream a gradient.
-        weight, weight_bias: [3 D, D] and [3 D], with the norm folded in (kernels/fold.py).
+        weight: [3 D, D], with the norm folded in (kernels/fold.py).
+        first_bias: of queries, [D]; with factors of queries and keys, [2 D]. That of values is left to
+            `leave`, as a part of the projection's: what attention weighs adds up to one.
         heads: that D divides into.
         epsilon: the norm's.
         factors: [..., 2, d] for rotary positions, or None.
@@ -61,7 +64,7 @@ def enter(
         keys and values, each [..., heads, d], side by side in memory).
     """
     found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _Enter.apply(
-        stream, rest, bias, weight, weight_bias, heads, epsilon, factors
+        stream, rest, bias, weight, first_bias, heads, epsilon, factors
     )
     return found
 
@@ -82,7 +85,8 @@ def leave(
     Args:
         stream, carrier: [..., D], as `enter` gave them.
         attended: [..., heads, d].
-        projection, projection_bias: attention's output layer, [D, D] and [D].
+        projection, projection_bias: attention's output layer, [D, D] and [D]; in the latter the bias of
+            values, which `enter` left.
         first, first_bias: the MLP's first layer, [F, D] and [F], with the norm folded in.
         second: the MLP's second layer, [D, F]; its bias is left to whoever adds the result to the stream.
         epsilon: the norm's.
@@ -111,7 +115,7 @@ class _Enter(torch.autograd.Function):
         rest: Tensor | None,
         bias: Tensor | None,
         weight: Tensor,
-        weight_bias: Tensor,
+        first_bias: Tensor,
         heads: int,
         epsilon: float,
         factors: Tensor | None,
@@ -119,7 +123,8 @@ class _Enter(torch.autograd.Function):
         shape = stream.shape
         total, normalised, scale = add_norm(stream, rest, bias, epsilon, weight.dtype)
         with torch.autocast(stream.device.type, enabled=False):
-            qkv = torch.addmm(weight_bias, normalised, weight.t()).unflatten(-1, (3, heads, -1))
+            whole = functional.pad(first_bias, (0, len(weight) - len(first_bias)))
+            qkv = torch.addmm(whole, normalised, weight.t()).unflatten(-1, (3, heads, -1))
         table = None if factors is None else factors.flatten(0, -3)
         if table is not None:
             turn_(qkv, table)

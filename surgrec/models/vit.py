@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from surgrec.configs.model import AttentionBackend, Position
 from surgrec.kernels.attention import attention
 from surgrec.kernels.fold import fold
+from surgrec.kernels.join_heads import summed_parts
 from surgrec.kernels.masking import Grid
 from surgrec.kernels.rotary import rotate
 from surgrec.models.fused import enter, finish, leave
@@ -126,14 +127,16 @@ class Block(nn.Module):
         own, mlp = self.attention, self.mlp
         dtype = compute_dtype(own.qkv.weight)
         weight, offset = fold(own.qkv.weight, own.bias, self.norm1.weight, self.norm1.bias, dtype)
+        early, late = offset[: summed_parts(factors) * len(offset) // 3], offset[2 * len(offset) // 3 :]
         stream, carrier, q, k, v = enter(
-            stream, rest, bias, weight, offset, own.heads, self.norm1.eps, factors
+            stream, rest, bias, weight, early, own.heads, self.norm1.eps, factors
         )
         attended = attention(q, k, v, lengths, own.backend)
         first, offset = fold(mlp.fc1.weight, mlp.fc1.bias, self.norm2.weight, self.norm2.bias, dtype)
-        out = own.proj.weight.to(dtype), own.proj.bias
+        projection, second = own.proj.weight.to(dtype), mlp.fc2.weight.to(dtype)
+        after = functional.linear(late, projection, own.proj.bias.to(dtype))
         stream, rest = leave(
-            stream, carrier, attended, *out, first, offset, mlp.fc2.weight.to(dtype), self.norm2.eps
+            stream, carrier, attended, projection, after, first, offset, second, self.norm2.eps
         )
         # A copy: under FSDP the parameter's memory is only there within its block.
         return stream, rest, mlp.fc2.bias.clone()

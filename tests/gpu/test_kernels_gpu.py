@@ -103,8 +103,6 @@ def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: li
         pytest.skip("xformers has no kernels for this PyTorch")
     if backend in ("cudnn", "flash") and dtype == torch.float32:
         pytest.skip("for half precision only")
-    if backend == "cudnn" and len(set(lengths)) > 1:
-        pytest.skip("for equal sequences only")
     torch.manual_seed(0)
     total = sum(lengths)
     q, k, v = (torch.randn(total, 6, width, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
@@ -119,6 +117,32 @@ def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: li
     if len(set(lengths)) == 1:
         dense = attention(*(x.view(len(lengths), -1, 6, width) for x in (q, k, v)), backend=backend)
         torch.testing.assert_close(dense.flatten(0, 1).double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("lengths", [None, [301, 17, 1, 640], [512, 7]])
+@pytest.mark.parametrize("width", [32, 64, 80])
+def test_cudnn_takes_heads_that_lie_side_by_side_and_gives_their_gradients_so(
+    lengths: list[int] | None, width: int
+) -> None:
+    torch.manual_seed(0)
+    shape = (3, 160) if lengths is None else (sum(lengths),)
+    qkv = torch.randn(*shape, 3, 6, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    q, k, v = qkv.unbind(-3)
+    weights = torch.randn(*shape, 6, width, device="cuda", dtype=torch.bfloat16)
+    out = attention(q, k, v, lengths, "cudnn")
+    sizes = lengths or [160] * 3
+    flat = [x.detach().reshape(-1, 6, width).requires_grad_() for x in (q, k, v)]
+    expected = reference(*flat, sizes)
+    torch.testing.assert_close(out.flatten(0, -3).double(), expected, atol=0.02, rtol=0.02)
+    found = torch.autograd.grad(out, (q, k, v), weights)
+    wanted = torch.autograd.grad(expected, flat, weights.flatten(0, -3).double())
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.flatten(0, -3).double(), other.double(), atol=0.03, rtol=0.03)
+    row = 3 * 6 * width
+    assert [part.stride(-3) for part in found] == [row] * 3
+    assert [part.storage_offset() for part in found] == [0, 6 * width, 12 * width]
+    with torch.no_grad():
+        assert torch.equal(attention(q, k, v, lengths, "cudnn"), out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,6 +10,7 @@ import pytest
 import triton
 from surgrec.kernels import (
     add_norm,
+    column_sums,
     fold,
     gelu,
     join_heads,
@@ -115,7 +116,7 @@ def test_sum_and_norm(capability: int, width: int, added: bool) -> None:
     types |= numbers | {"scale": "*fp32", "epsilon": "fp32"}
     kernel = compiled(add_norm._add_norm_kernel, types, constants, capability)
     assert WIDE <= accesses(kernel) <= WIDE | NARROW
-    del constants["ADD"]
+    constants = {"ROWS": add_norm.BACKWARD_ELEMENTS // width, "WIDTH": width}
     types = dict.fromkeys(("gradient", "normalised", "sum_gradient", "out"), "*bf16") | numbers
     types |= {"sums": "*fp32", "scale": "*fp32"}
     for used in (False, True):
@@ -149,14 +150,26 @@ def test_folding(capability: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("turn", [False, True])
-@pytest.mark.parametrize("backward", [False, True])
-def test_joining(capability: int, turn: bool, backward: bool) -> None:
+@pytest.mark.parametrize(
+    ("turn", "moved", "summed"),
+    [(True, False, 0), (True, False, 2), (True, True, 2), (False, False, 1), (False, True, 1)],
+)
+def test_joining(capability: int, turn: bool, moved: bool, summed: int) -> None:
     types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"factors": "*fp32", "sums": "*fp32"}
     names = ("rows", "tokens", "batch_stride", "token_stride", "head_stride", "columns")
     types |= dict.fromkeys(names, "i32")
-    constants = {"HEAD": 64, "ROWS": 2, "WIDTH": 1024, "TURN": turn, "BACKWARD": backward}
-    assert accesses(compiled(join_heads._join_kernel, types, constants, capability)) == WIDE
+    constants = {"HEAD": 64, "ROWS": join_heads.ELEMENTS // 1024, "WIDTH": 1024}
+    constants |= {"TURN": turn, "MOVED": moved, "SUMMED": summed, "BACKWARD": summed > 0}
+    kernel = compiled(join_heads._join_kernel, types, constants, capability)
+    assert WIDE <= accesses(kernel) <= WIDE | NARROW
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_column_sums(capability: int) -> None:
+    types = {"parts": "*fp32", "out": "*fp32", "rows": "i32", "columns": "i32"}
+    constants = {"ROWS": column_sums.ROWS, "COLUMNS": column_sums.COLUMNS}
+    kernel = compiled(column_sums._sum_kernel, types, constants, capability)
+    assert {"ld.global.v4.b32"} <= accesses(kernel) <= WIDE | NARROW
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -97,21 +97,13 @@ def test_dali_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "scaled_dot_product_attention" in software.check_attention(gpu=False).value
-    monkeypatch.setattr(software, "try_xformers", lambda: {"fa2F": None, "cutlassF": "no kernel"})
-    assert software.check_attention(gpu=True) == Check(
-        "software", "attention", "ok", "xformers operators that run: fa2F"
-    )
-    monkeypatch.setattr(software, "try_xformers", lambda: {"cutlassF": "no kernel"})
-    none = software.check_attention(gpu=True)
-    assert none.status == "warn"
-    assert "cutlassF: no kernel" in none.value
-
-
-def test_xformers_that_does_not_import(hide: Callable[[str, Exception], None]) -> None:
-    hide("xformers", ImportError("libcudart.so.12: cannot open shared object file"))
-    check = software.check_attention(gpu=True)
-    assert check.status == "warn"
-    assert "libcudart" in check.value
+    monkeypatch.setattr(software, "try_attention", lambda: {"cudnn": None, "xformers": "no", "flash": None})
+    assert software.check_attention(gpu=True) == Check("software", "attention", "ok", "runs by cudnn, flash")
+    monkeypatch.setattr(software, "try_attention", lambda: {"cudnn": "not installed", "flash": None})
+    slower = software.check_attention(gpu=True)
+    assert slower.status == "warn"
+    assert slower.value == "runs by flash (cudnn: not installed)"
+    assert "pip install 'nvidia-cudnn-frontend<1.29'" in slower.remedy
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
