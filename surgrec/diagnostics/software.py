@@ -109,9 +109,7 @@ def numba_target() -> str:
 def check_attention(gpu: bool) -> Check:
     """Which libraries compute attention here, forward and backward, tried on a small shape."""
     if not gpu:
-        return Check(
-            GROUP, "attention", "ok", "PyTorch's scaled_dot_product_attention (no GPU)"
-        )
+        return Check(GROUP, "attention", "ok", "PyTorch's scaled_dot_product_attention (no GPU)")
     outcome = try_attention()
     runs = [name for name, error in outcome.items() if error is None]
     refused = "; ".join(f"{name}: {error}" for name, error in outcome.items() if error is not None)
