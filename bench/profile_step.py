@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tyro
-from surgrec.configs.pretrain import BlockWay
+from surgrec.configs.pretrain import BlockWay, Graph
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -55,9 +55,11 @@ class Args:
     batch: int = 32
     """Clips of a batch."""
     steps: int = 3
-    """Steps that are profiled, after as many for warming up and the first, which compiles."""
+    """Steps that are profiled, after as many for warming up and the first, which compiles and captures."""
     blocks: BlockWay = "auto"
     """How this project's blocks compute: plain, compiled, fused."""
+    graph: Graph = "auto"
+    """Whether this project's step is replayed from a CUDA graph where it can be: auto, off."""
     checkpointed: bool = False
     """Recompute activations."""
     attention: str = "auto"
@@ -98,7 +100,8 @@ def main(args: Args) -> int:
 
 def name_of(args: Args) -> str:
     """Of the files that are written."""
-    return f"{args.peer or f'{args.case}-{args.blocks}'}-{args.batch}"
+    ours = f"{args.case}-{args.blocks}" + ("-no-graph" if args.graph == "off" else "")
+    return f"{args.peer or ours}-{args.batch}"
 
 
 def profiled(args: Args) -> Profile:
@@ -120,7 +123,7 @@ def profiled(args: Args) -> Profile:
     model = dataclasses.replace(
         config.model, attention=args.attention, checkpoint_activations=args.checkpointed
     )
-    config = dataclasses.replace(config, model=model, steps=100_000)
+    config = dataclasses.replace(config, model=model, graph=args.graph, steps=100_000)
     batches = open_batches(Throughput(), Work(args.case, args.case, "synthetic", args.batch), config, device)
     peer = PEERS.get(args.peer)
     setup = Setup(config, batches, device)

@@ -143,10 +143,13 @@ def training(args: Args) -> list[Together]:
 
 
 def ways(args: Args) -> list[Together]:
-    """The step with blocks that compute one way or another, and where its time goes; attention by backend."""
+    """The step with blocks that compute one way or another, and without a CUDA graph; where its time goes;
+    attention by backend."""
     steps: list[Together] = [(python("attention", 150, "bench/attention.py", "--out", args.out),)]
     for way in ("compiled", "fused"):
         steps += bench(args, f"blocks-{way}", 300, "train_throughput", "--blocks", way)
+    without = ("--cases", "mae-vitb", "mae-vitl", "--blocks", "fused", "--graph", "off")
+    steps += bench(args, "graph-off", 150, "train_throughput", *without)
     for case, batch in (("mae-vitb", 128), ("mae-vitl", 64), ("jepa-vitl", 64)):
         line = ("bench/profile_step.py", "--case", case, "--batch", batch, "--blocks", "fused", "--top", 60)
         steps.append((python(f"profile-{case}", 90, *line, "--out", args.cache / "profile"),))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import tyro
-from surgrec.configs.pretrain import BlockWay
+from surgrec.configs.pretrain import BlockWay, Graph
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -67,6 +67,8 @@ class Args:
     """Measured runs."""
     blocks: BlockWay = "auto"
     """How this project's blocks compute: plain, compiled, fused."""
+    graph: Graph = "auto"
+    """Whether this project's step is replayed from a CUDA graph where it can be: auto, off."""
     checkpointed: bool = False
     """Recompute activations."""
     attention: str = "auto"
@@ -207,7 +209,7 @@ def measure(args: Args, work: Work) -> Measured:
     )
     # Proxies have the training rate already.
     data = dataclasses.replace(config.data, stride=1, fps=None, index=work.index or config.data.index)
-    config = dataclasses.replace(config, model=model, data=data, steps=100_000)
+    config = dataclasses.replace(config, model=model, data=data, graph=args.graph, steps=100_000)
     peer = PEERS.get(work.name)
     batches = open_batches(args, work, config, device)
     setup = Setup(config, batches, device)
@@ -215,8 +217,6 @@ def measure(args: Args, work: Work) -> Measured:
         step = peer.open(setup, peer.compiled) if peer else surgrec(setup, args.blocks)
         first = seconds_of(step, 1, device)[0]
         seconds_of(step, args.warmup, device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         runs = [seconds_of(step, args.steps, device) for _ in range(args.runs)]
     finally:
         getattr(batches, "close", lambda: None)()
@@ -225,6 +225,7 @@ def measure(args: Args, work: Work) -> Measured:
         [args.steps * work.batch / seconds for seconds, _ in runs],
         [waited / seconds for seconds, waited in runs],
         build_without_memory(config).flops_per_clip(),
+        # From the first step on: what a CUDA graph works in is allocated while it is captured, never again.
         torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
         describe_device(device),
     )
@@ -273,7 +274,7 @@ def rows_of(args: Args, work: Work, found: Measured) -> list[Row]:
 
     same: dict[str, Any] = {"batch": work.batch, "case": work.case}
     if work.name not in PEERS:
-        same["blocks"] = args.blocks
+        same |= {"blocks": args.blocks, "graph": args.graph}
     about = PEERS[work.name].about if work.name in PEERS else "this project"
     rows = [row(work.name, work.source, "clips_per_s", found.rates, **same, about=about)]
     peak = peak_flops(found.device, torch.bfloat16)

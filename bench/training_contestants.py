@@ -72,6 +72,7 @@ def surgrec(setup: Setup, blocks: BlockWay) -> Step:
     from surgrec.models.block_ways import set_blocks
     from surgrec.models.build import build_objective
     from surgrec.training.distributed import World
+    from surgrec.training.graphed import graphed_passes
     from surgrec.training.optim import build_adamw
     from surgrec.training.resolve import batch_shape
     from surgrec.training.step import Parts, train_step
@@ -83,7 +84,8 @@ def surgrec(setup: Setup, blocks: BlockWay) -> Step:
     optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
     world = World(0, 0, 1, device)
     shape = batch_shape(config, 1)
-    parts = Parts(config, world, objective, objective, optimizer, setup.batches, shape, precision)
+    graph = graphed_passes(config, objective, world, shape, precision)
+    parts = Parts(config, world, objective, objective, optimizer, setup.batches, shape, precision, graph)
     taken = 0
 
     def step() -> float:

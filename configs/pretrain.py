@@ -13,6 +13,7 @@ from surgrec.configs.model import JepaConfig, MaeConfig
 from surgrec.configs.yaml_io import ConfigError, from_plain, to_plain
 
 BlockWay = Literal["auto", "plain", "compiled", "fused"]
+Graph = Literal["auto", "off"]
 Parallel = Literal["ddp", "fsdp"]
 
 
@@ -96,6 +97,10 @@ class PretrainConfig:
     """How the transformer's blocks compute: `plain`, operation by operation; `compiled`, by torch.compile,
     whose result PyTorch keeps for later starts; `fused`, by functions with gradients of their own around the
     matrix products. `auto` is compiled on a GPU, plain elsewhere."""
+    graph: Graph = "auto"
+    """`auto` captures forward and backward of a micro-batch in a CUDA graph and replays it, where that can
+    be: in one process with a GPU, for an objective whose shapes never change (MAE). `off` launches kernel by
+    kernel."""
     max_bad_steps: int = 0
     """Steps with a loss or gradient that is not finite which are skipped before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -137,6 +142,7 @@ FREE = (
     "micro_batch",
     "parallel",
     "blocks",
+    "graph",
     "max_bad_steps",
     "checkpoint",
     "log",

@@ -76,8 +76,9 @@ def print_plan(config: PretrainConfig) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     shape = batch_shape(config, ranks)
     gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    precision = choose_precision(config, torch.device("cuda" if gpu else "cpu"))
-    costs = estimate(config, shape.micro_batch, precision, ranks)
+    device = torch.device("cuda" if gpu else "cpu")
+    precision = choose_precision(config, device)
+    costs = estimate(config, shape.micro_batch, precision, ranks, device.type)
     print(dump_yaml(to_document(config)), end="")
     print(f"# micro-batch {shape.micro_batch}, accumulation {shape.accumulation}, {precision}")
     for line in describe(config, costs, shape.micro_batch).splitlines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,8 @@ class Decoder(nn.Module):
 
 class MaskedAutoencoder(Objective):
     """Encode the visible tokens, decode the pixels of the masked ones, mean squared error over those."""
+
+    fixed_shapes: ClassVar[bool] = True
 
     def __init__(self, config: MaeConfig, seed: int, frames: int = 16, size: int = 224) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +26,10 @@ class Objective(nn.Module):
     Frames are uint8 [B, T, H, W, 3]; samples int64 [B] are the clips' sample numbers, from which masks are
     drawn, on the CPU or on the frames' device (the CPU spares a wait).
     """
+
+    fixed_shapes: ClassVar[bool] = False
+    """Whether forward and backward do the same to tensors of the same shapes whatever samples and step are,
+    give no monitors and never wait for the device: then a CUDA graph of them can be replayed."""
 
     def forward(
         self, frames: Tensor, samples: Tensor, step: int = 0, monitor: bool = False

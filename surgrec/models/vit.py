@@ -188,7 +188,10 @@ class Blocks(nn.ModuleList):
         state: State = (x, None, None)
         for block in self:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                state = checkpoint(block, *state, lengths, factors, use_reentrant=False)
+                # Blocks draw nothing; a GPU's generator cannot be asked while a CUDA graph is captured.
+                state = checkpoint(
+                    block, *state, lengths, factors, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 state = block(*state, lengths, factors)
         return state

@@ -14,6 +14,7 @@ from surgrec.models.build import build_objective
 from surgrec.models.jepa import Jepa
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.training.errors import UserError
+from surgrec.training.graphed import reason_against
 
 GIB = 2**30
 
@@ -36,17 +37,19 @@ class _Block:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank, by use."""
+    """Bytes on one rank, by use. frames: a CUDA graph's own copy of a micro-batch."""
 
     weights: float
     gradients: float
     optimizer: float
     teacher: float
     activations: float
+    frames: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations
+        kept = self.weights + self.gradients + self.optimizer + self.teacher
+        return kept + self.activations + self.frames
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def build_without_memory(config: PretrainConfig) -> MaskedAutoencoder | Jepa:
     return model
 
 
-def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype, ranks: int = 1) -> Estimate:
+def estimate(
+    config: PretrainConfig, micro_batch: int, precision: torch.dtype, ranks: int = 1, device_type: str = "cpu"
+) -> Estimate:
     """Of one of `ranks`, `micro_batch` clips at a time, in arithmetic `precision` (bfloat16 or float32)."""
     model = build_without_memory(config)
     tokens = math.prod(model.grid)
@@ -91,9 +96,10 @@ def estimate(config: PretrainConfig, micro_batch: int, precision: torch.dtype, r
         seen, predicted, per_clip = _jepa_clip(model, tokens, precision, block)
     # Autocast keeps a copy of every weight in its own dtype until the forward pass is over.
     copies = 2.0 * (trained + frozen) if precision == torch.bfloat16 else 0.0
-    memory = Memory(
-        4.0 * trained, 4.0 * trained, 8.0 * trained, 4.0 * frozen, micro_batch * per_clip + copies
-    )
+    graphed = reason_against(config.graph, model, device_type, ranks) is None
+    frames = micro_batch * config.data.frames * config.data.size**2 * 3.0 if graphed else 0.0
+    activations = micro_batch * per_clip + copies
+    memory = Memory(4.0 * trained, 4.0 * trained, 8.0 * trained, 4.0 * frozen, activations, frames)
     if config.parallel == "fsdp" and ranks > 1:
         memory = _divided(memory, ranks, accumulates=config.batch > ranks * micro_batch)
     return Estimate(tokens, seen, predicted, model.flops_per_clip(), trained, memory)
@@ -110,6 +116,7 @@ def _divided(memory: Memory, ranks: int, accumulates: bool) -> Memory:
         memory.optimizer / ranks,
         memory.teacher * (1 + 1 / ranks),
         memory.activations,
+        memory.frames,
     )
 
 
@@ -175,6 +182,7 @@ def describe(config: PretrainConfig, costs: Estimate, micro_batch: int) -> str:
         ("AdamW", memory.optimizer),
         ("EMA teacher", memory.teacher),
         (f"activations of {micro_batch} clips", memory.activations),
+        ("frames of the CUDA graph", memory.frames),
     )
     lines = [
         f"tokens a clip: {costs.tokens:,}; {costs.seen:,.0f} {kinds[0]}, {costs.predicted:,.0f} {kinds[1]}",

@@ -96,8 +96,13 @@ def start_record(
     index: IndexRecord,
     resumed_from: int | None,
     changed: dict[str, tuple[Any, Any]],
+    graphed: bool,
 ) -> None:
-    """Append this start to run.json. `changed`: entries that differ from the start before, both values."""
+    """Append this start to run.json.
+
+    changed: entries that differ from the start before, both values. graphed: whether steps are replayed from
+    a CUDA graph.
+    """
     record = read_record(run)
     record["starts"].append(
         {
@@ -111,6 +116,7 @@ def start_record(
             "device_type": world.device.type,
             "cpus": len(os.sched_getaffinity(0)),
             "ranks": world.size,
+            "cuda_graph": graphed,
             "index": {"path": index.path, "digest": index.digest, "videos": index.videos},
             "proxies": proxy_summary(PacketIndex.open(index.path)).to_dict(),
             "resumed_from_step": resumed_from,

@@ -33,6 +33,7 @@ from surgrec.models.objective import Objective
 from surgrec.training.console import Console
 from surgrec.training.distributed import World, start_world, stop_world
 from surgrec.training.errors import UserError
+from surgrec.training.graphed import graphed_passes, reason_against
 from surgrec.training.guard import FiniteGuard, check_weights
 from surgrec.training.loop import Hooks, Outcome, train
 from surgrec.training.mix import mix_scalars
@@ -122,19 +123,21 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
                 raise UserError(f"{place.checkpoint} does not fit this run: {error}") from error
             totals = Totals(**values["totals"])
         console = Console(config.steps, start, enabled=world.first)
-        _greet(console, config, world, index, loader, objective, place, start)
+        against = reason_against(config.graph, objective, world.device.type, world.size)
+        _greet(console, config, world, index, loader, objective, place, start, against)
         if start >= config.steps:
             console.say(f"nothing to do: the run is complete\n{summary_text(run, place.checkpoint)}")
             return 0
 
         monitor = None
         if world.first:
-            _write_records(config, run, world, index, start)
+            _write_records(config, run, world, index, start, graphed=against is None)
             if text := proxies_text(run):
                 console.say(text)
             monitor = stack.enter_context(Monitor(run, to_document(config), start))
         precision = choose_precision(config, world.device)
-        parts = Parts(config, world, objective, model, optimizer, loader, shape, precision)
+        graph = graphed_passes(config, objective, world, shape, precision)
+        parts = Parts(config, world, objective, model, optimizer, loader, shape, precision, graph)
         peak = None
         if world.device.type == "cuda":
             peak = peak_flops(describe_device(world.device), precision)
@@ -187,13 +190,13 @@ def _take_place(config: PretrainConfig, index: PacketIndex, stack: ExitStack) ->
 
 
 def _write_records(
-    config: PretrainConfig, run: RunFolder, world: World, index: PacketIndex, start: int
+    config: PretrainConfig, run: RunFolder, world: World, index: PacketIndex, start: int, graphed: bool
 ) -> None:
     changed: dict[str, tuple[Any, Any]] = {}
     if run.config.exists():
         changed = differences(load_yaml(run.config), to_document(config))
     record = IndexRecord(str(config.data.index), index.digest, len(index))
-    start_record(run, world, record, start or None, changed)
+    start_record(run, world, record, start or None, changed, graphed)
     write_config(run, config)
 
 
@@ -206,13 +209,16 @@ def _greet(
     objective: Objective,
     place: _Place,
     start: int,
+    against: str | None,
 ) -> None:
+    """`against`: why there is no CUDA graph, None where there is one."""
     ranks = f", {world.size} ranks" if world.size > 1 else ""
     console.say(
         f"run: {place.run.path}\n"
         f"device: {describe_device(world.device)}{ranks}; "
         f"{objective.parameter_count:,} parameters; {len(index) - len(loader.unusable):,} videos; "
-        f"{config.steps:,} steps of {config.batch:,} clips"
+        f"{config.steps:,} steps of {config.batch:,} clips\n"
+        f"CUDA graph: {'replayed in every step' if against is None else f'none, {against}'}"
     )
     for video in loader.unusable[:SHOWN_UNUSABLE]:
         console.say(f"left out: {video.path}: {video.reason}")

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from surgrec.configs.pretrain import OptimConfig, PretrainConfig
 from surgrec.kernels.counter_rng import stream_key
-from surgrec.models.objective import Objective
+from surgrec.models.objective import Objective, ObjectiveOutput
 from surgrec.training.distributed import World
+from surgrec.training.graphed import GraphedPasses
 from surgrec.training.optim import clip_gradients, set_hyperparameters
 from surgrec.training.parallel import accumulating
+from surgrec.training.passes import forward_backward
 from surgrec.training.resolve import BatchShape
 from surgrec.training.schedules import learning_rate, warmup_steps, weight_decay
 
@@ -73,7 +75,10 @@ def hyperparameters(optim: OptimConfig, step: int, steps: int, batch: int) -> Hy
 
 @dataclass
 class Parts:
-    """All that a step works with. `model` is what `parallel.wrap` made of `objective`."""
+    """All that a step works with. `model` is what `parallel.wrap` made of `objective`.
+
+    `graph` passes micro-batches through in place of `model`, where there is one.
+    """
 
     config: PretrainConfig
     world: World
@@ -83,6 +88,7 @@ class Parts:
     batches: Batches
     shape: BatchShape
     precision: torch.dtype
+    graph: GraphedPasses | None = None
 
 
 @dataclass
@@ -120,7 +126,8 @@ def train_step(parts: Parts, step: int, monitor: bool = False) -> StepResult:
     config, world = parts.config, parts.world
     hyper = hyperparameters(config.optim, step, config.steps, config.batch)
     set_hyperparameters(parts.optimizer, hyper.lr, hyper.weight_decay)
-    parts.optimizer.zero_grad(set_to_none=True)
+    if parts.graph is None:
+        parts.optimizer.zero_grad(set_to_none=True)
     result = _accumulate(parts, step, hyper, monitor)
 
     trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
@@ -145,20 +152,32 @@ def _accumulate(parts: Parts, step: int, hyper: Hyperparameters, monitor: bool) 
     config, world, count = parts.config, parts.world, parts.shape.accumulation
     zero = torch.zeros((), device=world.device)
     result: StepResult | None = None
+    if parts.graph is not None:
+        # Before the first batch is asked for, which starts the loader's threads.
+        parts.graph.capture()
     for micro in range(count):
         began = time.perf_counter()
         batch = next(parts.batches)
         waited = time.perf_counter() - began
         seed_torch(config.seed, step, micro, world.rank)
         last = micro == count - 1
-        with accumulating(parts.model, last):
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=parts.precision == torch.bfloat16):
-                output = parts.model(batch.frames, batch.samples, step - 1, monitor and last)
-            (output.loss / count).backward()
+        if parts.graph is not None:
+            output = ObjectiveOutput(parts.graph(batch.frames, batch.samples, micro))
+        else:
+            with accumulating(parts.model, last):
+                output = forward_backward(
+                    parts.model,
+                    batch.frames,
+                    batch.samples,
+                    step - 1,
+                    monitor and last,
+                    parts.precision,
+                    count,
+                )
         if result is None:
             result = StepResult(step, zero, zero, zero, {}, hyper, batch)
         result.last_batch = batch
-        result.loss = result.loss + output.loss.detach().float() / count
+        result.loss = result.loss + output.loss
         result.monitors = output.monitors
         result.requests.extend(batch.requests)
         result.wait_seconds += waited

@@ -1,0 +1,179 @@
+"""Forward and backward of a micro-batch as a CUDA graph: captured once, then replayed as one launch.
+
+The host takes longer to launch the kernels of a step than a fast GPU to run them. Where all shapes stay the
+same, the launches are written down once, with the addresses that they read and write:
+
+    batch --copy--> frames, samples --replay--> gradients, loss --copy--> loss of this micro-batch
+
+Frames, samples, gradients and loss stay where they are; the parameters, too, must be updated in place. Behind
+the replay a step goes on as ever: clipping and AdamW are in no graph.
+
+A step of several micro-batches has two graphs. The first one puts its gradients where the last step's were,
+so that none has to be set to zero; the second one adds to them. They share their memory: what is within one
+is done with before the other starts. The gradients of the first lie where its activations were before, which
+costs no memory at the peak; the second, captured while they are there, leaves them alone.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch import Tensor
+
+from surgrec.configs.pretrain import Graph, PretrainConfig
+from surgrec.models.objective import Objective
+from surgrec.training.distributed import World
+from surgrec.training.errors import UserError
+from surgrec.training.passes import forward_backward
+from surgrec.training.resolve import BatchShape
+
+WARM_UPS = 3
+"""Passes before the capture. The first compile kernels, choose among libraries and make workspaces, none of
+which may happen while a graph is captured."""
+
+
+def reason_against(graph: Graph, objective: Objective, device_type: str, ranks: int) -> str | None:
+    """Why steps are not replayed from a CUDA graph, in words; None where they are."""
+    if graph == "off":
+        return "switched off"
+    if device_type != "cuda":
+        return "the device is no GPU"
+    if ranks > 1:
+        return "several ranks"
+    if not objective.fixed_shapes:
+        return "the lengths of sequences differ from step to step"
+    return None
+
+
+def graphed_passes(
+    config: PretrainConfig, objective: Objective, world: World, shape: BatchShape, precision: torch.dtype
+) -> GraphedPasses | None:
+    """What replays a run's micro-batches, not captured yet; None where `reason_against` has a reason."""
+    if reason_against(config.graph, objective, world.device.type, world.size) is not None:
+        return None
+    data = config.data
+    frames = (shape.micro_batch, data.frames, data.size, data.size, 3)
+    return GraphedPasses(objective, frames, world.device, precision, shape.accumulation)
+
+
+class GraphedPasses:
+    """Forward and backward passes of the micro-batches of a step, from CUDA graphs."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        frames: tuple[int, ...],
+        device: torch.device,
+        precision: torch.dtype,
+        count: int,
+    ) -> None:
+        """Takes no memory yet.
+
+        Args:
+            objective: one with `fixed_shapes`, on the device; nothing may move its parameters any more.
+            frames: shape of every micro-batch, B, T, H, W, 3.
+            device: a GPU.
+            precision: as in `forward_backward`.
+            count: micro-batches of a step.
+        """
+        self._objective = objective
+        self._trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        self._shape = frames
+        self._device = device
+        self._precision = precision
+        self._count = count
+        self._graphs: list[tuple[torch.cuda.CUDAGraph, Tensor]] = []
+
+    def capture(self) -> None:
+        """Captures the graphs at the first call; later ones do nothing. Parameters keep their values.
+
+        Call it before other threads begin to work on the device. Those that do already may allocate, copy and
+        wait for their own streams meanwhile, but not for the whole device.
+
+        Raises:
+            UserError: something in the passes cannot be captured.
+            torch.OutOfMemoryError: the passes do not fit into the device's memory.
+        """
+        if self._graphs:
+            return
+        self._frames = torch.zeros(self._shape, dtype=torch.uint8, device=self._device)
+        self._samples = torch.zeros(self._shape[0], dtype=torch.int64, device=self._device)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        kinds = range(min(self._count, 2))
+        # On the stream of the capture: workspaces of cuBLAS are each stream's own.
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                self._drop_gradients()
+                for _ in kinds:
+                    self._pass()
+        self._drop_gradients()
+        # Nothing that lies in dead cycles is to be freed by this thread in the midst of a capture.
+        gc.collect()
+        try:
+            self._graphs = self._captured(stream, len(kinds))
+        except RuntimeError as error:
+            self._drop_gradients()
+            # Ending a capture that failed fails again; the first error says why.
+            cause = error.__context__ or error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            raise UserError(
+                f"forward and backward cannot be captured in a CUDA graph ({cause}). Give --graph off: the "
+                f"same is computed without one."
+            ) from error
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        self._gradients = [parameter.grad for parameter in self._trained]
+
+    def __call__(self, frames: Tensor, samples: Tensor, micro: int) -> Tensor:
+        """Gradients of a micro-batch: the first of a step overwrites the last step's, others add theirs.
+
+        Waits for nothing. They lie in the parameters' `grad`, whoever has set that to None meanwhile.
+
+        Args:
+            frames: uint8 [B, T, H, W, 3] on the device.
+            samples: int64 [B], on the CPU or on the device.
+            micro: number of the micro-batch in its step, from 0.
+
+        Returns:
+            loss / count, float32 []; it stays as it is when the next micro-batch is replayed.
+
+        Raises:
+            ValueError: frames or samples of another shape than was captured.
+        """
+        if tuple(frames.shape) != self._shape or tuple(samples.shape) != self._shape[:1]:
+            raise ValueError(
+                f"a CUDA graph was captured for frames {self._shape}; these are {tuple(frames.shape)} with "
+                f"{len(samples)} sample numbers"
+            )
+        graph, loss = self._graphs[min(micro, 1)]
+        self._frames.copy_(frames, non_blocking=True)
+        self._samples.copy_(samples if samples.is_cuda else samples.pin_memory(), non_blocking=True)
+        graph.replay()
+        for parameter, gradient in zip(self._trained, self._gradients, strict=True):
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        return loss.clone()
+
+    def _captured(self, stream: torch.cuda.Stream, count: int) -> list[tuple[torch.cuda.CUDAGraph, Tensor]]:
+        """Graphs of passes one after the other, each with its loss, which its replays overwrite."""
+        pool = torch.cuda.graph_pool_handle()
+        graphs = []
+        for _ in range(count):
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, autograd's among them, may call what the capturing one must not.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                loss = self._pass()
+            graphs.append((graph, loss))
+        return graphs
+
+    def _pass(self) -> Tensor:
+        # Autocast begins and ends within, so that no copy of a weight outlives the pass.
+        return forward_backward(
+            self._objective, self._frames, self._samples, 0, False, self._precision, self._count
+        ).loss
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
