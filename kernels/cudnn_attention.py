@@ -81,8 +81,8 @@ class _Attention(torch.autograd.Function):
         if case.differentiated:
             shape = (case.sequences, case.heads, case.tokens, 1)
             statistics = torch.empty(shape, dtype=torch.float32, device=q.device)
-        tensors = {"q": q, "k": k, "v": v, "out": out, "statistics": statistics}
-        _forward_plan(case).run(tensors | _offsets(case, sizes, q.device))
+        tensors: dict[str, Tensor | None] = {"q": q, "k": k, "v": v, "out": out, "statistics": statistics}
+        _forward_plan(case).run({**tensors, **_offsets(case, sizes, q.device)})
         ctx.save_for_backward(q, k, v, out, statistics)
         ctx.case, ctx.sizes = case, sizes
         return out

@@ -216,7 +216,9 @@ def linear_of_norm(
         return found
     dtype = compute_dtype(layer.weight)
     weight, offset = fold(layer.weight, layer.bias, norm.weight, norm.bias, dtype)
-    return functional.linear(pick(finish(stream, rest, bias, norm.eps, dtype)), weight, offset)
+    picked = pick(finish(stream, rest, bias, norm.eps, dtype))
+    # In rows without gaps: otherwise the bias is added in a pass of its own.
+    return functional.linear(picked.flatten(0, -2), weight, offset).unflatten(0, picked.shape[:-1])
 
 
 class VisionTransformer(nn.Module):
