@@ -70,18 +70,21 @@ def python(name: str, seconds: float, *arguments: object, until: Path | None = N
 
 
 def tests(_: Args) -> list[Together]:
-    """tests/gpu, in seven processes with about as much to do each."""
+    """tests/gpu, in nine processes with about as much to do each."""
 
     def pytest(name: str, *arguments: object) -> Step:
         options = ("-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "--durations=3")
         return python(name, 400, *options, *arguments)
 
-    dali, engines, loader, fast = (
-        GPU_TESTS / f"test_{name}_gpu.py" for name in ("dali_engine", "engines", "loader", "fast_path")
+    dali, engines, loader, fast, graphed, training = (
+        GPU_TESTS / f"test_{name}_gpu.py"
+        for name in ("dali_engine", "engines", "loader", "fast_path", "graphed", "training")
     )
-    others = sorted(set(GPU_TESTS.glob("test_*.py")) - {dali, engines, loader, fast})
+    others = sorted(set(GPU_TESTS.glob("test_*.py")) - {dali, engines, loader, fast, graphed, training})
     together = (
         pytest("tests-others", *others),
+        pytest("tests-graphed", graphed),
+        pytest("tests-training", training),
         pytest("tests-loader", loader),
         pytest("tests-fast-mae", fast, "-k", "mae"),
         pytest("tests-fast-jepa", fast, "-k", "jepa"),

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import torch
+from surgrec.kernels.join_heads import side_by_side
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,8 +32,8 @@ class Case:
     """What a plan is made for.
 
     sequences, tokens: how many, and how many tokens the longest may have. total: tokens that packed
-    sequences may have together; 0 where all have `tokens`. strides: of a token and of a head, in queries,
-    keys and values.
+    sequences may have together; 0 where all have `tokens`. joined: whether queries, keys and values, and so
+    their gradients, lie side by side for each token.
     """
 
     device: torch.device
@@ -42,7 +43,7 @@ class Case:
     total: int
     heads: int
     width: int
-    strides: tuple[tuple[int, int], ...]
+    joined: bool
     differentiated: bool
 
 
@@ -54,7 +55,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | No
         sizes: tokens of each packed sequence.
 
     Returns:
-        The shape of q. The gradients of q, k and v lie side by side, [tokens, 3, heads, d].
+        The shape of q. Where q, k and v lie side by side, [tokens, 3, heads, d], so do their gradients.
 
     Raises:
         ImportError: nvidia-cudnn-frontend is not installed.
@@ -64,18 +65,19 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | No
         raise NotImplementedError("it takes bfloat16 or float16 on a GPU")
     if q.shape[-1] % 8 or q.shape[-1] > LARGEST_HEAD:
         raise NotImplementedError(f"it takes heads of up to {LARGEST_HEAD} columns, a multiple of 8")
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    if sizes is None:
-        # One token after another, also from one sequence to the next, as a plan wants it.
-        q, k, v = (x if x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous() for x in (q, k, v))
-    found: Tensor = _Attention.apply(q, k, v, sizes)
+    joined = side_by_side(q, k, v) is not None
+    if not joined:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    found: Tensor = _Attention.apply(q, k, v, sizes, joined)
     return found
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
-        case = case_of(q, k, v, sizes, any(ctx.needs_input_grad))
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None, joined: bool
+    ) -> Tensor:
+        case = case_of(q, sizes, joined, any(ctx.needs_input_grad))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         statistics = None
         if case.differentiated:
@@ -91,24 +93,26 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, statistics = ctx.saved_tensors
-        joined = torch.empty(*q.shape[:-2], 3, *q.shape[-2:], dtype=q.dtype, device=q.device)
-        parts = joined.unbind(-3)
+        if ctx.case.joined:
+            memory = torch.empty(*q.shape[:-2], 3, *q.shape[-2:], dtype=q.dtype, device=q.device)
+            parts = memory.unbind(-3)
+        else:
+            parts = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         tensors = {"q": q, "k": k, "v": v, "out": out, "statistics": statistics}
         tensors |= {"gradient": gradient.contiguous()}
         tensors |= dict(zip(("q_gradient", "k_gradient", "v_gradient"), parts, strict=True))
         _backward_plan(ctx.case).run(tensors | _offsets(ctx.case, ctx.sizes, q.device))
-        return *parts, None
+        return *parts, None, None
 
 
-def case_of(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None, differentiated: bool) -> Case:
-    """The case of these tensors; of packed ones with room for other lengths."""
+def case_of(q: Tensor, sizes: tuple[int, ...] | None, joined: bool, differentiated: bool) -> Case:
+    """The case of such queries; of packed ones with room for other lengths."""
     heads, width = q.shape[-2:]
-    strides = tuple((x.stride(-3), x.stride(-2)) for x in (q, k, v))
     if sizes is None:
         sequences, tokens, total = len(q), q.shape[1], 0
     else:
         sequences, tokens, total = len(sizes), bound(max(sizes)), bound(len(q))
-    return Case(q.device, q.dtype, sequences, tokens, total, heads, width, strides, differentiated)
+    return Case(q.device, q.dtype, sequences, tokens, total, heads, width, joined, differentiated)
 
 
 def bound(tokens: int) -> int:
@@ -151,54 +155,49 @@ class _Plan:
 @functools.lru_cache(maxsize=256)
 def _forward_plan(case: Case) -> _Plan:
     graph, tensors, options = _start(case)
-    q, k, v = (_input(graph, tensors, case, name, row) for name, row in zip("qkv", case.strides, strict=True))
+    for name in ("q", "k", "v"):
+        tensors[name] = _like_input(graph, tensors, case, case.joined, name)
     out, statistics = graph.sdpa(
-        q=q,
-        k=k,
-        v=v,
+        q=tensors["q"],
+        k=tensors["k"],
+        v=tensors["v"],
         attn_scale=case.width**-0.5,
         generate_stats=case.differentiated,
         name="attention",
         **options,
     )
-    tensors |= {"q": q, "k": k, "v": v, "out": _output(graph, tensors, case, out, _dense_strides(case))}
+    tensors["out"] = _made_output(tensors, case, False, out)
     if case.differentiated:
-        tensors["statistics"] = (
-            statistics.set_output(True)
-            .set_data_type(_cudnn().data_type.FLOAT)
-            .set_dim(_statistics_shape(case))
-            .set_stride(_statistics_strides(case))
-        )
+        shape, strides = _statistics(case)
+        statistics.set_output(True).set_data_type(_cudnn().data_type.FLOAT).set_dim(shape).set_stride(strides)
+        tensors["statistics"] = statistics
     return _Plan(graph, tensors, case.device)
 
 
 @functools.lru_cache(maxsize=256)
 def _backward_plan(case: Case) -> _Plan:
     graph, tensors, options = _start(case)
-    q, k, v = (_input(graph, tensors, case, name, row) for name, row in zip("qkv", case.strides, strict=True))
-    out, gradient = (_input(graph, tensors, case, name, _dense_strides(case)) for name in ("out", "gradient"))
-    statistics = graph.tensor(
-        dim=_statistics_shape(case),
-        stride=_statistics_strides(case),
-        data_type=_cudnn().data_type.FLOAT,
-    )
+    for name, joined in (("q", case.joined), ("k", case.joined), ("v", case.joined), ("out", False)):
+        tensors[name] = _like_input(graph, tensors, case, joined, name)
+    tensors["gradient"] = _like_input(graph, tensors, case, False, "gradient")
+    shape, strides = _statistics(case)
+    kind = _cudnn().data_type.FLOAT
+    tensors["statistics"] = graph.tensor(dim=shape, stride=strides, data_type=kind, name="statistics")
     if case.total:
         options |= {"max_total_seq_len_q": case.total, "max_total_seq_len_kv": case.total}
     gradients = graph.sdpa_backward(
-        q=q,
-        k=k,
-        v=v,
-        o=out,
-        dO=gradient,
-        stats=statistics,
+        q=tensors["q"],
+        k=tensors["k"],
+        v=tensors["v"],
+        o=tensors["out"],
+        dO=tensors["gradient"],
+        stats=tensors["statistics"],
         attn_scale=case.width**-0.5,
         name="attention backward",
         **options,
     )
-    tensors |= {"q": q, "k": k, "v": v, "out": out, "gradient": gradient, "statistics": statistics}
-    joined = (3 * case.heads * case.width, case.width)
     for name, tensor in zip(("q_gradient", "k_gradient", "v_gradient"), gradients, strict=True):
-        tensors[name] = _output(graph, tensors, case, tensor, joined)
+        tensors[name] = _made_output(tensors, case, case.joined, tensor)
     return _Plan(graph, tensors, case.device)
 
 
@@ -213,47 +212,45 @@ def _start(case: Case) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     )
     if not case.total:
         return graph, {}, {}
-    shape = (case.sequences, 1, 1, 1)
-    lengths = graph.tensor(dim=shape, stride=(1, 1, 1, 1), data_type=cudnn.data_type.INT32)
-    return (
-        graph,
-        {"lengths": lengths},
-        {"use_padding_mask": True, "seq_len_q": lengths, "seq_len_kv": lengths},
-    )
+
+    def numbers(count: int, kind: Any, name: str) -> Any:
+        return graph.tensor(dim=(count, 1, 1, 1), stride=(1, 1, 1, 1), data_type=kind, name=name)
+
+    tensors = {"lengths": numbers(case.sequences, cudnn.data_type.INT32, "lengths")}
+    for joined in {False, case.joined}:
+        name = _starts_name(joined)
+        tensors[name] = numbers(case.sequences + 1, cudnn.data_type.INT64, name)
+    lengths = tensors["lengths"]
+    return graph, tensors, {"use_padding_mask": True, "seq_len_q": lengths, "seq_len_kv": lengths}
 
 
-def _input(graph: Any, tensors: dict[str, Any], case: Case, name: str, strides: tuple[int, int]) -> Any:
-    """A tensor [sequences, heads, tokens, width] with these strides of a token and of a head."""
-    tensor = graph.tensor(
-        dim=_shape(case), stride=_strides(case, strides), data_type=_data_type(case.dtype), name=name
-    )
-    return tensor.set_ragged_offset(_starts_of(graph, tensors, case, strides)) if case.total else tensor
+def _like_input(graph: Any, tensors: dict[str, Any], case: Case, joined: bool, name: str) -> Any:
+    """A tensor [sequences, heads, tokens, width], one head after the other, or one of three side by side."""
+    shape, strides = _layout(case, joined)
+    tensor = graph.tensor(dim=shape, stride=strides, data_type=_data_type(case.dtype), name=name)
+    return tensor.set_ragged_offset(tensors[_starts_name(joined)]) if case.total else tensor
 
 
-def _output(graph: Any, tensors: dict[str, Any], case: Case, tensor: Any, strides: tuple[int, int]) -> Any:
-    tensor.set_output(True).set_dim(_shape(case)).set_stride(_strides(case, strides))
-    tensor.set_data_type(_data_type(case.dtype))
-    return tensor.set_ragged_offset(_starts_of(graph, tensors, case, strides)) if case.total else tensor
+def _made_output(tensors: dict[str, Any], case: Case, joined: bool, tensor: Any) -> Any:
+    """The same of what an operation gives."""
+    shape, strides = _layout(case, joined)
+    tensor.set_output(True).set_data_type(_data_type(case.dtype)).set_dim(shape).set_stride(strides)
+    return tensor.set_ragged_offset(tensors[_starts_name(joined)]) if case.total else tensor
 
 
-def _starts_of(graph: Any, tensors: dict[str, Any], case: Case, strides: tuple[int, int]) -> Any:
-    """The tensor that says at which element each packed sequence starts, one for each stride of a token."""
-    name = f"starts {strides[0]}"
-    if name not in tensors:
-        tensors[name] = graph.tensor(
-            dim=(case.sequences + 1, 1, 1, 1), stride=(1, 1, 1, 1), data_type=_cudnn().data_type.INT64
-        )
-    return tensors[name]
+def _starts_name(joined: bool) -> str:
+    """Of the tensor that says at which element each packed sequence starts."""
+    return "starts of joined" if joined else "starts"
 
 
 def _offsets(case: Case, sizes: tuple[int, ...] | None, device: torch.device) -> dict[str, Tensor]:
     """Lengths and starts of packed sequences, as plans of the case name them."""
     if sizes is None:
         return {}
-    dense, joined = case.heads * case.width, 3 * case.heads * case.width
-    strides = {stride for stride, _ in case.strides} | {dense, joined}
-    found = {f"starts {stride}": _starts(sizes, stride, device) for stride in strides}
-    return found | {"lengths": _lengths(sizes, device)}
+    found = {"lengths": _lengths(sizes, device)}
+    for joined in {False, case.joined}:
+        found[_starts_name(joined)] = _starts(sizes, _token_stride(case, joined), device)
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -268,25 +265,21 @@ def _lengths(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(sizes, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
 
 
-def _shape(case: Case) -> tuple[int, ...]:
-    return case.sequences, case.heads, case.tokens, case.width
+def _token_stride(case: Case, joined: bool) -> int:
+    return (3 if joined else 1) * case.heads * case.width
 
 
-def _strides(case: Case, strides: tuple[int, int]) -> tuple[int, ...]:
-    token, head = strides
-    return case.tokens * token, head, token, 1
+def _layout(case: Case, joined: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides."""
+    token = _token_stride(case, joined)
+    shape = case.sequences, case.heads, case.tokens, case.width
+    return shape, (case.tokens * token, case.width, token, 1)
 
 
-def _dense_strides(case: Case) -> tuple[int, int]:
-    return case.heads * case.width, case.width
-
-
-def _statistics_shape(case: Case) -> tuple[int, ...]:
-    return case.sequences, case.heads, case.tokens, 1
-
-
-def _statistics_strides(case: Case) -> tuple[int, ...]:
-    return case.heads * case.tokens, case.tokens, 1, 1
+def _statistics(case: Case) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of what the forward pass leaves for the backward pass."""
+    shape = case.sequences, case.heads, case.tokens, 1
+    return shape, (case.heads * case.tokens, case.tokens, 1, 1)
 
 
 def _data_type(dtype: torch.dtype) -> Any:

@@ -53,7 +53,7 @@ def join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple[Tenso
     if not on_triton(q.device):
         return plain_join(q, k, v, factors)
     summed = summed_parts(factors)
-    joined = _joined_already(q, k, v)
+    joined = side_by_side(q, k, v)
     if joined is not None:
         parts = list(joined.unbind(1))
     else:
@@ -96,7 +96,7 @@ def plain_join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple
     return joined, joined[:, : summed_parts(factors)].to(wide).sum(0).flatten()
 
 
-def _joined_already(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+def side_by_side(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     """[T, 3, heads, d] whose parts these tensors are, one behind the other in one memory; else None."""
     heads, width = q.shape[-2:]
     row = 3 * heads * width

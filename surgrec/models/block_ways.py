@@ -18,7 +18,7 @@ without, each with its own width; PyTorch's own limit of 8 would send some back 
 def set_blocks(model: nn.Module, way: BlockWay) -> BlockWay:
     """Lets the blocks of `model` compute as configs/pretrain.py says; which way that is on its device."""
     if way == "auto":
-        way = "compiled" if next(model.parameters()).is_cuda else "plain"
+        way = "fused" if next(model.parameters()).is_cuda else "plain"
     for part in model.modules():
         if isinstance(part, Block):
             part.fused = way == "fused"

@@ -103,7 +103,7 @@ def test_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     slower = software.check_attention(gpu=True)
     assert slower.status == "warn"
     assert slower.value == "runs by flash (cudnn: not installed)"
-    assert "pip install 'nvidia-cudnn-frontend<1.29'" in slower.remedy
+    assert "pip install 'nvidia-cudnn-frontend<1.23'" in slower.remedy
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
