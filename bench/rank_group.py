@@ -1,4 +1,4 @@
-"""Processes that are the ranks of one group on this machine, each with its own GPU and its share of the cores.
+"""Processes that are the ranks of one group on this machine, each with its share of the cores.
 
 The parent hears what rank 0 sends. Where a rank fails, dies, or nothing is heard for too long, all ranks are
 ended, so that the next group finds the machine free.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def hear(
             here, there = context.Pipe(duplex=False)
             place = Place(rank, ranks, port, cores_of(rank, most))
             # No daemons: the loader starts processes of its own.
-            process = context.Process(target=_rank, args=(there, place, target, arguments))
+            process: BaseProcess = context.Process(target=_rank, args=(there, place, target, arguments))
             process.start()
             there.close()
             pipes.append(here)
@@ -133,6 +134,7 @@ def _rank(
 ) -> None:
     """The life of one rank."""
     place.take()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         for message in target(*arguments):
             if place.rank == 0:
@@ -140,3 +142,11 @@ def _rank(
         pipe.send(None)
     except Exception as error:
         pipe.send(_Failed(f"{type(error).__name__}: {error}"[:ERROR_LENGTH]))
+
+
+def _leave_with_parent() -> None:
+    """Ends this process once its parent is gone: nobody else would, and it may wait for other ranks."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)

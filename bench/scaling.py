@@ -2,28 +2,31 @@
 
     python bench/scaling.py --cases mae-vitb jepa-vitl --ranks 1 2 4 --parallel ddp fsdp
 
-Weak scaling on one machine: every rank has its own GPU, the same batch and, with any number of ranks, the same
-share of the cores. Inputs: `synthetic`, random clips on the device; `proxy16`, H.264 proxies through the
-loader, end to end, each rank with decoders of its own. Without a GPU, ranks compute on the CPU through gloo.
-The ranks of one number are started once; where a measurement fails or hangs they are started again for those
-that are left.
+Weak scaling on one machine: every rank has its own GPU, the same batch and, with any number of ranks, the
+same share of the cores. Inputs: `synthetic`, random clips on the device; `proxy16`, H.264 proxies through the
+loader, end to end, each rank with decoders of its own, under the first of --parallel. Without a GPU, ranks
+compute on the CPU through gloo. The ranks of one number are started once; where a measurement fails or hangs
+they are started again for those that are left. Ctrl-C writes down what was found until then.
 
 Rows have the case as name and the number of ranks as corpus, with parallel, input, batch and blocks:
-clips_per_s of all ranks; speedup, the same over that of one rank; data_wait, the share of time that steps
-waited for clips; communication, the share of a step's time by which it takes longer than the steps that all
-ranks take at the same time without talking to each other (alone_clips_per_s; rank_spread is their standard
-deviation over ranks, as a share of the mean), 0 where that is less than nothing; bus_gb_s, the bus bandwidth of
-an all-reduce of the gradients by itself; loss_difference and norm_difference, the largest relative difference of
-loss and gradient norm in the first steps from one rank's with the same global batch, beside run_to_run, that of
-one rank from itself; loader_clips_per_s of each rank, without training, and read_mib_per_clip; save_s, save_held_s
-and load_s of a checkpoint. docs/scaling.md says more; bench/projection.py goes on from the JSON file.
+- clips_per_s, of all ranks; speedup, the same over that of one rank; data_wait, the share of time that steps
+  waited for clips.
+- communication: the share of a step's time by which it takes longer than the steps that all ranks take at the
+  same time without talking to each other; 0 where it takes no longer. alone_clips_per_s: of these steps;
+  rank_spread, their standard deviation over ranks, as a share of the mean. bus_gb_s: the bus bandwidth of an
+  all-reduce of the gradients by itself.
+- loss_difference, norm_difference: the largest relative difference of loss and gradient norm, in the first
+  steps, from one rank's with the same global batch; run_to_run is that of one rank from itself.
+- loader_clips_per_s, of each rank, without training; read_mib_per_clip.
+- save_s, save_held_s, load_s: until a checkpoint is written, for which steps wait, until it is read.
+docs/scaling.md says more; bench/projection.py goes on from the JSON file.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -35,8 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from harness import RESULTS, Row, print_machine, print_table, write_results
 from rank_group import GroupError, Ready, hear
 from scaling_ranks import measure_all
-from scaling_rows import Kept, rows_of
-from scaling_work import PROXIES, SOURCES, SYNTHETIC, Finished, Options, Work
+from scaling_rows import Kept, rows_of, told
+from scaling_work import PROXIES, SOURCES, Finished, Options, Work
 
 SIZES: Final = (1, 2, 4, 8)
 """Numbers of ranks, as far as there are GPUs."""
@@ -52,8 +55,8 @@ class Args:
     cases: tuple[str, ...] = ("mae-vitb", "mae-vitl", "jepa-vitl")
     """Presets."""
     ranks: tuple[int, ...] = ()
-    """Numbers of ranks; by default 1, 2, 4 and 8 as far as there are GPUs, 1 and 2 without one. Without 1 there
-    is neither a speedup nor a comparison of losses."""
+    """Numbers of ranks; by default 1, 2, 4 and 8 as far as there are GPUs, 1 and 2 without one. Without 1
+    there is neither a speedup nor a comparison of losses."""
     parallel: tuple[Parallel, ...] = ("ddp", "fsdp")
     """How several ranks share the work."""
     inputs: tuple[str, ...] = SOURCES
@@ -97,21 +100,31 @@ def main(args: Args) -> int:
         return 2
     print_machine()
     args.cache.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    failed = 0
-    works = plan(args, tuple(sorted(set(sizes))))
     kept: Kept = {}
-    for size in sorted({work.ranks for work in works}):
-        failed += measured([work for work in works if work.ranks == size], args, max(sizes), kept)
+    failed, stopped = 0, False
+    try:
+        works = plan(args, tuple(sorted(set(sizes))))
+        # What is compared comes first: where time runs out, numbers in between are what is missing.
+        for size in sorted(set(sizes), key=lambda size: (size != 1, -size)):
+            failed += measured([work for work in works if work.ranks == size], args, max(sizes), kept)
+    except KeyboardInterrupt:
+        stopped = True
+        print("stopped: what is missing was not measured", file=sys.stderr)
+    if failed:
+        print(f"{failed} measurements were left out, see above", file=sys.stderr)
     rows = rows_of(kept, args.blocks, args.steps)
     if not rows:
         return 1
-    print_table(rows)
+    print_table([named_for_table(found) for found in rows])
     if args.save:
         print(f"written: {write_results(__file__, args, rows, args.out)}")
-    if failed:
-        print(f"{failed} measurements were left out, see above", file=sys.stderr)
-    return 1 if failed else 0
+    return 130 if stopped else min(failed, 1)
+
+
+def named_for_table(found: Row) -> Row:
+    """The row with all that tells it from others in its name."""
+    about = (found.name, found.extra["parallel"], found.extra.get("input", ""))
+    return replace(found, name=" ".join(part for part in about if part))
 
 
 def faults(args: Args) -> list[str]:
@@ -158,14 +171,16 @@ def plan(args: Args, sizes: tuple[int, ...]) -> list[Work]:
         for case in args.cases:
             batch = args.batch or BATCHES.get(case, 8)
             ways: tuple[Parallel | None, ...] = args.parallel if size > 1 else (None,)
-            works += [
-                Work(case, size, way, batch, args.inputs, way == ways[0], curves, index) for way in ways
-            ]
+            for way in ways:
+                first = way == ways[0]
+                # The loader does not know how weights are divided: to measure it once is enough.
+                sources = tuple(name for name in args.inputs if first or name != PROXIES)
+                works.append(Work(case, size, way, batch, sources, first, curves, index))
     return works
 
 
 def measured(works: list[Work], args: Args, most: int, kept: Kept) -> int:
-    """Measures works of one number of ranks and adds to `kept` what is found; how many could not be finished."""
+    """Measures works of one number of ranks, adds what is found to `kept`; how many could not be finished."""
     failed = 0
     while works:
         options = Options(
@@ -187,7 +202,7 @@ def measured(works: list[Work], args: Args, most: int, kept: Kept) -> int:
                     works = works[1:]
                 else:
                     kept.setdefault(works[0], []).append(found)
-                    print(f"{works[0]}: {found}", flush=True)
+                    print(told(works[0], found, args.steps), flush=True)
         except GroupError as error:
             # Ranks that do not even start will not do so for the next one.
             lost = works[:1] if ready else works

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from surgrec.models.objective import Objective
     from surgrec.training.distributed import World
-    from surgrec.training.step import Parts, StepResult
+    from surgrec.training.step import Parts
 
 BUS_RUNS: Final = 5
 PLANNED_CLIPS: Final = 64
@@ -47,11 +48,9 @@ def measure_all(works: tuple[Work, ...], options: Options) -> Iterator[Ready | F
     world.sum_(torch.ones((), device=world.device))
     world.gather(None)
     yield Ready()
-    case = ""
-    for work in works:
-        if work.case != case:  # Graphs of another case are of no use, and there is a limit to their number.
+    for before, work in zip((works[0], *works), works, strict=False):
+        if work.case != before.case:  # Graphs of another case are of no use, and their number has a limit.
             torch._dynamo.reset()
-        case = work.case
         yield from measure(work, options, world)
         gc.collect()
         if world.device.type == "cuda":
@@ -149,6 +148,15 @@ def parts_of(
     return Parts(config, world, objective, model, optimizer, batches, shape, precision)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What is kept of a step: its clips are not, which would fill the device."""
+
+    loss: Tensor
+    norm: Tensor
+    wait: float
+
+
 class Steps:
     """Takes the steps of a run, one after the other."""
 
@@ -156,12 +164,15 @@ class Steps:
         self.parts = parts
         self.taken = 0
 
-    def take(self, count: int) -> list[StepResult]:
+    def take(self, count: int) -> list[Taken]:
         from surgrec.training.step import train_step
 
-        first = self.taken + 1
-        self.taken += count
-        return [train_step(self.parts, step) for step in range(first, first + count)]
+        taken = []
+        for _ in range(count):
+            self.taken += 1
+            result = train_step(self.parts, self.taken)
+            taken.append(Taken(result.loss, result.gradient_norm, result.wait_seconds))
+        return taken
 
 
 def put_back(objective: Objective, begin: dict[str, Tensor]) -> None:
@@ -189,7 +200,7 @@ def speed_of(steps: Steps, source: str | None, options: Options, world: World) -
     for _ in range(options.runs):
         settle(world)
         began = time.perf_counter()
-        waited = sum(result.wait_seconds for result in steps.take(options.steps))
+        waited = sum(taken.wait for taken in steps.take(options.steps))
         if world.device.type == "cuda":
             torch.cuda.synchronize()
         both = world.gather((time.perf_counter() - began, waited))
@@ -210,15 +221,18 @@ def alone_of(
 
 def curve_of(steps: Steps, ranks: int, options: Options) -> Curve:
     """The first steps of a run on drawn clips."""
-    results = steps.take(options.curve)
-    return Curve(ranks, [float(r.loss) for r in results], [float(r.gradient_norm) for r in results])
+    taken = steps.take(options.curve)
+    return Curve(ranks, [float(step.loss) for step in taken], [float(step.norm) for step in taken])
 
 
 def bus_of(objective: Objective, world: World) -> Bus:
     """All gradients summed over ranks in one piece, while nothing else goes on."""
     import torch
 
+    from surgrec.models.vit import Block
+
     weights = sum(p.numel() for p in objective.parameters())
+    units = 1 + sum(isinstance(part, Block) for part in objective.modules())
     buffer = torch.zeros(objective.parameter_count, device=world.device)
     seconds = []
     for _ in range(1 + BUS_RUNS):
@@ -228,7 +242,7 @@ def bus_of(objective: Objective, world: World) -> Bus:
         if world.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(max(world.gather(time.perf_counter() - began)))
-    return Bus(seconds[1:], buffer.nbytes, weights * buffer.itemsize)
+    return Bus(seconds[1:], buffer.nbytes, weights * buffer.itemsize, units)
 
 
 def stored_of(steps: Steps, options: Options, world: World) -> Stored:

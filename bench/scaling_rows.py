@@ -36,7 +36,7 @@ def rows_of(kept: Kept, blocks: str, steps: int) -> list[Row]:
         for curve in of_kind(Curve, found) if work.ranks > 1 else []:
             rows += curve_rows(work, curve, reference, same)
         for bus in of_kind(Bus, found):
-            sizes = {"gradient_bytes": bus.gradient_bytes, "weight_bytes": bus.weight_bytes}
+            sizes = {name: getattr(bus, name) for name in ("gradient_bytes", "weight_bytes", "units")}
             traffic = 2 * (work.ranks - 1) / work.ranks * bus.gradient_bytes / 1e9
             rates = [traffic / seconds for seconds in bus.seconds]
             alone = same | {"parallel": "none"}
@@ -54,6 +54,23 @@ def rows_of(kept: Kept, blocks: str, steps: int) -> list[Row]:
                 size = round(stored.bytes / 2**30, 3)
                 rows.append(row(work.case, str(work.ranks), metric, values, **same, checkpoint_gib=size))
     return rows
+
+
+def told(work: Work, found: Found, steps: int) -> str:
+    """One line on what was found."""
+    if isinstance(found, Speed):
+        rate = statistics.median(rates_of(work, found, steps))
+        text = f"{found.source or 'without communication'}: {rate:.1f} clips/s"
+    elif isinstance(found, Curve):
+        text = f"losses of {found.ranks} x {work.batch}: {', '.join(f'{loss:.5g}' for loss in found.losses)}"
+    elif isinstance(found, Bus):
+        milliseconds = 1e3 * statistics.median(found.seconds)
+        text = f"all-reduce of {found.gradient_bytes / 2**20:.0f} MiB: {milliseconds:.2f} ms"
+    elif isinstance(found, Stored):
+        text = f"checkpoint: saved in {found.save[-1]:.1f} s, loaded in {found.load[-1]:.1f} s"
+    else:
+        text = f"loader: {statistics.median(found.rates):.1f} clips/s of a rank"
+    return f"{work}, {text}"
 
 
 def of_kind(kind: type[F], found: list[Found]) -> list[F]:

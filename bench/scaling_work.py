@@ -46,7 +46,9 @@ class Work:
     index: Path | None = None
 
     def __str__(self) -> str:
-        return f"{self.case}, {self.ranks} ranks" + (f", {self.parallel}" if self.parallel else "")
+        return f"{self.case}, {self.ranks} x {self.batch} clips" + (
+            f", {self.parallel}" if self.parallel else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Bus:
-    """seconds: of each all-reduce of `gradient_bytes`. weight_bytes: of all weights, a teacher's included."""
+    """seconds: of each all-reduce of `gradient_bytes`. weight_bytes: of all weights, a teacher's included.
+
+    units: pieces in which FSDP2 gathers weights.
+    """
 
     seconds: list[float]
     gradient_bytes: int
     weight_bytes: int
+    units: int
 
 
 @dataclass(frozen=True)
