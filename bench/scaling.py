@@ -194,6 +194,7 @@ def measured(works: list[Work], args: Args, most: int, kept: Kept) -> int:
             folder=args.cache,
         )
         ready = False
+        print(f"starting {works[0].ranks} ranks for {len(works)} measurements", flush=True)
         try:
             for found in hear(measure_all, works[0].ranks, most, args.limit, tuple(works), options):
                 if isinstance(found, Ready):

@@ -59,7 +59,8 @@ def measure(work: Work, options: Options, world: World) -> Iterator[Found]:
     objective = build_objective(config.model, config.seed, config.data.frames, config.data.size)
     objective.to(world.device)
     set_blocks(objective, options.blocks)
-    begin: dict[str, Tensor] = {name: t.clone() for name, t in objective.state_dict().items()}
+    # On the host, since a batch may need all memory of the device.
+    begin: dict[str, Tensor] = {name: t.to("cpu", copy=True) for name, t in objective.state_dict().items()}
     if work.ranks > 1 and work.alone:
         yield alone_of(objective, config, work, options, world)
         put_back(objective, begin)

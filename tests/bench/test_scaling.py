@@ -242,6 +242,32 @@ def test_what_is_left_is_measured_after_a_failure(
     assert groups == [["demo", "demo", "demo-jepa"], ["demo-jepa"]]
 
 
+def test_what_was_found_is_written_when_time_runs_out(
+    bench_module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scaling, work, group = (bench_module(name) for name in ("scaling", "scaling_work", "rank_group"))
+    groups = []
+
+    def hear(target, ranks, most, limit, left, options):
+        groups.append(ranks)
+        yield group.Ready()
+        if ranks == 2:
+            raise KeyboardInterrupt
+        for _ in left:
+            yield work.Speed("synthetic", [[2.0] * ranks], [[0.0] * ranks])
+            yield work.Finished()
+
+    monkeypatch.setattr(scaling, "hear", hear)
+    monkeypatch.setattr(scaling, "count_gpus", lambda: 4)
+    args = scaling.Args(cases=("demo",), inputs=("synthetic",), batch=4, cache=tmp_path / "c", out=tmp_path)
+    assert scaling.main(args) == 130
+    assert groups == [1, 4, 2]
+    (path,) = tmp_path.glob("scaling-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    speedups = {(row["corpus"], row["parallel"]): row["value"] for row in rows if row["metric"] == "speedup"}
+    assert speedups == {("1", "none"): 1.0, ("4", "ddp"): 4.0, ("4", "fsdp"): 4.0}
+
+
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     done = script("--cases", "mae-vitx", "--ranks", 0, "--warmup", 0, "--inputs", "disk", timeout=60)
     assert done.returncode == 2
