@@ -2,9 +2,9 @@
 
     python bench/release.py tests runs sessions clips proxies large memory damage crop ways --out results
 
-A part takes two to six minutes on an H100 with 16 cores; without a name all are run. Logs and results go to
---out, generated videos to --cache and stay there. A step that fails, or takes longer than its limit, is
-reported and keeps none of the others from running. Exit status 1 where one failed.
+A part takes two to six minutes on an H100 with 16 cores, `scaling` up to eight on several; without a name all
+are run. Logs and results go to --out, generated videos to --cache and stay there. A step that fails, or takes
+longer than its limit, is reported and keeps none of the others from running. Exit status 1 where one failed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Args:
     """What is run."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """tests, runs, sessions, clips, proxies, large, memory, damage, crop, ways, training; all where none is
-    named."""
+    """tests, runs, sessions, clips, proxies, large, memory, damage, crop, ways, training, scaling; all where
+    none is named."""
     out: Path = RESULTS
     """Folder of logs and JSON files."""
     cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
@@ -159,6 +159,12 @@ def ways(args: Args) -> list[Together]:
     return steps
 
 
+def scaling(args: Args) -> list[Together]:
+    """1, 2, 4 and 8 GPUs, as far as they are there. Where the limit ends it, it writes what it has found."""
+    short = ("--steps", 8, "--warmup", 2, "--runs", 2, "--curve", 4, "--loader-seconds", 2)
+    return bench(args, "scaling", 480, "scaling", *short)
+
+
 def memory(args: Args) -> list[Together]:
     """The loader for a long time, and on large pictures and many formats for a while."""
     steps = bench(args, "memory", 420, "loader_soak", "--stride", 1, "--seconds", 330)
@@ -204,6 +210,7 @@ PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
     "crop": crop,
     "ways": ways,
     "training": training,
+    "scaling": scaling,
 }
 
 

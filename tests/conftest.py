@@ -55,6 +55,13 @@ def bench_module() -> Callable[[str], ModuleType]:
             "training_contestants",
             "decord_batches",
             "train_throughput",
+            "rank_group",
+            "scaling_work",
+            "scaling_clips",
+            "scaling_steps",
+            "scaling_storage",
+            "scaling_ranks",
+            "scaling_rows",
         )
         modules = {neighbour: _load(neighbour, ROOT / "bench" / f"{neighbour}.py") for neighbour in shared}
         return modules[name] if name in modules else _load(f"bench_{name}", ROOT / "bench" / f"{name}.py")
