@@ -53,6 +53,7 @@ def measure(work: Work, options: Options, world: World) -> Iterator[Found]:
     """What a Work asks for."""
     from surgrec.models.block_ways import set_blocks
     from surgrec.models.build import build_objective
+    from surgrec.training.graphed import graphed_passes
     from surgrec.training.parallel import wrap
 
     config = config_of(work, options)
@@ -79,6 +80,8 @@ def measure(work: Work, options: Options, world: World) -> Iterator[Found]:
     if work.ranks > 1 and work.curves:
         yield curve_of(steps, work.ranks, options)
     steps.parts.batches = Clips(config, work.batch, world)
+    # As a run takes its steps: what one GPU alone gains by its graph counts for it.
+    steps.parts.graph = graphed_passes(config, objective, world, steps.parts.shape, steps.parts.precision)
     if SYNTHETIC in work.sources:
         yield speed_of(steps, SYNTHETIC, options, world)
     if options.checkpoints:

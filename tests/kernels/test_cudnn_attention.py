@@ -1,4 +1,4 @@
-"""What of cuDNN's attention can be looked at without a GPU: its cases, bounds and graphs (tests/gpu runs it)."""
+"""What can be looked at without a GPU of cuDNN's attention: cases, bounds, graphs (tests/gpu runs it)."""
 
 from __future__ import annotations
 
