@@ -78,9 +78,17 @@ def plain_gelu_backward(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 @triton.jit
-def _below(value):
-    """Phi: the share of a standard normal distribution below each value."""
-    return 0.5 * (1.0 + tl.erf(value * 0.7071067811865476))
+def _normal(value):
+    """(Phi, the share of a standard normal distribution below each value; its density times sqrt(2 pi)).
+
+    Abramowitz and Stegun 7.1.26, within 1.5e-7; the exponential is that of the density. A library's erf takes
+    twice the instructions, and the kernels would wait for these and not for memory.
+    """
+    power = tl.exp2(value * value * -0.7213475204444817)
+    t = 1.0 / (1.0 + 0.23164190 * tl.abs(value))
+    polynomial = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
+    tail = 0.5 * power * t * (0.254829592 + t * (-0.284496736 + t * polynomial))
+    return tl.where(value < 0, tail, 1.0 - tail), power
 
 
 @triton.jit
@@ -89,7 +97,8 @@ def _gelu_kernel(x, out, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, (value * _below(value)).to(out.dtype.element_ty), mask=inside)
+    below, _ = _normal(value)
+    tl.store(out + at, (value * below).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -106,9 +115,8 @@ def _gelu_backward_kernel(
         at = row[:, None].to(tl.int64) * columns + column[None, :]
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
-        below = _below(value)
-        density = tl.exp(-0.5 * value * value) * 0.3989422804014327
-        g *= below + value * density
+        below, power = _normal(value)
+        g *= below + value * power * 0.3989422804014327
         tl.store(out + at, g.to(out.dtype.element_ty), mask=inside)
         tl.store(activated + at, (value * below).to(activated.dtype.element_ty), mask=inside)
         total += tl.sum(tl.where(inside, g, 0.0), 0)

@@ -37,7 +37,10 @@ class _Block:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank, by use. frames: a CUDA graph's own copy of a micro-batch."""
+    """Bytes on one rank, by use.
+
+    gradients: beyond the memory of activations, where a CUDA graph puts them. frames: its copy of them.
+    """
 
     weights: float
     gradients: float
@@ -99,9 +102,12 @@ def estimate(
     graphed = reason_against(config.graph, model, device_type, ranks) is None
     frames = micro_batch * config.data.frames * config.data.size**2 * 3.0 if graphed else 0.0
     activations = micro_batch * per_clip + copies
-    memory = Memory(4.0 * trained, 4.0 * trained, 8.0 * trained, 4.0 * frozen, activations, frames)
+    gradients, accumulates = 4.0 * trained, config.batch > ranks * micro_batch
+    if graphed and not accumulates:  # They lie where activations were before.
+        gradients = max(0.0, gradients - activations)
+    memory = Memory(4.0 * trained, gradients, 8.0 * trained, 4.0 * frozen, activations, frames)
     if config.parallel == "fsdp" and ranks > 1:
-        memory = _divided(memory, ranks, accumulates=config.batch > ranks * micro_batch)
+        memory = _divided(memory, ranks, accumulates)
     return Estimate(tokens, seen, predicted, model.flops_per_clip(), trained, memory)
 
 

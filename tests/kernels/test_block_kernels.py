@@ -79,6 +79,20 @@ def test_interpreted_gelu(rows: int, columns: int, low: torch.dtype) -> None:
 
 
 @needs_interpreter
+def test_interpreted_gelu_is_the_exact_one() -> None:
+    x = torch.linspace(-12, 12, 40_001)
+    exact = functional.gelu(x.double())
+    assert float((gelu(x) - exact).abs().max()) < 5e-7
+    found, activated, _ = gelu_backward(torch.ones(1, len(x)), x[None])
+    wide = x.double().requires_grad_()
+    (slope,) = torch.autograd.grad(functional.gelu(wide).sum(), wide)
+    assert float((found[0] - slope).abs().max()) < 1e-6
+    assert torch.equal(activated[0], gelu(x))
+    # The tanh that others take in its place is a thousand times farther off.
+    assert float((functional.gelu(x, approximate="tanh") - exact).abs().max()) > 1e-4
+
+
+@needs_interpreter
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("low", [torch.float32, torch.float16])
@@ -190,4 +204,4 @@ def test_folding_changes_nothing_but_the_order(biased: bool) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
 def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
-    in_interpreter(__file__, "interpreted", 109)
+    in_interpreter(__file__, "interpreted", 110)
