@@ -184,10 +184,10 @@ def _measured(rows: list[dict[str, Any]], case: str, parallel: str, ranks: int) 
         speed["batch"],
         step=step,
         # Noise may make them the slower ones.
-        alone=min(step, clips / _row(rows, case, ranks, "alone_clips_per_s")["value"]),
+        alone=min(step, clips / _row(rows, case, ranks, "alone_clips_per_s", parallel=parallel)["value"]),
         bus=bus["value"] * 1e9,
         one=_row(rows, case, 1, "clips_per_s", input="synthetic")["value"],
-        spread=_row(rows, case, ranks, "rank_spread")["value"],
+        spread=_row(rows, case, ranks, "rank_spread", parallel=parallel)["value"],
         gradient_bytes=bus["gradient_bytes"],
         weight_bytes=bus["weight_bytes"],
         units=bus["units"],

@@ -99,7 +99,7 @@ def estimate(
         seen, predicted, per_clip = _jepa_clip(model, tokens, precision, block)
     # Autocast keeps a copy of every weight in its own dtype until the forward pass is over.
     copies = 2.0 * (trained + frozen) if precision == torch.bfloat16 else 0.0
-    graphed = reason_against(config.graph, model, device_type, ranks) is None
+    graphed = reason_against(config.graph, model, device_type, ranks, config.parallel) is None
     frames = micro_batch * config.data.frames * config.data.size**2 * 3.0 if graphed else 0.0
     activations = micro_batch * per_clip + copies
     gradients, accumulates = 4.0 * trained, config.batch > ranks * micro_batch
