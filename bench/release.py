@@ -10,6 +10,8 @@ longer than its limit, is reported and keeps none of the others from running. Ex
 from __future__ import annotations
 
 import itertools
+import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -48,6 +51,9 @@ class Args:
     """Where generated videos and training runs are kept."""
     limit: float = 1.0
     """Factor on the seconds that each step may take, for machines that are slower."""
+    gpus: int = 1
+    """GPUs over which the parts are spread, each with its share of the cores and a folder in --cache. What
+    needs all of them (scaling) comes last, by itself."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,8 @@ OTHERS: Final = (
 )
 SWEPT: Final = "proxy16 proxy4s4 480g250 1080g250 mixed"
 SWEEP: Final = tuple(f"{engine}-{count}" for engine in ("nvdec", "hybrid") for count in (7, 10, 14, 21, 28))
+ON_ALL: Final = ("scaling",)
+"""Parts that use all GPUs at once."""
 PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
     "tests": tests,
     "runs": runs,
@@ -223,13 +231,57 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     args.cache.mkdir(parents=True, exist_ok=True)
     print_machine()
+    parts = args.parts or tuple(PARTS)
     failed = []
-    for part in args.parts or PARTS:
+    if args.gpus > 1:
+        failed += spread([part for part in parts if part not in ON_ALL], args)
+        parts = tuple(part for part in parts if part in ON_ALL)
+    for part in parts:
         print(f"##### {part}", flush=True)
         for together in PARTS[part](args):
             failed += run(together, args.out, args.limit)
     print(f"FAILED: {', '.join(failed)}" if failed else "all ended well")
     return 1 if failed else 0
+
+
+def spread(parts: list[str], args: Args) -> list[str]:
+    """Runs parts side by side, as many at a time as there are GPUs; the names of those that failed."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(args.gpus)))
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // args.gpus)
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for part in parts:
+        waiting.put(part)
+
+    def work(number: int) -> list[str]:
+        # Of this thread, and so of the processes that it starts.
+        os.sched_setaffinity(0, cores[number * share : (number + 1) * share] or cores)
+        failed = []
+        while True:
+            try:
+                part = waiting.get_nowait()
+            except queue.Empty:
+                return failed
+            done = subprocess.run(
+                command_of(part, replace(args, cache=args.cache / f"gpu-{number}")),
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": visible.split(",")[number]},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            print(f"on GPU {number}: {done.stdout}", flush=True)
+            failed += [part] if done.returncode else []
+
+    with ThreadPoolExecutor(args.gpus) as pool:
+        return list(itertools.chain.from_iterable(pool.map(work, range(args.gpus))))
+
+
+def command_of(part: str, args: Args) -> list[str]:
+    """The command that runs one part."""
+    places = ("--out", str(args.out), "--cache", str(args.cache), "--limit", str(args.limit))
+    return [sys.executable, str(Path(__file__).resolve()), part, *places]
 
 
 def run(steps: Together, out: Path, limit: float = 1.0) -> list[str]:
