@@ -256,7 +256,7 @@ def spread(parts: list[str], args: Args) -> list[str]:
     def work(number: int) -> list[str]:
         # Of this thread, and so of the processes that it starts.
         os.sched_setaffinity(0, cores[number * share : (number + 1) * share] or cores)
-        failed = []
+        failed: list[str] = []
         while True:
             try:
                 part = waiting.get_nowait()
