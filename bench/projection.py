@@ -136,8 +136,9 @@ def project(found: Measured, gpus: int, args: Args) -> Projection:
     before, after = communication(found, found.ranks, args), communication(found, gpus, args)
     lost = max(0.0, found.step - found.alone)
     shown = min(lost, before)
-    # What hides behind the backward pass is at most as long as it.
-    exposed = max(shown / before * after, after - BACKWARD_SHARE * found.alone) + lost - shown
+    # What hides is at most as long as the backward pass, or as what was seen to hide.
+    hides = max(BACKWARD_SHARE * found.alone, before - shown)
+    exposed = max(shown / before * after, after - hides) + lost - shown
     stragglers = found.alone * found.spread * (largest_of(gpus) - largest_of(found.ranks))
     step = found.alone + exposed + stragglers
     rate = gpus * found.batch / step

@@ -130,11 +130,11 @@ def curve_rows(work: Work, curve: Curve, reference: Reference, same: dict[str, A
     expected = reference.curves.get(work.ranks)
     if not expected:
         return []
-    repeated = next(found for found in reference.curves.values() if len(found) > 1)
+    repeated = next((found for found in reference.curves.values() if len(found) > 1), [])
     rows = []
     for metric, kind in (("loss_difference", "losses"), ("norm_difference", "norms")):
         value = difference(getattr(curve, kind), getattr(expected[0], kind))
-        noise = difference(*(getattr(found, kind) for found in repeated[:2]))
+        noise = difference(*(getattr(found, kind) for found in repeated[:2])) if repeated else None
         points = {"points": getattr(curve, kind), "points_of_one": getattr(expected[0], kind)}
         extra: dict[str, Any] = {**same, "input": SYNTHETIC, "run_to_run": noise, **points}
         rows.append(row(work.case, str(work.ranks), metric, [value], **extra))

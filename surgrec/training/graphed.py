@@ -147,9 +147,10 @@ class GraphedPasses:
         # Nothing that lies in dead cycles is to be freed by this thread in the midst of a capture.
         gc.collect()
         try:
-            self._graphs = self._captured()
+            self._capture()
         except RuntimeError as error:
             self._drop_gradients()
+            self.close()
             # Ending a capture that failed fails again; the first error says why.
             cause = error.__context__ or error
             if isinstance(cause, torch.OutOfMemoryError):
@@ -160,6 +161,12 @@ class GraphedPasses:
             ) from error
         torch.cuda.current_stream(device).wait_stream(stream)
         self._gradients = [parameter.grad for parameter in self._trained]
+
+    def close(self) -> None:
+        """Gives the graphs up: NCCL does not leave a group of ranks as long as a graph holds its sums."""
+        while self._graphs:
+            _, captured = self._graphs.popitem()
+            captured.graph.reset()
 
     def __call__(self, frames: Tensor, samples: Tensor, micro: int) -> Tensor:
         """Gradients of a micro-batch: the first of a step overwrites the last step's, others add theirs.
@@ -191,17 +198,15 @@ class GraphedPasses:
                 parameter.grad = gradient
         return graph.loss.clone()
 
-    def _captured(self) -> dict[int, _Graph]:
+    def _capture(self) -> None:
         """Graphs of passes one after the other, by micro-batch."""
         pool = torch.cuda.graph_pool_handle()
-        graphs = {}
         for kind in self._kinds:
             graph = torch.cuda.CUDAGraph()
             # Other threads, autograd's among them, may call what the capturing one must not.
             with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
                 loss = self._pass(kind)
-            graphs[kind] = _Graph(graph, loss)
-        return graphs
+            self._graphs[kind] = _Graph(graph, loss)
 
     def _pass(self, micro: int) -> Tensor:
         # Autocast begins and ends within, so that no copy of a weight outlives the pass.

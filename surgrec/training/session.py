@@ -138,6 +138,8 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
             monitor = stack.enter_context(Monitor(run, to_document(config), start))
         precision = choose_precision(config, world.device)
         graph = graphed_passes(config, model, stream, shape, precision)
+        if graph is not None:
+            stack.callback(graph.close)
         parts = Parts(config, world, objective, model, optimizer, loader, shape, precision, graph)
         peak = None
         if world.device.type == "cuda":

@@ -122,6 +122,28 @@ def test_a_run_says_whether_there_is_a_graph(mae, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_the_estimate_counts_what_auto_is_on_the_device():
+    for name in ("mae-vitb", "jepa-vitl"):
+        config = PRESETS[name][1]
+        auto, fused, plain = (
+            estimate(replace(config, blocks=way), 8, torch.bfloat16, device_type="cuda").memory.activations
+            for way in ("auto", "fused", "plain")
+        )
+        assert auto == fused < plain
+        assert estimate(config, 8, torch.bfloat16).memory.activations == plain
+
+
+def test_the_estimate_counts_gradients_where_they_lie():
+    """With a graph: in the memory of activations on one GPU; of several in DDP's buckets, or in both."""
+    config = replace(PRESETS["mae-vitl"][1], batch=512)
+    found = {
+        (ranks, micro): estimate(config, micro, torch.bfloat16, ranks, "cuda").memory.gradients
+        for ranks, micro in ((1, 512), (1, 8), (8, 64), (8, 8))
+    }
+    whole = 4.0 * estimate(config, 8, torch.bfloat16).parameters
+    assert found == {(1, 512): 0.0, (1, 8): whole, (8, 64): whole, (8, 8): 2 * whole}
+
+
 def test_the_estimate_counts_a_graphs_frames():
     config = PRESETS["mae-vitb"][1]
     costs = estimate(config, 8, torch.bfloat16, device_type="cuda")
