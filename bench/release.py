@@ -153,7 +153,7 @@ def crop(args: Args) -> list[Together]:
 def training(args: Args) -> list[Together]:
     """The step from clips on the device, beside those of others, and from proxies, end to end."""
     peers = ("--peers", "transformers", "transformers-compiled", "videomae", "vjepa2")
-    sources = ("--cases", "mae-vitb", "jepa-vitl", "--inputs", "cached", "proxy16")
+    sources = ("--cases", "mae-vitb", "jepa-vitl", "--inputs", "cached", "proxy16", "proxy4s4")
     return [
         *bench(args, "training", 540, "train_throughput", *peers),
         *bench(args, "end-to-end", 400, "train_throughput", *sources, "--peers", "transformers-compiled"),
