@@ -46,7 +46,8 @@ SIZES: Final = (1, 2, 4, 8)
 CPU_SIZES: Final = (1, 2)
 BATCHES: Final = {"mae-vitb": 384, "mae-vitl": 256, "jepa-vitl": 64}
 """Clips of a rank in a step, where none is given; 8 for other presets. So many, since a rank with less to
-compute than its host needs for the launches shows the host's speed; 384 are an eighth of the recipe's 3,072."""
+compute than its host needs for the launches shows the host's speed; 384 is an eighth of the recipe's 3,072.
+"""
 
 
 @dataclass(frozen=True)
