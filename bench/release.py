@@ -168,7 +168,7 @@ def ways(args: Args) -> list[Together]:
         steps += bench(args, f"blocks-{way}", 300, "train_throughput", "--blocks", way)
     without = ("--cases", "mae-vitb", "mae-vitl", "--blocks", "fused", "--graph", "off")
     steps += bench(args, "graph-off", 150, "train_throughput", *without)
-    for case, batch in (("mae-vitb", 128), ("mae-vitl", 64), ("jepa-vitl", 64)):
+    for case, batch in (("mae-vitb", 128), ("mae-vitl", 256), ("jepa-vitl", 64)):
         line = ("bench/profile_step.py", "--case", case, "--batch", batch, "--blocks", "fused", "--top", 60)
         steps.append((python(f"profile-{case}", 90, *line, "--out", args.cache / "profile"),))
     return steps

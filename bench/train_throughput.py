@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 PLAIN: Final = "proxy16"
 PROXIES: Final = (PLAIN, "proxy16s4", "proxy4s4")
 INPUTS: Final = ("synthetic", "cached", *PROXIES)
-BATCHES: Final = {"mae-vitb": 128, "mae-vitl": 64, "jepa-vitl": 64, "jepa-vitl-256": 64}
+BATCHES: Final = {"mae-vitb": 128, "mae-vitl": 256, "jepa-vitl": 64, "jepa-vitl-256": 64}
 """Clips of a batch, where none is given; 32 for other presets."""
 CACHED_BATCHES: Final = 4
 PATIENCE: Final = 300.0
@@ -60,7 +60,7 @@ class Args:
     peers: tuple[str, ...] = ()
     """transformers, transformers-compiled, videomae, vjepa2: measured with the cases of their objective."""
     batch: tuple[int, ...] = ()
-    """Clips of a batch, one measurement for each; by default 128 for mae-vitb and 64 for the larger."""
+    """Clips of a batch, one measurement for each; by default 128 for mae-vitb, 256 for mae-vitl, 64 for JEPA."""
     steps: int = 20
     """Steps of one measured run."""
     warmup: int = 5
