@@ -60,7 +60,7 @@ class Args:
     peers: tuple[str, ...] = ()
     """transformers, transformers-compiled, videomae, vjepa2: measured with the cases of their objective."""
     batch: tuple[int, ...] = ()
-    """Clips of a batch, one measurement for each; by default 128 for mae-vitb, 256 for mae-vitl, 64 for JEPA."""
+    """Clips of a batch, one measurement for each; by default 128 for mae-vitb, 256 for -vitl, 64 for JEPA."""
     steps: int = 20
     """Steps of one measured run."""
     warmup: int = 5
