@@ -13,7 +13,7 @@ GROUP = "software"
 OLDEST_PYTHON = (3, 11)
 NEEDED = ("torch", "av", "numba", "numpy", "h5py", "tyro", "tensorboard", "safetensors", "pillow", "pyarrow")
 OPTIONAL = {
-    "nvidia-cudnn-frontend": "attention is slower without; pip install 'nvidia-cudnn-frontend<1.23'",
+    "nvidia-cudnn-frontend": "attention is slower on Hopper; pip install 'nvidia-cudnn-frontend<1.23'",
     "xformers": "attention falls back to PyTorch's own; pip install xformers",
     "PyNvVideoCodec": "benchmarks compare with it; pip install PyNvVideoCodec",
 }
