@@ -168,8 +168,8 @@ def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype, block: _Block) 
     )
     size = precision.itemsize
     kept += (seen + tokens) * model.values * size
-    # The teacher's features, the prediction, its gradient; without the kernel, in fp32, in its place the copy of
-    # the features at the targets, and the error.
+    # The teacher's features, the prediction and its gradient; without the kernel, in fp32, in place of the
+    # gradient a copy of the features at the targets, and the error.
     kept += tokens * shape.width * 4
     kept += predicted * shape.width * (2 * size if precision == torch.bfloat16 else size + 2 * 4)
     return seen, predicted, kept
