@@ -12,13 +12,14 @@ from surgrec.diagnostics.check import Check, one_line
 GROUP = "software"
 OLDEST_PYTHON = (3, 11)
 NEEDED = ("torch", "av", "numba", "numpy", "h5py", "tyro", "tensorboard", "safetensors", "pillow", "pyarrow")
+CUDNN_REMEDY = "pip install 'nvidia-cudnn-frontend<1.23'"
 OPTIONAL = {
-    "nvidia-cudnn-frontend": "attention is slower on Hopper; pip install 'nvidia-cudnn-frontend<1.23'",
+    "nvidia-cudnn-frontend": f"attention is slower on Hopper; {CUDNN_REMEDY}",
     "xformers": "attention falls back to PyTorch's own; pip install xformers",
     "PyNvVideoCodec": "benchmarks compare with it; pip install PyNvVideoCodec",
 }
 ATTENTION = {
-    "cudnn": "pip install 'nvidia-cudnn-frontend<1.23'",
+    "cudnn": CUDNN_REMEDY,
     "xformers": "pip install an xformers that was built for this PyTorch and GPU",
     "flash": "install a PyTorch with FlashAttention for this GPU",
 }
