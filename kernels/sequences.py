@@ -38,7 +38,7 @@ def _lengths(sizes: Sizes, device: torch.device, _: int) -> Tensor:
 
 def stream_of(device: torch.device) -> int:
     """The current stream of a GPU, as a key for what was sent on it; 0 on the CPU."""
-    return torch.cuda.currentstream_of(device).cuda_stream if device.type == "cuda" else 0
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _sent(numbers: Tensor, device: torch.device) -> Tensor:
