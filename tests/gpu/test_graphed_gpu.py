@@ -228,9 +228,9 @@ def test_another_thread_may_work_on_the_device_meanwhile(accumulation, monkeypat
     one_pass = graphed.graph._pass
     with busy_thread() as rounds:
 
-        def slow_pass() -> torch.Tensor:
+        def slow_pass(kind):
             """Ends when the thread has gone through a whole round within it, and so within the capture."""
-            loss, wanted, limit = one_pass(), rounds[0] + 2, time.monotonic() + 60
+            loss, wanted, limit = one_pass(kind), rounds[0] + 2, time.monotonic() + 60
             while rounds[0] < wanted:
                 assert time.monotonic() < limit
                 time.sleep(0.001)
