@@ -31,8 +31,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from surgrec.kernels.add_norm import add_norm, add_norm_backward
-from surgrec.kernels.gelu import gelu, gelu_backward
 from surgrec.kernels.join_heads import join, turn_
+from surgrec.kernels.mlp_products import linear_gelu, linear_gelu_backward
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -96,7 +96,16 @@ def leave(
         the gradient of both).
     """
     found: tuple[Tensor, Tensor] = _Leave.apply(
-        stream, carrier, attended, projection, projection_bias, first, first_bias, second, epsilon
+        stream,
+        carrier,
+        attended,
+        projection,
+        projection_bias,
+        first,
+        first_bias,
+        second,
+        epsilon,
+        torch.is_grad_enabled(),  # within the function it never is
     )
     return found
 
@@ -174,14 +183,16 @@ class _Leave(torch.autograd.Function):
         first_bias: Tensor,
         second: Tensor,
         epsilon: float,
+        differentiated: bool,
     ) -> tuple[Tensor, Tensor]:
         shape = stream.shape
+        keep = differentiated and any(ctx.needs_input_grad)
         with torch.autocast(stream.device.type, enabled=False):
             added = attended.flatten(-2) @ projection.t()
             total, normalised, scale = add_norm(stream, added, projection_bias, epsilon, first.dtype)
-            hidden = torch.addmm(first_bias, normalised, first.t())
+            hidden, activated = linear_gelu(normalised, first, first_bias, keep)
             # Not a view of the rows: FSDP warns of those.
-            out = gelu(hidden).view(*shape[:-1], len(first)) @ second.t()
+            out = activated.view(*shape[:-1], len(first)) @ second.t()
         ctx.save_for_backward(attended, normalised, scale, hidden, projection, first, second)
         ctx.bias_dtype = projection_bias.dtype
         ctx.mark_non_differentiable(total)
@@ -194,7 +205,7 @@ class _Leave(torch.autograd.Function):
         attended, normalised, scale, hidden, projection, first, second = ctx.saved_tensors
         rest = gradient.flatten(0, -2)
         wanted = ctx.needs_input_grad
-        hidden_gradient, activated, first_bias = gelu_backward(rest @ second, hidden)
+        hidden_gradient, activated, first_bias = linear_gelu_backward(rest, second, hidden)
         second_gradient = rest.t() @ activated if wanted[7] else None
         del activated
         first_gradient = hidden_gradient.t() @ normalised if wanted[5] else None
@@ -212,6 +223,7 @@ class _Leave(torch.autograd.Function):
             first_gradient,
             first_bias.to(first.dtype),
             second_gradient,
+            None,
             None,
         )
 
