@@ -27,16 +27,26 @@ from train_throughput import Args as Throughput
 from train_throughput import Work, open_batches
 from training_contestants import PEERS, Setup, surgrec, with_batch
 
-FUSED: Final = ("add_norm", "add_norm_backward", "gelu", "gelu_backward", "join", "fold", "fold_backward")
+FUSED: Final = (
+    "add_norm",
+    "add_norm_backward",
+    "gelu",
+    "gelu_backward",
+    "join",
+    "fold",
+    "fold_backward",
+    "sum",
+)
+OURS: Final = ("patch", "error", "rotate", "place", "loss")
 KINDS: Final = (
-    ("attention", ("flash", "fmha", "attention", "cudnn_generated", "sdpa")),
+    ("attention", ("flash", "fmha", "attention", "cudnn_generated", "cudnn::", "sdpa")),
     (
         "matrix products",
         ("gemm", "cutlass", "nvjet", "xmma", "aten::mm", "aten::addmm", "aten::bmm", "cublas"),
     ),
     ("optimizer", ("adam", "multi_tensor", "foreach", "lerp")),
     ("fused blocks", tuple(f"_{name}_kernel" for name in FUSED)),
-    ("surgrec's kernels", ("_patch_kernel", "_error_kernel", "_rotate_kernel", "_place_kernel")),
+    ("surgrec's kernels", tuple(f"_{name}_kernel" for name in OURS)),
     ("compiled elementwise", ("triton_",)),
     ("copies", ("memcpy", "memset", "copy_")),
 )

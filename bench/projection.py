@@ -136,8 +136,9 @@ def project(found: Measured, gpus: int, args: Args) -> Projection:
     before, after = communication(found, found.ranks, args), communication(found, gpus, args)
     lost = max(0.0, found.step - found.alone)
     shown = min(lost, before)
-    # What hides behind the backward pass is at most as long as it.
-    exposed = max(shown / before * after, after - BACKWARD_SHARE * found.alone) + lost - shown
+    # What hides is at most as long as the backward pass, or as what was seen to hide.
+    hides = max(BACKWARD_SHARE * found.alone, before - shown)
+    exposed = max(shown / before * after, after - hides) + lost - shown
     stragglers = found.alone * found.spread * (largest_of(gpus) - largest_of(found.ranks))
     step = found.alone + exposed + stragglers
     rate = gpus * found.batch / step
@@ -184,10 +185,10 @@ def _measured(rows: list[dict[str, Any]], case: str, parallel: str, ranks: int) 
         speed["batch"],
         step=step,
         # Noise may make them the slower ones.
-        alone=min(step, clips / _row(rows, case, ranks, "alone_clips_per_s")["value"]),
+        alone=min(step, clips / _row(rows, case, ranks, "alone_clips_per_s", parallel=parallel)["value"]),
         bus=bus["value"] * 1e9,
         one=_row(rows, case, 1, "clips_per_s", input="synthetic")["value"],
-        spread=_row(rows, case, ranks, "rank_spread")["value"],
+        spread=_row(rows, case, ranks, "rank_spread", parallel=parallel)["value"],
         gradient_bytes=bus["gradient_bytes"],
         weight_bytes=bus["weight_bytes"],
         units=bus["units"],

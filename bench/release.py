@@ -1,15 +1,19 @@
 """Runs all tests and measurements that a release needs on a machine with a GPU, part by part.
 
     python bench/release.py tests runs sessions clips proxies large memory damage crop ways --out results
+    python bench/release.py ranks scaling --out results
 
 A part takes two to six minutes on an H100 with 16 cores, `scaling` up to eight on several; without a name all
-are run. Logs and results go to --out, generated videos to --cache and stay there. A step that fails, or takes
-longer than its limit, is reported and keeps none of the others from running. Exit status 1 where one failed.
+are run. With --gpus they run side by side, each on a GPU of its own. Logs and results go to --out, generated
+videos to --cache and stay there. A step that fails, or takes longer than its limit, is reported and keeps
+none of the others from running. Exit status 1 where one failed.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -17,7 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -40,14 +45,17 @@ class Args:
     """What is run."""
 
     parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """tests, runs, sessions, clips, proxies, large, memory, damage, crop, ways, training, scaling; all where
-    none is named."""
+    """tests, ranks, runs, sessions, clips, proxies, large, memory, damage, crop, ways, training, scaling; all
+    where none is named."""
     out: Path = RESULTS
     """Folder of logs and JSON files."""
     cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
     """Where generated videos and training runs are kept."""
     limit: float = 1.0
     """Factor on the seconds that each step may take, for machines that are slower."""
+    gpus: int = 1
+    """GPUs over which the parts are spread, each with its share of the cores and a folder in --cache. What
+    needs all of them (scaling) comes last, by itself."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,13 @@ def tests(_: Args) -> list[Together]:
         pytest("tests-dali-others", dali, "-k", "not every_kind"),
     )
     return [together, (pytest("tests-memory", engines, "-k", MEMORY_TEST),)]
+
+
+def ranks(_: Args) -> list[Together]:
+    """The tests that need two GPUs, which are skipped where there are fewer: that is said here."""
+    code = "import sys, torch; n = torch.cuda.device_count(); print(n, 'GPUs'); sys.exit(n < 2)"
+    test = python("tests-ranks", 400, "-m", "pytest", "-q", "-rfEs", GPU_TESTS / "test_graphed_ranks_gpu.py")
+    return [(python("two-gpus", 60, "-c", code),), (test,)]
 
 
 def runs(args: Args) -> list[Together]:
@@ -198,8 +213,11 @@ OTHERS: Final = (
 )
 SWEPT: Final = "proxy16 proxy4s4 480g250 1080g250 mixed"
 SWEEP: Final = tuple(f"{engine}-{count}" for engine in ("nvdec", "hybrid") for count in (7, 10, 14, 21, 28))
+ON_ALL: Final = ("ranks", "scaling")
+"""Parts that use all GPUs at once."""
 PARTS: Final[dict[str, Callable[[Args], list[Together]]]] = {
     "tests": tests,
+    "ranks": ranks,
     "runs": runs,
     "sessions": lambda args: throughput(args, "sessions", 400, SWEPT, " ".join(SWEEP)),
     "clips": lambda args: throughput(args, "clips", 420, "480g250", f"{OURS} {OTHERS}"),
@@ -222,16 +240,74 @@ def main() -> int:
     if unknown:
         print(f"unknown: {unknown}; parts are {list(PARTS)}", file=sys.stderr)
         return 2
+    if len(visible_gpus(args)) < args.gpus:
+        print(f"--gpus {args.gpus}: CUDA_VISIBLE_DEVICES names only {visible_gpus(args)}", file=sys.stderr)
+        return 2
     args.out.mkdir(parents=True, exist_ok=True)
     args.cache.mkdir(parents=True, exist_ok=True)
     print_machine()
+    parts = args.parts or tuple(PARTS)
     failed = []
-    for part in args.parts or PARTS:
+    if args.gpus > 1:
+        failed += spread([part for part in parts if part not in ON_ALL], args)
+        parts = tuple(part for part in parts if part in ON_ALL)
+    for part in parts:
         print(f"##### {part}", flush=True)
         for together in PARTS[part](args):
             failed += run(together, args.out, args.limit)
     print(f"FAILED: {', '.join(failed)}" if failed else "all ended well")
     return 1 if failed else 0
+
+
+def spread(parts: list[str], args: Args) -> list[str]:
+    """Runs parts side by side, as many at a time as there are GPUs; the names of those that failed."""
+    visible = visible_gpus(args)
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // args.gpus)
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for part in parts:
+        waiting.put(part)
+
+    def work(number: int) -> list[str]:
+        # Of this thread, and so of the processes that it starts.
+        os.sched_setaffinity(0, cores[number * share : (number + 1) * share] or cores)
+        failed: list[str] = []
+        while True:
+            try:
+                part = waiting.get_nowait()
+            except queue.Empty:
+                return failed
+            done = subprocess.run(
+                command_of(part, replace(args, cache=args.cache / f"gpu-{number}")),
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": visible[number]},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            print(f"on GPU {number}: {done.stdout}", flush=True)
+            failed += [part] if done.returncode else []
+
+    with ThreadPoolExecutor(args.gpus) as pool:
+        try:
+            return list(itertools.chain.from_iterable(pool.map(work, range(args.gpus))))
+        except KeyboardInterrupt:  # It ends the parts that run; those that wait are not to start.
+            while not waiting.empty():
+                waiting.get()
+            raise
+
+
+def visible_gpus(args: Args) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(args.gpus)]
+
+
+def command_of(part: str, args: Args) -> list[str]:
+    """The command that runs one part."""
+    places = ("--out", str(args.out), "--cache", str(args.cache), "--limit", str(args.limit))
+    return [sys.executable, str(Path(__file__).resolve()), part, *places]
 
 
 def run(steps: Together, out: Path, limit: float = 1.0) -> list[str]:

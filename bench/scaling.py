@@ -175,7 +175,7 @@ def plan(args: Args, sizes: tuple[int, ...]) -> list[Work]:
                 first = way == ways[0]
                 # The loader does not know how weights are divided: to measure it once is enough.
                 sources = tuple(name for name in args.inputs if first or name != PROXIES)
-                works.append(Work(case, size, way, batch, sources, first, curves, index))
+                works.append(Work(case, size, way, batch, sources, first and size > 1, curves, index))
     return works
 
 

@@ -53,7 +53,7 @@ def measure(work: Work, options: Options, world: World) -> Iterator[Found]:
     """What a Work asks for."""
     from surgrec.models.block_ways import set_blocks
     from surgrec.models.build import build_objective
-    from surgrec.training.graphed import graphed_passes
+    from surgrec.training.graphed import graph_stream, graphed_passes
     from surgrec.training.parallel import wrap
 
     config = config_of(work, options)
@@ -62,9 +62,10 @@ def measure(work: Work, options: Options, world: World) -> Iterator[Found]:
     set_blocks(objective, options.blocks)
     # On the host, since a batch may need all memory of the device.
     begin: dict[str, Tensor] = {name: t.to("cpu", copy=True) for name, t in objective.state_dict().items()}
-    if work.ranks > 1 and work.alone:
+    if work.ranks > 1:
         yield alone_of(objective, config, work, options, world)
         put_back(objective, begin)
+    if work.bus:
         yield bus_of(objective, world)
     if work.ranks == 1:
         # The first one twice: how far one rank repeats itself.
@@ -74,14 +75,14 @@ def measure(work: Work, options: Options, world: World) -> Iterator[Found]:
             yield curve_of(Steps(parts_of(whole, objective, objective, world, drawn)), ranks, options)
             put_back(objective, begin)
     begin.clear()
-    model = wrap(objective, world, work.parallel or "ddp")
+    stream = graph_stream(config, objective, world)
+    model = wrap(objective, world, work.parallel or "ddp", stream)
     drawn = Clips(config, work.batch, world, drawn=True)
     steps = Steps(parts_of(config, objective, model, world, drawn))
     if work.ranks > 1 and work.curves:
         yield curve_of(steps, work.ranks, options)
     steps.parts.batches = Clips(config, work.batch, world)
-    # As a run takes its steps: what one GPU alone gains by its graph counts for it.
-    steps.parts.graph = graphed_passes(config, objective, world, steps.parts.shape, steps.parts.precision)
+    steps.parts.graph = graphed_passes(config, model, stream, steps.parts.shape, steps.parts.precision)
     if SYNTHETIC in work.sources:
         yield speed_of(steps, SYNTHETIC, options, world)
     if options.checkpoints:
@@ -97,11 +98,15 @@ def measure(work: Work, options: Options, world: World) -> Iterator[Found]:
 def alone_of(
     objective: Objective, config: MaePretrain | JepaPretrain, work: Work, options: Options, world: World
 ) -> Speed:
-    """Steps that each rank takes by itself, while the others do the same."""
+    """Steps that each rank takes by itself, while the others do the same; from a graph where theirs are."""
+    from surgrec.training.graphed import graph_stream, graphed_passes
+
     own = dataclasses.replace(config, batch=work.batch)
     silent = dataclasses.replace(world, size=1, control=None, storage=None)
-    clips = Clips(config, work.batch, world)
-    return speed_of(Steps(parts_of(own, objective, objective, silent, clips)), None, options, world)
+    parts = parts_of(own, objective, objective, silent, Clips(config, work.batch, world))
+    stream = graph_stream(config, objective, world)
+    parts.graph = graphed_passes(own, objective, stream, parts.shape, parts.precision)
+    return speed_of(Steps(parts), None, options, world)
 
 
 def bus_of(objective: Objective, world: World) -> Bus:

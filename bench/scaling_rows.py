@@ -17,12 +17,12 @@ F = TypeVar("F", Bus, Curve, Loaded, Speed, Stored)
 class Reference:
     """Of a case. one: clips a second of one rank by input. curves: of one rank, by number of ranks.
 
-    alone: seconds of a run of steps without communication, by number of ranks.
+    alone: seconds of a run of steps without communication, by number of ranks and way of sharing.
     """
 
     one: dict[str | None, float]
     curves: dict[int, list[Curve]]
-    alone: dict[int, float]
+    alone: dict[tuple[int, str | None], float]
 
 
 def rows_of(kept: Kept, blocks: str, steps: int) -> list[Row]:
@@ -82,13 +82,13 @@ def reference_of(case: str, kept: Kept, steps: int) -> Reference:
     """What the rows of a case are compared with."""
     one: dict[str | None, float] = {}
     curves: dict[int, list[Curve]] = {}
-    alone: dict[int, float] = {}
+    alone: dict[tuple[int, str | None], float] = {}
     for work, found in kept.items():
         if work.case != case:
             continue
         for speed in of_kind(Speed, found):
             if speed.source is None:
-                alone[work.ranks] = statistics.median(map(max, speed.seconds))
+                alone[work.ranks, work.parallel] = statistics.median(map(max, speed.seconds))
             elif work.ranks == 1:
                 one[speed.source] = statistics.median(rates_of(work, speed, steps))
         for curve in of_kind(Curve, found) if work.ranks == 1 else []:
@@ -106,7 +106,7 @@ def speed_rows(work: Work, speed: Speed, reference: Reference, steps: int, same:
     rates = rates_of(work, speed, steps)
     values: dict[str, list[float]] = {}
     if speed.source is None:
-        same = same | {"parallel": "none", "input": SYNTHETIC}
+        same = same | {"input": SYNTHETIC}
         values["alone_clips_per_s"] = rates
         values["rank_spread"] = [
             statistics.pstdev(seconds) / statistics.fmean(seconds) for seconds in speed.seconds
@@ -119,8 +119,8 @@ def speed_rows(work: Work, speed: Speed, reference: Reference, steps: int, same:
         values["data_wait"] = [
             sum(waits) / sum(seconds) for waits, seconds in zip(speed.waits, speed.seconds, strict=True)
         ]
-        if speed.source == SYNTHETIC and work.ranks in reference.alone:
-            alone = reference.alone[work.ranks]
+        alone = reference.alone.get((work.ranks, work.parallel))
+        if speed.source == SYNTHETIC and alone is not None:
             values["communication"] = [max(0.0, 1 - alone / max(seconds)) for seconds in speed.seconds]
     return [row(work.case, str(work.ranks), metric, found, **same) for metric, found in values.items()]
 
@@ -130,11 +130,11 @@ def curve_rows(work: Work, curve: Curve, reference: Reference, same: dict[str, A
     expected = reference.curves.get(work.ranks)
     if not expected:
         return []
-    repeated = next(found for found in reference.curves.values() if len(found) > 1)
+    repeated = next((found for found in reference.curves.values() if len(found) > 1), [])
     rows = []
     for metric, kind in (("loss_difference", "losses"), ("norm_difference", "norms")):
         value = difference(getattr(curve, kind), getattr(expected[0], kind))
-        noise = difference(*(getattr(found, kind) for found in repeated[:2]))
+        noise = difference(*(getattr(found, kind) for found in repeated[:2])) if repeated else None
         points = {"points": getattr(curve, kind), "points_of_one": getattr(expected[0], kind)}
         extra: dict[str, Any] = {**same, "input": SYNTHETIC, "run_to_run": noise, **points}
         rows.append(row(work.case, str(work.ranks), metric, [value], **extra))

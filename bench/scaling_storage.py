@@ -54,6 +54,7 @@ def stored_of(steps: Steps, options: Options, world: World) -> Stored:
                 settle(world)
                 load.append(time.perf_counter() - began)
         size = sum(file.stat().st_size for file in path.iterdir())
+        settle(world)  # The first rank takes it away.
     finally:
         if world.first:
             shutil.rmtree(folder, ignore_errors=True)

@@ -31,9 +31,8 @@ class Options:
 class Work:
     """One build of a model on all ranks, and what is measured with it.
 
-    parallel: None on one rank. batch: clips of a rank in a step. alone: measure steps without communication,
-    and the bus, too. curves: numbers of ranks whose global batch a loss curve is taken with. index: of the
-    proxies, where they are read.
+    parallel: None on one rank. batch: clips of a rank in a step. bus: measure it, too. curves: numbers of
+    ranks whose global batch a loss curve is taken with. index: of the proxies, where they are read.
     """
 
     case: str
@@ -41,7 +40,7 @@ class Work:
     parallel: Parallel | None
     batch: int
     sources: tuple[str, ...]
-    alone: bool
+    bus: bool
     curves: tuple[int, ...] = ()
     index: Path | None = None
 

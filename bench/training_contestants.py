@@ -72,7 +72,7 @@ def surgrec(setup: Setup, blocks: BlockWay) -> Step:
     from surgrec.models.block_ways import set_blocks
     from surgrec.models.build import build_objective
     from surgrec.training.distributed import World
-    from surgrec.training.graphed import graphed_passes
+    from surgrec.training.graphed import graph_stream, graphed_passes
     from surgrec.training.optim import build_adamw
     from surgrec.training.resolve import batch_shape
     from surgrec.training.step import Parts, train_step
@@ -84,7 +84,7 @@ def surgrec(setup: Setup, blocks: BlockWay) -> Step:
     optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
     world = World(0, 0, 1, device)
     shape = batch_shape(config, 1)
-    graph = graphed_passes(config, objective, world, shape, precision)
+    graph = graphed_passes(config, objective, graph_stream(config, objective, world), shape, precision)
     parts = Parts(config, world, objective, objective, optimizer, setup.batches, shape, precision, graph)
     taken = 0
 

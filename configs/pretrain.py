@@ -100,8 +100,8 @@ class PretrainConfig:
     fused on a GPU, plain elsewhere."""
     graph: Graph = "auto"
     """`auto` captures forward and backward of a micro-batch in a CUDA graph and replays it, where that can
-    be: in one process with a GPU, for an objective whose shapes never change (MAE). `off` launches kernel by
-    kernel."""
+    be: on GPUs, one or several under DDP, for an objective whose shapes never change (MAE). `off` launches
+    kernel by kernel."""
     max_bad_steps: int = 0
     """Steps with a loss or gradient that is not finite which are skipped before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)

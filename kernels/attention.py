@@ -66,6 +66,9 @@ def attention(
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if any((x.shape, x.dtype, x.device) != (q.shape, q.dtype, q.device) for x in (k, v)):
+        parts = ", ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in (q, k, v))
+        raise ValueError(f"queries, keys and values are unlike: {parts}")
     sizes = None if lengths is None else _as_sizes(lengths)
     if q.dim() != (4 if sizes is None else 3):
         wanted = "[B, N, heads, d] without lengths" if sizes is None else "[tokens, heads, d] with lengths"
@@ -106,7 +109,7 @@ def _by(
     """Attention by one backend, or by the first of several that has a kernel."""
     if backend != "auto":
         return _insist(backend, ways, q, k, v, *sizes)
-    if q.is_cuda:
+    if q.is_cuda and q.numel():
         differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         for name in order_for(_capability(q.device), packed, tokens):
             case = (name, q.device, q.dtype, q.shape[-1], None if packed else tokens, differentiated)
@@ -118,7 +121,10 @@ def _by(
                 raise
             except (ImportError, RuntimeError) as error:
                 _refused.add(case)
-                _log.info("attention by %s has no kernel for %s %s: %s", name, tuple(q.shape), q.dtype, error)
+                # What is not there, or not made for it, is nothing to tell; what fails is.
+                expected = isinstance(error, ImportError | NotImplementedError)
+                level = logging.INFO if expected else logging.WARNING
+                _log.log(level, "no attention by %s for %s %s: %s", name, tuple(q.shape), q.dtype, error)
     return ways["sdpa"](q, k, v, *sizes)
 
 
@@ -208,8 +214,10 @@ def _starts(sizes: Sizes, device: torch.device) -> Tensor:
 @functools.cache
 def _xformers() -> ModuleType:
     # Its import takes seconds and prints warnings on machines without a GPU: only with q on one.
-    import xformers.ops
-
+    try:
+        import xformers.ops
+    except (OSError, ValueError) as error:
+        raise ImportError(f"xformers does not load: {error}") from error
     module: ModuleType = xformers.ops
     return module
 

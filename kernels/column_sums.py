@@ -25,6 +25,7 @@ def column_sums(parts: Tensor) -> Tensor:
     """float32 [C], the sum over the rows of float32 [P, C]."""
     if not on_triton(parts.device):
         return parts.sum(0)
+    assert parts.is_contiguous()
     rows, columns = parts.shape
     out = torch.empty(columns, dtype=torch.float32, device=parts.device)
     with torch.cuda.device_of(parts):

@@ -59,7 +59,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | No
 
     Raises:
         ImportError: nvidia-cudnn-frontend is not installed.
-        RuntimeError: cuDNN has no kernel for this.
+        NotImplementedError: cuDNN has no kernel for this.
     """
     if not q.is_cuda or q.dtype not in DTYPES:
         raise NotImplementedError("it takes bfloat16 or float16 on a GPU")
@@ -78,6 +78,8 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None, joined: bool
     ) -> Tensor:
         case = case_of(q, sizes, joined, any(ctx.needs_input_grad))
+        if case.differentiated:
+            _backward_plan(case)  # where there is none, another backend can still be taken
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         statistics = None
         if case.differentiated:
@@ -125,15 +127,15 @@ class _Plan:
     """A graph of cuDNN with its plan: `tensors` are its inputs and outputs by name."""
 
     def __init__(self, graph: Any, tensors: dict[str, Any], device: torch.device) -> None:
-        errors = _cudnn().cudnnGraphNotSupportedError
         try:
-            graph.validate()
-            graph.build_operation_graph()
-            graph.create_execution_plans([_cudnn().heur_mode.A])
-            graph.check_support()
-            graph.build_plans()
-        except errors as error:
-            raise RuntimeError(f"cuDNN: {error}") from error
+            with _handle_lock, torch.cuda.device(device):
+                graph.validate()
+                graph.build_operation_graph()
+                graph.create_execution_plans([_cudnn().heur_mode.A])
+                graph.check_support()
+                graph.build_plans()
+        except _cudnn().cudnnGraphNotSupportedError as error:
+            raise NotImplementedError(f"cuDNN: {error}") from error
         self._graph, self._tensors, self._device = graph, tensors, device
         self._workspace: int = graph.get_workspace_size()
 
@@ -247,21 +249,23 @@ def _offsets(case: Case, sizes: tuple[int, ...] | None, device: torch.device) ->
     """Lengths and starts of packed sequences, as plans of the case name them."""
     if sizes is None:
         return {}
-    found = {"lengths": _lengths(sizes, device)}
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    found = {"lengths": _lengths(sizes, device, stream)}
     for joined in {False, case.joined}:
-        found[_starts_name(joined)] = _starts(sizes, _token_stride(case, joined), device)
+        found[_starts_name(joined)] = _starts(sizes, _token_stride(case, joined), device, stream)
     return found
 
 
+# By stream: another one would not wait for the copy.
 @functools.lru_cache(maxsize=64)
-def _starts(sizes: tuple[int, ...], stride: int, device: torch.device) -> Tensor:
+def _starts(sizes: tuple[int, ...], stride: int, device: torch.device, _: int) -> Tensor:
     starts = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int64) * stride
     # Only from pinned memory does the copy not wait for what the GPU is doing.
     return starts.pin_memory().to(device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)
-def _lengths(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+def _lengths(sizes: tuple[int, ...], device: torch.device, _: int) -> Tensor:
     return torch.tensor(sizes, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
 
 
@@ -289,8 +293,10 @@ def _data_type(dtype: torch.dtype) -> Any:
 
 @functools.cache
 def _cudnn() -> ModuleType:
-    import cudnn
-
+    try:
+        import cudnn
+    except (OSError, AssertionError, ValueError) as error:  # it looks for cuDNN's library as it likes
+        raise ImportError(f"nvidia-cudnn-frontend does not load: {error}") from error
     module: ModuleType = cudnn
     return module
 

@@ -1,7 +1,7 @@
-"""The tokens that a masked autoencoder's decoder starts from, in one pass.
+"""The tokens that a transformer starts from, in one pass: each with its position added.
 
-Visible tokens and copies of the mask token, side by side, each with its position added. On a GPU a Triton
-kernel does it; elsewhere its plain twin.
+For a masked autoencoder's decoder these are visible tokens and copies of the mask token, side by side. On a
+GPU a Triton kernel does it; elsewhere its plain twin.
 """
 
 # In Triton's kernels only the constants have types.
@@ -37,6 +37,21 @@ def place_tokens(visible: Tensor, mask_token: Tensor, table: Tensor, tokens: Ten
     return placed
 
 
+def add_positions(x: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
+    """x + table[tokens].
+
+    Args:
+        x: [..., D] of any floating type.
+        table: [positions, D]; it gets no gradient.
+        tokens: int64 [...], the shape of x without the last.
+
+    Returns:
+        The shape of x, in the dtype of `table`; in the plain twin in the wider of the two.
+    """
+    found: Tensor = _Add.apply(x, table, tokens)
+    return found
+
+
 def plain_place_tokens(visible: Tensor, mask_token: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
     """`place_tokens` in plain PyTorch."""
     masked = mask_token.to(visible.dtype).expand(len(visible), tokens.shape[1] - visible.shape[1], -1)
@@ -61,6 +76,24 @@ class _Place(torch.autograd.Function):
         count, dtype = ctx.visible
         masked = gradient[:, count:].sum((0, 1)).to(ctx.mask_dtype)
         return gradient[:, :count].to(dtype), masked, None, None
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
+        if not on_triton(x.device):
+            return x + table[tokens]
+        # All are visible; what is masked is not there.
+        flat = x.reshape(1, -1, x.shape[-1])
+        return _placed(flat, table[0], table, tokens.reshape(1, -1)).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.to(ctx.dtype), None, None
 
 
 def _placed(visible: Tensor, mask_token: Tensor, table: Tensor, tokens: Tensor) -> Tensor:

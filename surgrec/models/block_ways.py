@@ -15,10 +15,16 @@ LARGEST_CACHE = 64
 without, each with its own width; PyTorch's own limit of 8 would send some back to the interpreter."""
 
 
+def way_on(device_type: str, way: BlockWay) -> BlockWay:
+    """What `auto` is on a kind of device; any other way as it is."""
+    if way != "auto":
+        return way
+    return "fused" if device_type == "cuda" else "plain"
+
+
 def set_blocks(model: nn.Module, way: BlockWay) -> BlockWay:
     """Lets the blocks of `model` compute as configs/pretrain.py says; which way that is on its device."""
-    if way == "auto":
-        way = "fused" if next(model.parameters()).is_cuda else "plain"
+    way = way_on(next(model.parameters()).device.type, way)
     for part in model.modules():
         if isinstance(part, Block):
             part.fused = way == "fused"

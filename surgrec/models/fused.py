@@ -61,7 +61,8 @@ def enter(
 
     Returns:
         (the sum [..., D], without a gradient; the carrier of its gradient, [..., D], for `leave`; queries,
-        keys and values, each [..., heads, d], side by side in memory).
+        keys and values, each [..., heads, d], side by side in memory). Going back, the memory of their
+        gradients is used again: who keeps them finds them turned back.
     """
     found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _Enter.apply(
         stream, rest, bias, weight, first_bias, heads, epsilon, factors

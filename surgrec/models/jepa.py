@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from surgrec.configs.model import VIT_SHAPES, JepaConfig
 from surgrec.kernels.counter_rng import stream_key
+from surgrec.kernels.feature_loss import feature_loss
 from surgrec.kernels.masking import BlockMask, multi_block_mask
 from surgrec.kernels.patchify import patchify, patchify_packed, token_grid
 from surgrec.models.health import feature_health, relative_distance
@@ -108,9 +109,9 @@ class Jepa(Objective):
         groups = torch.arange(len(masks), device=device).repeat_interleave(clips)
         predicted = self.predictor(encoded, context, target, groups)
         clip = target.repeat(torch.arange(clips, device=device).repeat(len(masks)))
-        error = (predicted.float() - teaching[clip, target.tokens]).abs().mean(dim=-1)
         weights = target.repeat(1 / (target.device_lengths.float() * len(groups)))
-        return (error * weights).sum()
+        rows = clip * teaching.shape[1] + target.tokens
+        return feature_loss(predicted, teaching.flatten(0, 1), rows, weights)
 
     def features(self, frames: Tensor) -> Tensor:
         """The teacher's output (its final norm included) for every token: [B, N, width]."""

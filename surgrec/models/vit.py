@@ -16,6 +16,7 @@ from surgrec.kernels.attention import attention
 from surgrec.kernels.fold import fold
 from surgrec.kernels.join_heads import summed_parts
 from surgrec.kernels.masking import Grid
+from surgrec.kernels.place_tokens import add_positions
 from surgrec.kernels.rotary import rotate
 from surgrec.models.fused import enter, finish, leave
 from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
@@ -161,7 +162,7 @@ class Positions(nn.Module):
 
     def add(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x [..., width] with the positions of int64 tokens [...] added, unless they turn."""
-        return x if self.turns else x + self.table[tokens]
+        return x if self.turns else add_positions(x, self.table, tokens)
 
     def factors(self, tokens: Tensor) -> Tensor | None:
         """What the blocks take: [..., 2, head width], gathered once for all layers; None unless they turn."""

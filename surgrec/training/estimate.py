@@ -10,6 +10,7 @@ import torch
 from surgrec.configs.model import VIT_SHAPES
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain, PretrainConfig
 from surgrec.kernels.masking import hidden_positions
+from surgrec.models.block_ways import way_on
 from surgrec.models.build import build_objective
 from surgrec.models.jepa import Jepa
 from surgrec.models.mae import MaskedAutoencoder
@@ -90,7 +91,7 @@ def estimate(
     tokens = math.prod(model.grid)
     trained = model.parameter_count
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    fused, size = config.blocks == "fused", precision.itemsize
+    fused, size = way_on(device_type, config.blocks) == "fused", precision.itemsize
     block = _Block(FUSED_KEPT * size, 4 + size) if fused else _Block(STREAM_BYTES + KEPT * size, 4)
     per_clip: float
     if isinstance(model, MaskedAutoencoder):
@@ -99,12 +100,14 @@ def estimate(
         seen, predicted, per_clip = _jepa_clip(model, tokens, precision, block)
     # Autocast keeps a copy of every weight in its own dtype until the forward pass is over.
     copies = 2.0 * (trained + frozen) if precision == torch.bfloat16 else 0.0
-    graphed = reason_against(config.graph, model, device_type, ranks) is None
+    graphed = reason_against(config.graph, model, device_type, ranks, config.parallel) is None
     frames = micro_batch * config.data.frames * config.data.size**2 * 3.0 if graphed else 0.0
     activations = micro_batch * per_clip + copies
     gradients, accumulates = 4.0 * trained, config.batch > ranks * micro_batch
-    if graphed and not accumulates:  # They lie where activations were before.
+    if graphed and ranks == 1 and not accumulates:  # They lie where activations were before.
         gradients = max(0.0, gradients - activations)
+    elif graphed and ranks > 1 and accumulates:  # Where they are added up, and once more in DDP's buckets.
+        gradients *= 2
     memory = Memory(4.0 * trained, gradients, 8.0 * trained, 4.0 * frozen, activations, frames)
     if config.parallel == "fsdp" and ranks > 1:
         memory = _divided(memory, ranks, accumulates)

@@ -8,53 +8,85 @@ same, the launches are written down once, with the addresses that they read and 
 Frames, samples, gradients and loss stay where they are; the parameters, too, must be updated in place. Behind
 the replay a step goes on as ever: clipping and AdamW are in no graph.
 
-A step of several micro-batches has two graphs. The first one puts its gradients where the last step's were,
-so that none has to be set to zero; the second one adds to them. They share their memory: what is within one
-is done with before the other starts. The gradients of the first lie where its activations were before, which
-costs no memory at the peak; the second, captured while they are there, leaves them alone.
+A step of several micro-batches has two graphs, or three. The first one puts its gradients where the last
+step's were, so that none has to be set to zero; the others add to them; and under DDP the last one sums them
+over ranks, bucket by bucket beside the backward pass, as DDP does. They share their memory: what is within
+one is done with before the next starts. The gradients of the first lie where its activations were before,
+which costs no memory at the peak; the next, captured while they are there, leaves them alone.
 """
 
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from surgrec.configs.pretrain import Graph, PretrainConfig
+from surgrec.configs.pretrain import Graph, Parallel, PretrainConfig
 from surgrec.models.objective import Objective
 from surgrec.training.distributed import World
 from surgrec.training.errors import UserError
+from surgrec.training.parallel import accumulating
 from surgrec.training.passes import forward_backward
 from surgrec.training.resolve import BatchShape
 
 WARM_UPS = 3
 """Passes before the capture. The first compile kernels, choose among libraries and make workspaces, none of
 which may happen while a graph is captured."""
+DDP_WARM_UPS = 11
+"""DDP arranges its buckets anew after the first pass, and waits for the device to time the first ten."""
 
 
-def reason_against(graph: Graph, objective: Objective, device_type: str, ranks: int) -> str | None:
+def reason_against(
+    graph: Graph, objective: Objective, device_type: str, ranks: int, parallel: Parallel
+) -> str | None:
     """Why steps are not replayed from a CUDA graph, in words; None where they are."""
     if graph == "off":
         return "switched off"
     if device_type != "cuda":
         return "the device is no GPU"
-    if ranks > 1:
-        return "several ranks"
+    if ranks > 1 and parallel == "fsdp":
+        return "the weights are divided among ranks"
     if not objective.fixed_shapes:
         return "the lengths of sequences differ from step to step"
     return None
 
 
+def graph_stream(config: PretrainConfig, objective: Objective, world: World) -> torch.cuda.Stream | None:
+    """The stream on which a run's steps will be captured; None where `reason_against` has a reason."""
+    if reason_against(config.graph, objective, world.device.type, world.size, config.parallel) is not None:
+        return None
+    stream = torch.cuda.Stream(world.device)
+    stream.wait_stream(torch.cuda.current_stream(world.device))
+    return stream
+
+
 def graphed_passes(
-    config: PretrainConfig, objective: Objective, world: World, shape: BatchShape, precision: torch.dtype
+    config: PretrainConfig,
+    model: nn.Module,
+    stream: torch.cuda.Stream | None,
+    shape: BatchShape,
+    precision: torch.dtype,
 ) -> GraphedPasses | None:
-    """What replays a run's micro-batches, not captured yet; None where `reason_against` has a reason."""
-    if reason_against(config.graph, objective, world.device.type, world.size) is not None:
+    """What replays a run's micro-batches, not captured yet; None where there is no stream for it.
+
+    model: the objective, or DDP around it, made on the stream.
+    """
+    if stream is None:
         return None
     data = config.data
     frames = (shape.micro_batch, data.frames, data.size, data.size, 3)
-    return GraphedPasses(objective, frames, world.device, precision, shape.accumulation)
+    return GraphedPasses(model, frames, stream, precision, shape.accumulation)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured pass. loss: static, its replays overwrite it."""
+
+    graph: torch.cuda.CUDAGraph
+    loss: Tensor
 
 
 class GraphedPasses:
@@ -62,28 +94,31 @@ class GraphedPasses:
 
     def __init__(
         self,
-        objective: Objective,
+        model: nn.Module,
         frames: tuple[int, ...],
-        device: torch.device,
+        stream: torch.cuda.Stream,
         precision: torch.dtype,
         count: int,
     ) -> None:
         """Takes no memory yet.
 
         Args:
-            objective: one with `fixed_shapes`, on the device; nothing may move its parameters any more.
+            model: an objective with `fixed_shapes`, on the device, or DDP around one; nothing may move its
+                parameters any more.
             frames: shape of every micro-batch, B, T, H, W, 3.
-            device: a GPU.
+            stream: to capture on, of the model's device.
             precision: as in `forward_backward`.
             count: micro-batches of a step.
         """
-        self._objective = objective
-        self._trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        self._model = model
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._shape = frames
-        self._device = device
+        self._stream = stream
         self._precision = precision
         self._count = count
-        self._graphs: list[tuple[torch.cuda.CUDAGraph, Tensor]] = []
+        # The micro-batches that have graphs of their own: others between first and last share the second's.
+        self._kinds = sorted({0, min(1, count - 1), count - 1})
+        self._graphs: dict[int, _Graph] = {}
 
     def capture(self) -> None:
         """Captures the graphs at the first call; later ones do nothing. Parameters keep their values.
@@ -97,24 +132,25 @@ class GraphedPasses:
         """
         if self._graphs:
             return
-        self._frames = torch.zeros(self._shape, dtype=torch.uint8, device=self._device)
-        self._samples = torch.zeros(self._shape[0], dtype=torch.int64, device=self._device)
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        kinds = range(min(self._count, 2))
+        device, stream = self._stream.device, self._stream
+        self._frames = torch.zeros(self._shape, dtype=torch.uint8, device=device)
+        self._samples = torch.zeros(self._shape[0], dtype=torch.int64, device=device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        distributed = isinstance(self._model, DistributedDataParallel)
         # On the stream of the capture: workspaces of cuBLAS are each stream's own.
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            for _ in range(DDP_WARM_UPS if distributed else WARM_UPS):
                 self._drop_gradients()
-                for _ in kinds:
-                    self._pass()
+                for kind in self._kinds:
+                    self._pass(kind)
         self._drop_gradients()
         # Nothing that lies in dead cycles is to be freed by this thread in the midst of a capture.
         gc.collect()
         try:
-            self._graphs = self._captured(stream, len(kinds))
+            self._capture()
         except RuntimeError as error:
             self._drop_gradients()
+            self.close()
             # Ending a capture that failed fails again; the first error says why.
             cause = error.__context__ or error
             if isinstance(cause, torch.OutOfMemoryError):
@@ -123,8 +159,14 @@ class GraphedPasses:
                 f"forward and backward cannot be captured in a CUDA graph ({cause}). Give --graph off: the "
                 f"same is computed without one."
             ) from error
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         self._gradients = [parameter.grad for parameter in self._trained]
+
+    def close(self) -> None:
+        """Gives the graphs up: NCCL does not leave a group of ranks as long as a graph holds its sums."""
+        while self._graphs:
+            _, captured = self._graphs.popitem()
+            captured.graph.reset()
 
     def __call__(self, frames: Tensor, samples: Tensor, micro: int) -> Tensor:
         """Gradients of a micro-batch: the first of a step overwrites the last step's, others add theirs.
@@ -147,32 +189,31 @@ class GraphedPasses:
                 f"a CUDA graph was captured for frames {self._shape}; these are {tuple(frames.shape)} with "
                 f"{len(samples)} sample numbers"
             )
-        graph, loss = self._graphs[min(micro, 1)]
+        graph = self._graphs[micro if micro in self._graphs else 1]
         self._frames.copy_(frames, non_blocking=True)
         self._samples.copy_(samples if samples.is_cuda else samples.pin_memory(), non_blocking=True)
-        graph.replay()
+        graph.graph.replay()
         for parameter, gradient in zip(self._trained, self._gradients, strict=True):
             if parameter.grad is not gradient:
                 parameter.grad = gradient
-        return loss.clone()
+        return graph.loss.clone()
 
-    def _captured(self, stream: torch.cuda.Stream, count: int) -> list[tuple[torch.cuda.CUDAGraph, Tensor]]:
-        """Graphs of passes one after the other, each with its loss, which its replays overwrite."""
+    def _capture(self) -> None:
+        """Graphs of passes one after the other, by micro-batch."""
         pool = torch.cuda.graph_pool_handle()
-        graphs = []
-        for _ in range(count):
+        for kind in self._kinds:
             graph = torch.cuda.CUDAGraph()
             # Other threads, autograd's among them, may call what the capturing one must not.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                loss = self._pass()
-            graphs.append((graph, loss))
-        return graphs
+            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
+                loss = self._pass(kind)
+            self._graphs[kind] = _Graph(graph, loss)
 
-    def _pass(self) -> Tensor:
+    def _pass(self, micro: int) -> Tensor:
         # Autocast begins and ends within, so that no copy of a weight outlives the pass.
-        return forward_backward(
-            self._objective, self._frames, self._samples, 0, False, self._precision, self._count
-        ).loss
+        with accumulating(self._model, micro == self._count - 1):
+            return forward_backward(
+                self._model, self._frames, self._samples, 0, False, self._precision, self._count
+            ).loss
 
     def _drop_gradients(self) -> None:
         for parameter in self._trained:

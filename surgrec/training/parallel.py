@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -24,21 +25,28 @@ from surgrec.training.distributed import World
 ENTRY_POINTS = ("features", "reconstruct")
 
 
-def wrap(objective: Objective, world: World, parallel: Parallel) -> nn.Module:
+def wrap(
+    objective: Objective, world: World, parallel: Parallel, stream: torch.cuda.Stream | None = None
+) -> nn.Module:
     """The module to call in a step: DDP around the objective, or the objective itself, alone or under FSDP2.
 
-    Call it before the optimizer is built: FSDP2 puts DTensors in the place of the parameters.
+    Call it before the optimizer is built: FSDP2 puts DTensors in the place of the parameters. stream: where
+    steps will be captured (training/graphed.py), the stream for it: what DDP attaches to gradients stays with
+    the one that it was made on.
     """
     if world.size == 1:
         return objective
     if parallel == "ddp":
         ids = [world.device.index] if world.device.type == "cuda" else None
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.cuda.stream(stream):
             # Deprecated, but what is to replace it is not known to PyTorch 2.11.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            return DistributedDataParallel(
+            wrapped = DistributedDataParallel(
                 objective, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+        if stream is not None:
+            torch.cuda.current_stream(world.device).wait_stream(stream)
+        return wrapped
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in [part for part in objective.modules() if isinstance(part, Block)]:
         fully_shard(block, mesh=mesh, reshard_after_forward=False)

@@ -33,7 +33,7 @@ from surgrec.models.objective import Objective
 from surgrec.training.console import Console
 from surgrec.training.distributed import World, start_world, stop_world
 from surgrec.training.errors import UserError
-from surgrec.training.graphed import graphed_passes, reason_against
+from surgrec.training.graphed import graph_stream, graphed_passes, reason_against
 from surgrec.training.guard import FiniteGuard, check_weights
 from surgrec.training.loop import Hooks, Outcome, train
 from surgrec.training.mix import mix_scalars
@@ -112,7 +112,8 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
             raise UserError(str(error)) from error
         objective.to(world.device)
         set_blocks(objective, config.blocks)
-        model = wrap(objective, world, config.parallel)
+        stream = graph_stream(config, objective, world)
+        model = wrap(objective, world, config.parallel, stream)
         optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
         start, totals = 0, Totals()
         if place.checkpoint is not None:
@@ -123,7 +124,7 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
                 raise UserError(f"{place.checkpoint} does not fit this run: {error}") from error
             totals = Totals(**values["totals"])
         console = Console(config.steps, start, enabled=world.first)
-        against = reason_against(config.graph, objective, world.device.type, world.size)
+        against = reason_against(config.graph, objective, world.device.type, world.size, config.parallel)
         _greet(console, config, world, index, loader, objective, place, start, against)
         if start >= config.steps:
             console.say(f"nothing to do: the run is complete\n{summary_text(run, place.checkpoint)}")
@@ -136,7 +137,9 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
                 console.say(text)
             monitor = stack.enter_context(Monitor(run, to_document(config), start))
         precision = choose_precision(config, world.device)
-        graph = graphed_passes(config, objective, world, shape, precision)
+        graph = graphed_passes(config, model, stream, shape, precision)
+        if graph is not None:
+            stack.callback(graph.close)
         parts = Parts(config, world, objective, model, optimizer, loader, shape, precision, graph)
         peak = None
         if world.device.type == "cuda":

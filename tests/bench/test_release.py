@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEP = "import time; print('begun', flush=True); time.sleep(60)"
@@ -47,7 +50,7 @@ def test_every_part_calls_what_there_is(release: ModuleType, tmp_path: Path) -> 
     lines = [
         step.command[1:]
         for part in release.PARTS
-        if part not in ("tests", "runs")
+        if part not in ("tests", "ranks", "runs")
         for together in release.PARTS[part](args)
         for step in together
     ]
@@ -69,3 +72,35 @@ def test_unknown_parts_are_refused() -> None:
     )
     assert done.returncode == 2
     assert "everything" in done.stderr
+
+
+def test_parts_are_spread_over_gpus(
+    release: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    code = "import os, sys; print(sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES'], os.sched_getaffinity(0))"
+
+    def command(part: str, args: object) -> list[str]:
+        ending = "; sys.exit(1)" if part == "ill" else ""
+        return [sys.executable, "-c", code + ending, part, str(args.cache.name)]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(release, "command_of", command)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    before = os.sched_getaffinity(0)
+    args = release.Args(out=tmp_path, cache=tmp_path, gpus=2)
+    assert release.spread(["one", "ill", "three"], args) == ["ill"]
+    assert os.sched_getaffinity(0) == before
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("on GPU")]
+    assert len(lines) == 3
+    share = max(1, len(before) // 2)
+    for line in lines:
+        number = int(line.split()[2].rstrip(":"))
+        assert f"'gpu-{number}'] {(4, 7)[number]} " in line
+        assert len(line.split("{")[1].split(",")) == share
+
+
+def test_the_command_of_a_part_is_read_again(release: ModuleType, tmp_path: Path) -> None:
+    args = release.Args(out=tmp_path / "o", cache=tmp_path / "c", limit=0.5)
+    line = release.command_of("crop", args)
+    assert line[1] == str(ROOT / "bench" / "release.py")
+    found = tyro.cli(release.Args, args=line[2:])
+    assert found == replace(args, parts=("crop",))

@@ -222,7 +222,7 @@ def test_what_is_left_is_measured_after_a_failure(
 ) -> None:
     scaling, work, group = (bench_module(name) for name in ("scaling", "scaling_work", "rank_group"))
     first = work.Work("demo", 2, "ddp", 2, ("synthetic",), True)
-    works = [first, replace(first, parallel="fsdp", alone=False), replace(first, case="demo-jepa")]
+    works = [first, replace(first, parallel="fsdp", bus=False), replace(first, case="demo-jepa")]
     speed = work.Speed("synthetic", [[1.0, 1.0]], [[0.0, 0.0]])
     groups = []
 

@@ -13,7 +13,18 @@ import pytest
 import torch
 from surgrec.configs.presets import PRESETS
 from surgrec.configs.pretrain import BlockWay
-from surgrec.kernels import add_norm, fold, gelu, join_heads, patchify, pixel_loss, place_tokens, rotary
+from surgrec.kernels import (
+    add_norm,
+    column_sums,
+    feature_loss,
+    fold,
+    gelu,
+    join_heads,
+    patchify,
+    pixel_loss,
+    place_tokens,
+    rotary,
+)
 from surgrec.loaders.clip_loader import ClipLoader
 from torch import Tensor
 
@@ -73,7 +84,8 @@ def build(config: Any, way: BlockWay) -> Objective:
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (add_norm, fold, gelu, join_heads, patchify, pixel_loss, place_tokens, rotary):
+    blocks, ends = (add_norm, column_sums, fold, gelu, join_heads), (feature_loss, patchify, pixel_loss)
+    for module in (*blocks, *ends, place_tokens, rotary):
         monkeypatch.setattr(module, "on_triton", lambda device: False)
 
 

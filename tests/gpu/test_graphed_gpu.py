@@ -29,7 +29,7 @@ from surgrec.models.block_ways import set_blocks
 from surgrec.models.build import build_objective
 from surgrec.training.distributed import World
 from surgrec.training.estimate import estimate
-from surgrec.training.graphed import graphed_passes
+from surgrec.training.graphed import graph_stream, graphed_passes
 from surgrec.training.optim import build_adamw, optimizer_tensors
 from surgrec.training.resolve import batch_shape
 from surgrec.training.session import pretrain
@@ -73,7 +73,7 @@ def make_parts(config: Any, graph: str, precision: torch.dtype = torch.bfloat16)
     objective = build_objective(config.model, 0, config.data.frames, config.data.size).cuda()
     set_blocks(objective, config.blocks)
     optimizer = build_adamw(objective, objective.no_weight_decay, config.optim)
-    graphed = graphed_passes(config, objective, world, shape, precision)
+    graphed = graphed_passes(config, objective, graph_stream(config, objective, world), shape, precision)
     assert (graphed is None) == (graph == "off")
     batches: Any = Clips(config, shape.micro_batch)
     return Parts(config, world, objective, objective, optimizer, batches, shape, precision, graphed)
@@ -324,14 +324,16 @@ from surgrec.configs.presets import PRESETS
 from surgrec.models.build import build_objective
 from surgrec.training.distributed import World
 from surgrec.training.errors import UserError
-from surgrec.training.graphed import graphed_passes
+from surgrec.training.graphed import graph_stream, graphed_passes
 from surgrec.training.resolve import batch_shape
 
 config = PRESETS["demo"][1]
 world = World(0, 0, 1, torch.device("cuda", 0))
 objective = build_objective(config.model, 0, config.data.frames, config.data.size).cuda()
 objective.encoder.register_forward_hook(lambda module, given, out: print(float(out.sum())))
-passes = graphed_passes(config, objective, world, batch_shape(config, 1), torch.float32)
+passes = graphed_passes(
+    config, objective, graph_stream(config, objective, world), batch_shape(config, 1), torch.float32
+)
 try:
     passes.capture()
 except UserError as error:

@@ -66,6 +66,9 @@ def test_autocast_decides_the_dtype() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     q, k, v = draw(2, 9, 3, 8)
+    for wrong in ((q, k[:, :4], v), (q, k, v.double()), (q, k[:1], v[:1])):
+        with pytest.raises(ValueError, match="unlike"):
+            attention(*wrong)
     with pytest.raises(ValueError, match="takes"):
         attention(q, k, v, [9, 9])
     with pytest.raises(ValueError, match="takes"):
@@ -118,9 +121,17 @@ def test_a_backend_that_refuses_gives_way_once(monkeypatch: pytest.MonkeyPatch) 
     gpu = SimpleNamespace(
         is_cuda=True, device="gpu", dtype=torch.bfloat16, shape=(1, 4, 2, 8), requires_grad=True
     )
+    gpu.numel = lambda: 64
     for _ in range(2):
         assert module._by("auto", module.DENSE, gpu, gpu, gpu, False, 4) is gpu
     assert calls == ["refuses", "runs", "runs"]
+
+    # Nothing to compute is no reason to give a library up.
+    gpu.numel = lambda: 0
+    ways = {"xformers": refuses, "flash": refuses, "sdpa": runs}
+    assert module._by("auto", ways, gpu, gpu, gpu, False, 5) is gpu
+    assert calls == ["refuses", "runs", "runs", "runs"]
+    gpu.numel = lambda: 64
 
     def has_no_memory(*_: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("none left")

@@ -11,6 +11,7 @@ import triton
 from surgrec.kernels import (
     add_norm,
     column_sums,
+    feature_loss,
     fold,
     gelu,
     join_heads,
@@ -99,6 +100,18 @@ def test_decoder_tokens(capability: int, width: int) -> None:
     constants = {"ROWS": place_tokens.ELEMENTS // width, "WIDTH": width}
     kernel = compiled(place_tokens._place_kernel, types, constants, capability)
     assert accesses(kernel) == {"ld.global.v4.b32", "st.global.v4.b32"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_feature_loss(capability: int, backward: bool) -> None:
+    types = {"predicted": "*bf16", "rows": "*i64", "count": "i32", "columns": "i32"}
+    types |= dict.fromkeys(("targets", "weights", "gradient"), "*fp32")
+    types["out"] = "*bf16" if backward else "*fp32"
+    constants = {"ROWS": feature_loss.ELEMENTS // 1024, "WIDTH": 1024, "BACKWARD": backward}
+    kernel = compiled(feature_loss._loss_kernel, types, constants, capability)
+    assert "ld.global.v4.b32" in accesses(kernel)
+    assert ("st.global.v4.b32" in accesses(kernel)) == backward
 
 
 WIDE = {"ld.global.v4.b32", "st.global.v4.b32"}

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD
+from surgrec.kernels.feature_loss import feature_loss, plain_feature_loss
 from surgrec.kernels.patchify import patchify, patchify_packed, plain_patches
 from surgrec.kernels.pixel_loss import pixel_loss, plain_errors
-from surgrec.kernels.place_tokens import place_tokens, plain_place_tokens
+from surgrec.kernels.place_tokens import add_positions, place_tokens, plain_place_tokens
 from surgrec.kernels.rotary import plain_rotate, rotate
 from surgrec.kernels.triton_mode import INTERPRETED
 from torch import Tensor
@@ -122,6 +123,64 @@ def test_decoder_tokens_without_a_kernel() -> None:
     check_placing(2, 5, 24, torch.float32)
 
 
+def check_positions(shape: tuple[int, ...], width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(width)
+    x = torch.randn(*shape, width, generator=generator).to(dtype).requires_grad_()
+    table = torch.randn(12, width, generator=generator)
+    tokens = torch.randint(0, 12, shape, generator=generator)
+    weights = torch.randn(*shape, width, generator=generator)
+    ours, theirs = add_positions(x, table, tokens), x + table[tokens]
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    (found,), (wanted,) = (torch.autograd.grad((out * weights).sum(), x) for out in (ours, theirs))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5), (17,), (0, 4)])
+def test_interpreted_positions(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check_positions(shape, 24, dtype)
+
+
+def test_positions_without_a_kernel() -> None:
+    check_positions((3, 5), 24, torch.float16)
+
+
+def check_feature_loss(count: int, width: int, dtype: torch.dtype) -> None:
+    """Loss and gradient against autograd through the plain twin; some predictions hit their target."""
+    generator = torch.Generator().manual_seed(width)
+    targets = torch.randn(9, width, generator=generator)
+    rows = torch.randint(0, 9, (count,), generator=generator)
+    predicted = torch.randn(count, width, generator=generator).to(dtype)
+    if count:
+        targets[rows[0]] = predicted[0].float()
+    predicted.requires_grad_()
+    weights = torch.rand(count, generator=generator)
+    ours, theirs = (f(predicted, targets, rows, weights) for f in (feature_loss, plain_feature_loss))
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    (found,), (wanted,) = (torch.autograd.grad(3 * loss, predicted) for loss in (ours, theirs))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted, rtol=1e-3 if dtype == torch.float16 else 1e-6, atol=1e-6)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("count", "width"), [(7, 24), (1, 64), (130, 16), (0, 8)])
+def test_interpreted_feature_loss(count: int, width: int, dtype: torch.dtype) -> None:
+    check_feature_loss(count, width, dtype)
+
+
+def test_feature_loss_refuses_what_does_not_fit() -> None:
+    predicted, targets, rows = torch.zeros(3, 8), torch.zeros(5, 8), torch.zeros(3, dtype=torch.int64)
+    check_feature_loss(7, 24, torch.float32)
+    for wrong in ((torch.zeros(5, 7), rows, torch.ones(3)), (targets, rows[:2], torch.ones(3))):
+        with pytest.raises(ValueError, match="do not fit"):
+            feature_loss(predicted, *wrong)
+
+
 @needs_interpreter
 def test_interpreted_operators_hold_to_their_contract() -> None:
     """What torch.compile relies on: schemas, shapes without data, gradients."""
@@ -166,4 +225,4 @@ def test_factors_that_do_not_fit_are_refused(x: tuple[int, ...], factors: tuple[
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
 def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
-    in_interpreter(__file__, "interpreted", 26)
+    in_interpreter(__file__, "interpreted", 40)

@@ -99,6 +99,8 @@ def test_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "scaled_dot_product_attention" in software.check_attention(gpu=False).value
     monkeypatch.setattr(software, "try_attention", lambda: {"cudnn": None, "xformers": "no", "flash": None})
     assert software.check_attention(gpu=True) == Check("software", "attention", "ok", "runs by cudnn, flash")
+    monkeypatch.setattr(software, "try_attention", lambda: {"xformers": "built for another", "cudnn": None})
+    assert "xformers would be faster: pip install an xformers" in software.check_attention(gpu=True).remedy
     monkeypatch.setattr(software, "try_attention", lambda: {"cudnn": "not installed", "flash": None})
     slower = software.check_attention(gpu=True)
     assert slower.status == "warn"

@@ -11,9 +11,9 @@ from surgrec.configs.presets import PRESETS
 
 from surgrec.models.build import build_objective
 from surgrec.models.objective import Objective
-from surgrec.training.distributed import ALONE, World
+from surgrec.training.distributed import ALONE
 from surgrec.training.estimate import describe, estimate
-from surgrec.training.graphed import GraphedPasses, graphed_passes, reason_against
+from surgrec.training.graphed import GraphedPasses, graph_stream, graphed_passes, reason_against
 from surgrec.training.passes import forward_backward
 from surgrec.training.resolve import BatchShape
 from surgrec.training.session import pretrain
@@ -25,26 +25,29 @@ def build(config) -> Objective:
 
 
 @pytest.mark.parametrize(
-    ("graph", "device_type", "ranks", "reason"),
+    ("graph", "device_type", "ranks", "parallel", "reason"),
     [
-        ("auto", "cuda", 1, None),
-        ("off", "cuda", 1, "switched off"),
-        ("auto", "cpu", 1, "no GPU"),
-        ("auto", "cuda", 2, "several ranks"),
+        ("auto", "cuda", 1, "ddp", None),
+        ("auto", "cuda", 1, "fsdp", None),
+        ("auto", "cuda", 2, "ddp", None),
+        ("off", "cuda", 1, "ddp", "switched off"),
+        ("auto", "cpu", 1, "ddp", "no GPU"),
+        ("auto", "cuda", 2, "fsdp", "divided among ranks"),
     ],
 )
-def test_a_graph_is_used_where_it_can_be(dry_mae, graph, device_type, ranks, reason):
+def test_a_graph_is_used_where_it_can_be(dry_mae, graph, device_type, ranks, parallel, reason):
     objective = build(dry_mae)
-    found = reason_against(graph, objective, device_type, ranks)
+    found = reason_against(graph, objective, device_type, ranks, parallel)
     assert found is None if reason is None else reason in found
-    world = World(0, 0, ranks, torch.device(device_type))
-    config = replace(dry_mae, graph=graph)
-    passes = graphed_passes(config, objective, world, BatchShape(4, 2, 2), torch.bfloat16)
-    assert (passes is None) == (reason is not None)
+
+
+def test_without_a_stream_there_is_no_graph(dry_mae):
+    assert graph_stream(dry_mae, build(dry_mae), ALONE) is None
+    assert graphed_passes(dry_mae, build(dry_mae), None, BatchShape(4, 2, 2), torch.bfloat16) is None
 
 
 def test_jepas_lengths_differ_from_step_to_step(dry_jepa):
-    assert "differ" in str(reason_against("auto", build(dry_jepa), "cuda", 1))
+    assert "differ" in str(reason_against("auto", build(dry_jepa), "cuda", 1, "ddp"))
 
 
 class Rerun:
@@ -90,7 +93,7 @@ def test_a_step_around_replayed_passes_is_the_same_step(dry_mae, synthetic_parts
 
 
 def test_batches_of_another_shape_are_refused(dry_mae):
-    passes = GraphedPasses(build(dry_mae), (2, 4, 32, 32, 3), ALONE.device, torch.float32, 1)
+    passes = GraphedPasses(build(dry_mae), (2, 4, 32, 32, 3), None, torch.float32, 1)
     for frames, samples in ((1, 1), (2, 1), (3, 3)):
         clips = torch.zeros(frames, 4, 32, 32, 3, dtype=torch.uint8)
         with pytest.raises(ValueError, match=r"captured for frames \(2, 4, 32, 32, 3\)"):
@@ -119,6 +122,28 @@ def test_a_run_says_whether_there_is_a_graph(mae, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_the_estimate_counts_what_auto_is_on_the_device():
+    for name in ("mae-vitb", "jepa-vitl"):
+        config = PRESETS[name][1]
+        auto, fused, plain = (
+            estimate(replace(config, blocks=way), 8, torch.bfloat16, device_type="cuda").memory.activations
+            for way in ("auto", "fused", "plain")
+        )
+        assert auto == fused < plain
+        assert estimate(config, 8, torch.bfloat16).memory.activations == plain
+
+
+def test_the_estimate_counts_gradients_where_they_lie():
+    """With a graph: in the memory of activations on one GPU; of several in DDP's buckets, or in both."""
+    config = replace(PRESETS["mae-vitl"][1], batch=512)
+    found = {
+        (ranks, micro): estimate(config, micro, torch.bfloat16, ranks, "cuda").memory.gradients
+        for ranks, micro in ((1, 512), (1, 8), (8, 64), (8, 8))
+    }
+    whole = 4.0 * estimate(config, 8, torch.bfloat16).parameters
+    assert found == {(1, 512): 0.0, (1, 8): whole, (8, 64): whole, (8, 8): 2 * whole}
+
+
 def test_the_estimate_counts_a_graphs_frames():
     config = PRESETS["mae-vitb"][1]
     costs = estimate(config, 8, torch.bfloat16, device_type="cuda")
@@ -128,7 +153,7 @@ def test_the_estimate_counts_a_graphs_frames():
     assert costs.memory.total - without.memory.total == costs.memory.frames
     for other in (
         estimate(config, 8, torch.bfloat16),
-        estimate(config, 8, torch.bfloat16, ranks=2, device_type="cuda"),
+        estimate(replace(config, parallel="fsdp"), 8, torch.bfloat16, ranks=2, device_type="cuda"),
         estimate(PRESETS["jepa-vitl"][1], 8, torch.bfloat16, device_type="cuda"),
     ):
         assert other.memory.frames == 0
