@@ -1,7 +1,8 @@
-"""Matrix products with the exact GELU in their epilogue, for GPUs of compute capability 9.x (Hopper).
+"""Matrix products, also with the exact GELU in their epilogue, for GPUs of compute capability 9.x (Hopper).
 
     linear_gelu            x @ weight' + bias = hidden;  gelu(hidden)
     linear_gelu_backward   (gradient @ weight) * gelu'(hidden);  gelu(hidden);  sums over rows
+    multiply               products without a GELU, those of kernels/products.py
 
 What a product has summed up is in registers when the GELU needs it: nothing is written to be read again by a
 kernel behind it. The products are those of quack-kernels (https://github.com/Dao-AILab/quack), which NVIDIA's
@@ -30,7 +31,7 @@ from quack.epilogue.frontend import gemm_epilogue
 from quack.epilogue.ops import RowVecLoad, RowVecReduce
 from quack.gemm_runtime.host import run_gemm_epi_plan
 from surgrec.kernels.column_sums import column_sums
-from surgrec.kernels.hopper_tiles import Direction, tiling_for
+from surgrec.kernels.hopper_tiles import Direction, Plain, Tiling, tiling_for
 from torch import Tensor
 from triton import knobs
 
@@ -99,6 +100,18 @@ def backward_epilogue(acc: Any, c: Any) -> dict[str, Any]:
     return {"D": out, "activated": activated, "sums": out}
 
 
+@gemm_epilogue()
+def plain_epilogue(acc: Any) -> dict[str, Any]:
+    """The product."""
+    return {"D": acc}
+
+
+@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
+def biased_epilogue(acc: Any, bias: Any) -> dict[str, Any]:
+    """The product and a bias."""
+    return {"D": acc + bias}
+
+
 EPILOGUES: Final = {"forward": forward_epilogue, "alone": alone_epilogue, "backward": backward_epilogue}
 
 
@@ -132,26 +145,73 @@ def linear_gelu_backward(gradient: Tensor, weight: Tensor, hidden: Tensor) -> tu
     return out, activated, column_sums(sums)
 
 
+def prepare_plain(kind: Plain, tiling: Tiling, biased: bool, device: torch.device) -> None:
+    """As `prepare`, for a product without a GELU."""
+    _plain_plan(kind, tiling, biased, device)
+
+
+def multiply(
+    kind: Plain, tiling: Tiling, out: Tensor, first: Tensor, second: Tensor, bias: Tensor | None
+) -> None:
+    """As `mlp_products.Products.multiply`, for what `mlp_products.fits`."""
+    plan = _plain_plan(kind, tiling, bias is not None, out.device)
+    extra = {} if bias is None else {"bias": bias.detach()}
+    with torch.cuda.device_of(out):
+        run_gemm_epi_plan(plan, *_factors(kind, first.detach(), second.detach()), out, None, extra)
+
+
+def _factors(kind: Plain, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """What is multiplied, [M, K] and [K, N], of what kernels/products.py is given."""
+    if kind == "product":
+        return first, second.t()
+    return (first.t() if kind == "weight_gradient" else first), second
+
+
+@functools.cache
+def _plain_plan(kind: Plain, tiling: Tiling, biased: bool, device: torch.device) -> Any:
+    """As `_plan`, for a product without a GELU."""
+    matrix = torch.empty(8, 8, dtype=torch.bfloat16, device=device)
+    left, right = _factors(kind, matrix, matrix)
+    epilogue = biased_epilogue if biased else plain_epilogue
+    return _compiled(epilogue, tiling, left, right, matrix, None, {"bias": matrix[0]} if biased else {})
+
+
 @functools.cache
 def _plan(direction: Direction, depth: int, device: torch.device) -> Any:
     """A compiled product and how it is launched; it takes matrices of any size, laid out like those here."""
     tiling = tiling_for(direction, depth)
     matrix = torch.empty(8, 8, dtype=torch.bfloat16, device=device)
     extra = {"activated": matrix, "bias": matrix[0]}
-    if direction == "backward":
+    backward = direction == "backward"
+    if backward:
         extra["sums"] = torch.empty(1, 8, device=device)
-    with torch.cuda.device_of(matrix):
-        return EPILOGUES[direction].gemm(
-            matrix,
-            matrix if direction == "backward" else matrix.t(),
-            matrix,
-            matrix if direction == "backward" else None,
+    left, right = matrix, matrix if backward else matrix.t()
+    return _compiled(EPILOGUES[direction], tiling, left, right, matrix, matrix if backward else None, extra)
+
+
+def _compiled(
+    epilogue: Any,
+    tiling: Tiling,
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    beside: Tensor | None,
+    extra: dict[str, Tensor],
+) -> Any:
+    """A plan for matrices laid out like these; `beside` is what an epilogue reads as c."""
+    with torch.cuda.device_of(out):
+        return epilogue.gemm(
+            left,
+            right,
+            out,
+            beside,
             epi_args=extra,
             tile_M=tiling.rows,
             tile_N=tiling.columns,
             cluster_M=tiling.cluster_rows,
             cluster_N=tiling.cluster_columns,
             pingpong=tiling.pingpong,
+            split_k=tiling.pieces,
             b_kn=True,
             post_init_attrs=NO_EARLY_START,
             _launch=False,

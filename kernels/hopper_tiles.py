@@ -1,8 +1,10 @@
-"""Which tiles the fused products of kernels/hopper_products.py take for which depth, as measured.
+"""Which tiles the products of kernels/hopper_products.py take for which sizes, as measured.
 
-The figures below come from one H200 (torch 2.11, quack-kernels 0.6.5, nvidia-cutlass-dsl 4.8.1), the best of
-17 tilings forward and of 12 backward. All of them are of MLPs four times as wide as the model, so that the
-depth says how many columns there are, too. `python bench/mlp_products.py` measures the chosen ones again.
+Products with a GELU go by their depth, and there is a tiling for each; of others, the library computes what
+has no row. The figures below come from one H200 (torch 2.11, quack-kernels 0.6.5, nvidia-cutlass-dsl 4.8.1),
+the best of 17 tilings forward and of 12 backward. Those with a GELU are of MLPs four times as wide as the
+model, so that the depth says how many columns there are, too. `python bench/mlp_products.py` measures the
+chosen ones again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import Final, Literal
 
 Direction = Literal["forward", "alone", "backward"]
 """`forward` stores the values before the GELU and behind it, `alone` the latter only."""
+Plain = Literal["product", "data_gradient", "weight_gradient"]
+"""Without a GELU: a layer's product, and the gradients of its input and of its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,8 @@ class Tiling:
     """Of the output: a tile's rows and columns, how many of either make a cluster, and who computes them.
 
     pingpong: two warp groups take turns, a tile each; otherwise both share one.
+    pieces: of each sum; where the output has few tiles and the sums are long, there is work for more of the
+        GPU. They are added up in float32 and in order.
     """
 
     rows: int
@@ -26,6 +32,7 @@ class Tiling:
     cluster_rows: int
     cluster_columns: int
     pingpong: bool
+    pieces: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,25 @@ BACKWARD: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class PlainRow:
+    """For at least so many tokens."""
+
+    tokens: int
+    tiling: Tiling
+
+
+PLAIN: Final[dict[tuple[Plain, int, int], tuple[PlainRow, ...]]] = {}
+"""By the outputs and the inputs of the layer, most tokens first. It is empty: all are the library's."""
+
+
 def tiling_for(direction: Direction, depth: int) -> Tiling:
     """What a product that sums up `depth` terms is computed with."""
     table = BACKWARD if direction == "backward" else FORWARD
     return next(row.tiling for row in table if depth <= row.depth)
+
+
+def plain_tiling(kind: Plain, outputs: int, inputs: int, tokens: int) -> Tiling | None:
+    """The same for a product without a GELU of a layer with so many outputs and inputs; None: the library."""
+    rows = PLAIN.get((kind, outputs, inputs), ())
+    return next((row.tiling for row in rows if tokens >= row.tokens), None)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import torch
 from surgrec.kernels.gelu import gelu, gelu_backward
-from surgrec.kernels.hopper_tiles import Direction
+from surgrec.kernels.hopper_tiles import Direction, Plain, Tiling
 from torch import Tensor
 
 CAPABILITY: Final = 9
@@ -46,6 +47,14 @@ class Products(Protocol):
         self, gradient: Tensor, weight: Tensor, hidden: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As the function of the same name."""
+
+    def prepare_plain(self, kind: Plain, tiling: Tiling, biased: bool, device: torch.device) -> None:
+        """As `prepare`, for a product without a GELU."""
+
+    def multiply(
+        self, kind: Plain, tiling: Tiling, out: Tensor, first: Tensor, second: Tensor, bias: Tensor | None
+    ) -> None:
+        """Writes to a matrix what the function of kernels/products.py named `kind` makes of two others."""
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, keep: bool = True) -> tuple[Tensor | None, Tensor]:
@@ -92,11 +101,21 @@ def fused_for(direction: Direction, made: int, *operands: Tensor) -> Products | 
         operands: the first one [T, terms of the sum].
     """
     first = operands[0]
-    products = products_for(first.device)
+    return ready(lambda found: found.prepare(direction, first.shape[1], first.device), made, *operands)
+
+
+def ready(prepare: Callable[[Products], None], made: int, *operands: Tensor) -> Products | None:
+    """What computes products of these operands, once it is prepared; None where the library does.
+
+    Args:
+        prepare: compiles, and raises whatever the compiler does.
+        made, operands: as in `fused_for`.
+    """
+    products = products_for(operands[0].device)
     if products is None or causes or made > LARGEST or not fits(*operands):
         return None
     try:
-        products.prepare(direction, first.shape[1], first.device)
+        prepare(products)
     except Exception as error:  # a compiler's, of any kind
         _give_up("does not compile here", error)
         return None
