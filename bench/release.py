@@ -4,9 +4,10 @@
     python bench/release.py ranks scaling --out results
 
 A part takes two to six minutes on an H100 with 16 cores, `scaling` up to eight on several; without a name all
-are run. With --gpus they run side by side, each on a GPU of its own. Logs and results go to --out, generated
-videos to --cache and stay there. A step that fails, or takes longer than its limit, is reported and keeps
-none of the others from running. Exit status 1 where one failed.
+are run, `ranks` and `scaling` only where there are several GPUs. With --gpus they run side by side, each on
+a GPU of its own. Logs and results go to --out, generated videos to --cache and stay there. A step that fails,
+or takes longer than its limit, is reported and keeps none of the others from running. Exit status 1 where one
+failed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -153,7 +155,7 @@ def crop(args: Args) -> list[Together]:
 def training(args: Args) -> list[Together]:
     """The step from clips on the device, beside those of others, and from proxies, end to end."""
     peers = ("--peers", "transformers", "transformers-compiled", "videomae", "vjepa2")
-    sources = ("--cases", "mae-vitb", "jepa-vitl", "--inputs", "cached", "proxy16")
+    sources = ("--cases", "mae-vitb", "jepa-vitl", "--inputs", "cached", "proxy16", "proxy4s4")
     return [
         *bench(args, "training", 540, "train_throughput", *peers),
         *bench(args, "end-to-end", 400, "train_throughput", *sources, "--peers", "transformers-compiled"),
@@ -170,7 +172,7 @@ def ways(args: Args) -> list[Together]:
         steps += bench(args, f"blocks-{way}", 300, "train_throughput", "--blocks", way)
     without = ("--cases", "mae-vitb", "mae-vitl", "--blocks", "fused", "--graph", "off")
     steps += bench(args, "graph-off", 150, "train_throughput", *without)
-    for case, batch in (("mae-vitb", 128), ("mae-vitl", 64), ("jepa-vitl", 64)):
+    for case, batch in (("mae-vitb", 128), ("mae-vitl", 256), ("jepa-vitl", 64)):
         line = ("bench/profile_step.py", "--case", case, "--batch", batch, "--blocks", "fused", "--top", 60)
         steps.append((python(f"profile-{case}", 90, *line, "--out", args.cache / "profile"),))
     return steps
@@ -240,13 +242,17 @@ def main() -> int:
     if unknown:
         print(f"unknown: {unknown}; parts are {list(PARTS)}", file=sys.stderr)
         return 2
-    if len(visible_gpus(args)) < args.gpus:
-        print(f"--gpus {args.gpus}: CUDA_VISIBLE_DEVICES names only {visible_gpus(args)}", file=sys.stderr)
+    if args.gpus > 1 and len(visible_gpus()) < args.gpus:
+        print(
+            f"--gpus {args.gpus}: this process sees {len(visible_gpus())}; give as many or fewer",
+            file=sys.stderr,
+        )
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     args.cache.mkdir(parents=True, exist_ok=True)
     print_machine()
-    parts = args.parts or tuple(PARTS)
+    # What needs several GPUs is run on one only where it is asked for by name, and fails.
+    parts = args.parts or tuple(part for part in PARTS if part not in ON_ALL or len(visible_gpus()) > 1)
     failed = []
     if args.gpus > 1:
         failed += spread([part for part in parts if part not in ON_ALL], args)
@@ -261,10 +267,11 @@ def main() -> int:
 
 def spread(parts: list[str], args: Args) -> list[str]:
     """Runs parts side by side, as many at a time as there are GPUs; the names of those that failed."""
-    visible = visible_gpus(args)
+    visible = visible_gpus()
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // args.gpus)
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    stopped = threading.Event()
     for part in parts:
         waiting.put(part)
 
@@ -272,11 +279,11 @@ def spread(parts: list[str], args: Args) -> list[str]:
         # Of this thread, and so of the processes that it starts.
         os.sched_setaffinity(0, cores[number * share : (number + 1) * share] or cores)
         failed: list[str] = []
-        while True:
+        while not stopped.is_set():
             try:
                 part = waiting.get_nowait()
             except queue.Empty:
-                return failed
+                break
             done = subprocess.run(
                 command_of(part, replace(args, cache=args.cache / f"gpu-{number}")),
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": visible[number]},
@@ -288,20 +295,26 @@ def spread(parts: list[str], args: Args) -> list[str]:
             )
             print(f"on GPU {number}: {done.stdout}", flush=True)
             failed += [part] if done.returncode else []
+        return failed
 
     with ThreadPoolExecutor(args.gpus) as pool:
         try:
             return list(itertools.chain.from_iterable(pool.map(work, range(args.gpus))))
         except KeyboardInterrupt:  # It ends the parts that run; those that wait are not to start.
-            while not waiting.empty():
-                waiting.get()
+            stopped.set()
             raise
 
 
-def visible_gpus(args: Args) -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(args.gpus)]
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return []
+    return [str(number) for number in range(shown.count("GPU "))]
 
 
 def command_of(part: str, args: Args) -> list[str]:

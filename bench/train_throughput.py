@@ -3,8 +3,9 @@
     python bench/train_throughput.py --cases mae-vitb --inputs synthetic proxy16 --peers transformers-compiled
 
 Cases are presets with a batch in one piece. Inputs: `synthetic`, random clips on the device; `cached`,
-decoded clips on the device; `proxy16`, H.264 proxies on disk through the loader, end to end. Peers take the
-same step on the same kind of clips; from proxies they load with decord in a torch DataLoader. Each
+decoded clips on the device; `proxy16`, H.264 proxies on disk through the loader, end to end, and `proxy16s4`
+and `proxy4s4`, stacked ones (surgrec.transcode). Peers take the same step on the same kind of clips; from
+proxies they load with decord in a torch DataLoader, which cannot read stacked ones. Each
 measurement runs in a process of its own, so that one that runs out of memory ends nothing else.
 
 Rows, by case or peer and input: clips_per_s; mfu, the FLOPs of the matrix products that the mathematics ask
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     import torch
     from surgrec.configs.pretrain import JepaPretrain, MaePretrain
 
-CORPUS: Final = "proxy16"
-INPUTS: Final = ("synthetic", "cached", CORPUS)
-BATCHES: Final = {"mae-vitb": 128, "mae-vitl": 64, "jepa-vitl": 64, "jepa-vitl-256": 64}
+PLAIN: Final = "proxy16"
+PROXIES: Final = (PLAIN, "proxy16s4", "proxy4s4")
+INPUTS: Final = ("synthetic", "cached", *PROXIES)
+BATCHES: Final = {"mae-vitb": 128, "mae-vitl": 256, "jepa-vitl": 64, "jepa-vitl-256": 64}
 """Clips of a batch, where none is given; 32 for other presets."""
 CACHED_BATCHES: Final = 4
 PATIENCE: Final = 300.0
@@ -54,11 +56,11 @@ class Args:
     cases: tuple[str, ...] = ("mae-vitb", "mae-vitl", "jepa-vitl", "jepa-vitl-256")
     """Presets."""
     inputs: tuple[str, ...] = ("synthetic",)
-    """synthetic, cached, proxy16."""
+    """synthetic, cached, proxy16, proxy16s4, proxy4s4."""
     peers: tuple[str, ...] = ()
     """transformers, transformers-compiled, videomae, vjepa2: measured with the cases of their objective."""
     batch: tuple[int, ...] = ()
-    """Clips of a batch, one measurement for each; by default 128 for mae-vitb and 64 for the larger."""
+    """Clips of a batch, one measurement for each; by default 128 for mae-vitb, 256 for -vitl, 64 for JEPA."""
     steps: int = 20
     """Steps of one measured run."""
     warmup: int = 5
@@ -143,23 +145,25 @@ def plan(args: Args) -> list[Work]:
     from surgrec.configs.presets import PRESETS
     from surgrec.configs.pretrain import MaePretrain
 
-    index: Path | None = None
-    videos: tuple[Path, ...] = ()
-    if set(args.inputs) - {"synthetic"}:
+    indexes: dict[str, Path | None] = {"synthetic": None}
+    videos: dict[str, tuple[Path, ...]] = {"synthetic": ()}
+    for source in set(args.inputs) - {"synthetic"}:
         from corpora import make_corpora
         from loader_throughput import index_of
 
-        videos = tuple(make_corpora([CORPUS], args.cache)[CORPUS])
-        index = index_of(CORPUS, list(videos), args.cache)
+        corpus = PLAIN if source == "cached" else source
+        videos[source] = tuple(make_corpora([corpus], args.cache)[corpus])
+        indexes[source] = index_of(corpus, list(videos[source]), args.cache)
     works = []
     for case in args.cases:
         objective = "mae" if isinstance(PRESETS[case][1], MaePretrain) else "jepa"
         names = [case, *(name for name in args.peers if PEERS[name].objective == objective)]
         works += [
-            Work(name, case, source, batch, index, videos)
+            Work(name, case, source, batch, indexes[source], videos[source])
             for source in args.inputs
             for batch in args.batch or (BATCHES.get(case, 32),)
             for name in names
+            if name == case or source not in PROXIES or source == PLAIN
         ]
     return works
 
@@ -251,7 +255,7 @@ def open_batches(args: Args, work: Work, config: MaePretrain | JepaPretrain, dev
         generator = torch.Generator().manual_seed(0)
         shape = (work.batch, data.frames, data.size, data.size, 3)
         return Repeated([torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)])
-    if work.source == CORPUS and work.name in PEERS:
+    if work.source in PROXIES and work.name in PEERS:
         from decord_batches import DecordBatches
 
         workers = args.workers or len(os.sched_getaffinity(0))
@@ -260,7 +264,7 @@ def open_batches(args: Args, work: Work, config: MaePretrain | JepaPretrain, dev
     from surgrec.loaders.packet_index import PacketIndex
 
     loader = ClipLoader(PacketIndex.open(data.index), data, 0, work.batch, device=device)
-    if work.source == CORPUS:
+    if work.source in PROXIES:
         return loader
     with loader:
         return Repeated([next(loader).frames.clone() for _ in range(CACHED_BATCHES)])

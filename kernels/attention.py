@@ -27,13 +27,14 @@ from typing import Any, Final, Literal
 import torch
 from surgrec.kernels.attention_table import order_for
 from surgrec.kernels.cudnn_attention import cudnn_attention
+from surgrec.kernels.sequences import Sizes, starts_of, stream_of
 from torch import Tensor
 from torch.nn import attention as torch_attention
 from torch.nn import functional
 
 Backend = Literal["auto", "xformers", "cudnn", "flash", "sdpa"]
-Sizes = tuple[int, ...]
 
+HALF: Final = (torch.bfloat16, torch.float16)
 NEWER_FLASH: Final = (("FA4", "flash_attn.cute"), ("FA3", "flash_attn_interface"))
 """FlashAttention's newer versions as PyTorch calls them, and the modules that they come in."""
 
@@ -152,6 +153,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.is_cuda and q.dtype not in HALF:
+        raise NotImplementedError("on a GPU it takes half precision only")
     _newest_flash(q.is_cuda)
     with torch_attention.sdpa_kernel(torch_attention.SDPBackend.FLASH_ATTENTION):
         return _sdpa(q, k, v)
@@ -194,21 +197,13 @@ def _packed_sdpa(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
 def _varlen(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    if not q.is_cuda:
-        raise NotImplementedError("it runs on GPUs only")
+    if not q.is_cuda or q.dtype not in HALF:
+        raise NotImplementedError("it takes half precision on GPUs only")
     _newest_flash(True)
-    starts, longest = _starts(sizes, q.device), max(sizes)
+    starts, longest = starts_of(sizes, q.device), max(sizes)
     out = varlen_attn(q, k, v, starts, starts, longest, longest)
     assert isinstance(out, Tensor)
     return out
-
-
-@functools.lru_cache(maxsize=16)
-def _starts(sizes: Sizes, device: torch.device) -> Tensor:
-    """int32 [len + 1], where each sequence starts, and the end. One for all layers of a pass."""
-    starts = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32)
-    # Only from pinned memory does the copy not wait for what the GPU is doing.
-    return starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts
 
 
 @functools.cache
@@ -223,11 +218,11 @@ def _xformers() -> ModuleType:
 
 
 @functools.lru_cache(maxsize=16)
-def _block_diagonal(sizes: Sizes, device: torch.device) -> Any:
-    """One mask for all layers of a pass."""
+def _block_diagonal(sizes: Sizes, device: torch.device, stream: int) -> Any:
+    """One mask for all layers of a pass on a stream."""
     mask = _xformers().fmha.BlockDiagonalMask.from_seqlens(list(sizes), device=torch.device("cpu"))
     # It would copy the starts from pageable memory, and so wait for all that the GPU has yet to do.
-    starts = _starts(sizes, device)
+    starts = starts_of(sizes, device)
     for info in (mask.q_seqinfo, mask.k_seqinfo):
         info.seqstart = starts
     return mask
@@ -243,7 +238,7 @@ def _xformers_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
     if not q.is_cuda:
         raise NotImplementedError("it runs on GPUs only")
-    bias = _block_diagonal(sizes, q.device)
+    bias = _block_diagonal(sizes, q.device, stream_of(q.device))
     out: Tensor = _xformers().memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)
     return out[0]
 

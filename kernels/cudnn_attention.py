@@ -10,7 +10,6 @@ any lengths up to a bound, so that a new batch needs no new plan.
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 import torch
 from surgrec.kernels.join_heads import side_by_side
+from surgrec.kernels.sequences import Sizes, lengths_of, starts_of
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -47,7 +47,7 @@ class Case:
     differentiated: bool
 
 
-def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None = None) -> Tensor:
+def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, each head and each sequence by itself.
 
     Args:
@@ -74,9 +74,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | No
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, ...] | None, joined: bool
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: Sizes | None, joined: bool) -> Tensor:
         case = case_of(q, sizes, joined, any(ctx.needs_input_grad))
         if case.differentiated:
             _backward_plan(case)  # where there is none, another backend can still be taken
@@ -107,7 +105,7 @@ class _Attention(torch.autograd.Function):
         return *parts, None, None
 
 
-def case_of(q: Tensor, sizes: tuple[int, ...] | None, joined: bool, differentiated: bool) -> Case:
+def case_of(q: Tensor, sizes: Sizes | None, joined: bool, differentiated: bool) -> Case:
     """The case of such queries; of packed ones with room for other lengths."""
     heads, width = q.shape[-2:]
     if sizes is None:
@@ -245,28 +243,15 @@ def _starts_name(joined: bool) -> str:
     return "starts of joined" if joined else "starts"
 
 
-def _offsets(case: Case, sizes: tuple[int, ...] | None, device: torch.device) -> dict[str, Tensor]:
+def _offsets(case: Case, sizes: Sizes | None, device: torch.device) -> dict[str, Tensor]:
     """Lengths and starts of packed sequences, as plans of the case name them."""
     if sizes is None:
         return {}
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    found = {"lengths": _lengths(sizes, device, stream)}
+    found = {"lengths": lengths_of(sizes, device)}
     for joined in {False, case.joined}:
-        found[_starts_name(joined)] = _starts(sizes, _token_stride(case, joined), device, stream)
+        stride = _token_stride(case, joined)
+        found[_starts_name(joined)] = starts_of(sizes, device, torch.int64, stride)
     return found
-
-
-# By stream: another one would not wait for the copy.
-@functools.lru_cache(maxsize=64)
-def _starts(sizes: tuple[int, ...], stride: int, device: torch.device, _: int) -> Tensor:
-    starts = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int64) * stride
-    # Only from pinned memory does the copy not wait for what the GPU is doing.
-    return starts.pin_memory().to(device, non_blocking=True)
-
-
-@functools.lru_cache(maxsize=64)
-def _lengths(sizes: tuple[int, ...], device: torch.device, _: int) -> Tensor:
-    return torch.tensor(sizes, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
 
 
 def _token_stride(case: Case, joined: bool) -> int:

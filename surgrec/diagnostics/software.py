@@ -12,15 +12,16 @@ from surgrec.diagnostics.check import Check, one_line
 GROUP = "software"
 OLDEST_PYTHON = (3, 11)
 NEEDED = ("torch", "av", "numba", "numpy", "h5py", "tyro", "tensorboard", "safetensors", "pillow", "pyarrow")
+CUDNN_REMEDY = "pip install 'nvidia-cudnn-frontend<1.23'"
 OPTIONAL = {
-    "nvidia-cudnn-frontend": "attention is slower without; pip install 'nvidia-cudnn-frontend<1.23'",
+    "nvidia-cudnn-frontend": f"attention is slower on Hopper; {CUDNN_REMEDY}",
     "xformers": "attention falls back to PyTorch's own; pip install xformers",
     "PyNvVideoCodec": "benchmarks compare with it; pip install PyNvVideoCodec",
 }
 FUSED_PRODUCTS = "quack-kernels"
 FUSED_REMEDY = "MLPs are slower without; pip install 'quack-kernels[cu13]>=0.6.5,<0.7'"
 ATTENTION = {
-    "cudnn": "pip install 'nvidia-cudnn-frontend<1.23'",
+    "cudnn": CUDNN_REMEDY,
     "xformers": "pip install an xformers that was built for this PyTorch and GPU",
     "flash": "install a PyTorch with FlashAttention for this GPU",
 }

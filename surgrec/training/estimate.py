@@ -166,9 +166,12 @@ def _jepa_clip(model: Jepa, tokens: int, precision: torch.dtype, block: _Block) 
         block,
         config.checkpoint_activations,
     )
-    kept += (seen + tokens) * model.values * precision.itemsize
-    # The teacher's features and, at the targets, their copy, the prediction, and the error.
-    kept += (tokens + 3 * predicted) * shape.width * 4
+    size = precision.itemsize
+    kept += (seen + tokens) * model.values * size
+    # The teacher's features, the prediction and its gradient; without the kernel, in fp32, in place of the
+    # gradient a copy of the features at the targets, and the error.
+    kept += tokens * shape.width * 4
+    kept += predicted * shape.width * (2 * size if precision == torch.bfloat16 else size + 2 * 4)
     return seen, predicted, kept
 
 

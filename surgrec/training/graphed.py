@@ -18,6 +18,7 @@ which costs no memory at the peak; the next, captured while they are there, leav
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -204,8 +205,13 @@ class GraphedPasses:
         for kind in self._kinds:
             graph = torch.cuda.CUDAGraph()
             # Other threads, autograd's among them, may call what the capturing one must not.
-            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
-                loss = self._pass(kind)
+            try:
+                with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
+                    loss = self._pass(kind)
+            except BaseException:
+                with suppress(RuntimeError):  # the first error is the one to tell
+                    graph.reset()
+                raise
             self._graphs[kind] = _Graph(graph, loss)
 
     def _pass(self, micro: int) -> Tensor:

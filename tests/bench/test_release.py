@@ -98,6 +98,18 @@ def test_parts_are_spread_over_gpus(
         assert len(line.split("{")[1].split(",")) == share
 
 
+def test_gpus_that_are_not_there_are_told(
+    release: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    places = ["--out", str(tmp_path), "--cache", str(tmp_path)]
+    for named, seen in (("", 0), ("3", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert len(release.visible_gpus()) == seen
+        monkeypatch.setattr(sys, "argv", ["release.py", "crop", "--gpus", "2", *places])
+        assert release.main() == 2
+        assert f"this process sees {seen}" in capsys.readouterr().err
+
+
 def test_the_command_of_a_part_is_read_again(release: ModuleType, tmp_path: Path) -> None:
     args = release.Args(out=tmp_path / "o", cache=tmp_path / "c", limit=0.5)
     line = release.command_of("crop", args)

@@ -57,6 +57,29 @@ def test_vjepa2_needs_rotary_positions_only(bench_module: Callable[[str], Module
     assert batches.state_dict() == {"next_sample": 4}
 
 
+def test_each_input_has_its_own_videos(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cached clips come from plain proxies; stacked ones are not given to peers, which would misread them."""
+    corpora, loader = ModuleType("corpora"), ModuleType("loader_throughput")
+    corpora.make_corpora = lambda names, cache: {name: [cache / f"{name}.mp4"] for name in names}  # type: ignore[attr-defined]
+    loader.index_of = lambda name, videos, cache: cache / f"{name}.h5"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "corpora", corpora)
+    monkeypatch.setitem(sys.modules, "loader_throughput", loader)
+    inputs = ("synthetic", "cached", "proxy16", "proxy4s4")
+    args = bench.Args(cases=("demo",), inputs=inputs, peers=("transformers",), cache=tmp_path)
+    found = [(work.name, work.source, work.index and work.index.stem) for work in bench.plan(args)]
+    assert found == [
+        ("demo", "synthetic", None),
+        ("transformers", "synthetic", None),
+        ("demo", "cached", "proxy16"),
+        ("transformers", "cached", "proxy16"),
+        ("demo", "proxy16", "proxy16"),
+        ("transformers", "proxy16", "proxy16"),
+        ("demo", "proxy4s4", "proxy4s4"),
+    ]
+
+
 def test_clips_from_disk(bench: ModuleType, tmp_path: Path, streams: ModuleType) -> None:
     """Ours through the loader, cached from it, and the peer's through decord."""
     from surgrec.corpus.build import build_index

@@ -7,10 +7,12 @@ import torch
 from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD, BlockGroup
 from surgrec.kernels.attention import Backend, attention
 from surgrec.kernels.counter_rng import random_u64, stream_key, uniform
+from surgrec.kernels.feature_loss import feature_loss, plain_feature_loss
 from surgrec.kernels.masking import multi_block_mask, tube_mask
 from surgrec.kernels.patchify import patchify, patchify_packed, unpatchify
 from surgrec.kernels.pixel_loss import pixel_loss, plain_errors
 from surgrec.kernels.pixel_target import pixel_target
+from surgrec.kernels.place_tokens import add_positions
 from surgrec.kernels.rotary import plain_rotate, rotate
 from torch import Tensor
 
@@ -179,3 +181,35 @@ def test_rotation_and_its_gradient(dtype: torch.dtype) -> None:
         wanted.backward(weights)
         assert ours.grad is not None
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 160), (5000,)])
+def test_positions_and_their_gradient(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, weights = torch.randn(*shape, 768).to(dtype), torch.randn(*shape, 768)
+    table, tokens = torch.randn(1568, 768), torch.randint(0, 1568, shape)
+    ours = x.cuda().requires_grad_()
+    out = add_positions(ours, table.cuda(), tokens.cuda())
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.cpu(), x + table[tokens], rtol=1e-6, atol=1e-6)
+    out.backward(weights.cuda())
+    assert ours.grad is not None
+    assert torch.equal(ours.grad.cpu(), weights.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("count", "width"), [(4000, 1024), (777, 384), (1, 1280)])
+def test_feature_loss_and_its_gradient(dtype: torch.dtype, count: int, width: int) -> None:
+    targets, rows = torch.randn(3000, width), torch.randint(0, 3000, (count,))
+    predicted, weights = torch.randn(count, width).to(dtype), torch.rand(count)
+    targets[rows[0]] = predicted[0].float()
+    ours, theirs = predicted.cuda().requires_grad_(), predicted.requires_grad_()
+    loss = feature_loss(ours, targets.cuda(), rows.cuda(), weights.cuda())
+    wanted = plain_feature_loss(theirs, targets, rows, weights)
+    torch.testing.assert_close(loss.cpu(), wanted, rtol=1e-5, atol=1e-6)
+    (3 * loss).backward()
+    (3 * wanted).backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=tolerance, atol=1e-9)

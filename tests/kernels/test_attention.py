@@ -147,7 +147,7 @@ def test_xformers_mask_is_its_own() -> None:
     fmha = pytest.importorskip("xformers.ops").fmha
     cpu = torch.device("cpu")
     ours, theirs = (
-        module._block_diagonal((3, 5, 1), cpu),
+        module._block_diagonal((3, 5, 1), cpu, 0),
         fmha.BlockDiagonalMask.from_seqlens([3, 5, 1], device=cpu),
     )
     for mine, other in ((ours.q_seqinfo, theirs.q_seqinfo), (ours.k_seqinfo, theirs.k_seqinfo)):
