@@ -12,7 +12,7 @@ measured in float32, to try the script out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import RESULTS, Row, print_machine, print_table, repeat, row, write_results
+from harness import RESULTS, Row, print_machine, print_table, repeat, row, timed, write_results
 
 if TYPE_CHECKING:
     import torch
@@ -183,25 +183,6 @@ def measure(
     measured = row(backend, name, "tflops", rates, apart=round(apart, 5), tokens=max(lengths))
     print(f"{name} {backend}: {measured.value:.3g} TFLOP/s", flush=True)
     return measured
-
-
-def timed(work: Callable[[], object], calls: int, gpu: bool) -> Callable[[], float]:
-    """Seconds of one call, the mean over `calls`."""
-    import time
-
-    import torch
-
-    def run() -> float:
-        if gpu:
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            work()
-        if gpu:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / calls
-
-    return run
 
 
 def table_rows(rows: Sequence[Row], shapes: dict[str, Shape], capability: int) -> list[str]:

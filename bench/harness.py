@@ -34,6 +34,7 @@ PACKAGES = (
     "numpy",
     "nvidia-dali-cuda130",
     "PyNvVideoCodec",
+    "quack-kernels",
     "surgrec",
     "torch",
     "torchcodec",
@@ -41,7 +42,7 @@ PACKAGES = (
     "xformers",
 )
 
-MODULES = {"nvidia-dali-cuda130": "nvidia.dali"}
+MODULES = {"nvidia-dali-cuda130": "nvidia.dali", "quack-kernels": "quack"}
 """Modules of packages that are called otherwise."""
 
 
@@ -86,6 +87,23 @@ def rate(work: Callable[[], Any], amount: float) -> Callable[[], float]:
         start = time.perf_counter()
         work()
         return amount / (time.perf_counter() - start)
+
+    return measured
+
+
+def timed(work: Callable[[], Any], calls: int, gpu: bool) -> Callable[[], float]:
+    """A function for `repeat`: seconds of one call, the mean over `calls`, with the GPU's work done."""
+    import torch
+
+    def measured() -> float:
+        if gpu:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            work()
+        if gpu:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / calls
 
     return measured
 

@@ -18,6 +18,8 @@ OPTIONAL = {
     "xformers": "attention falls back to PyTorch's own; pip install xformers",
     "PyNvVideoCodec": "benchmarks compare with it; pip install PyNvVideoCodec",
 }
+FUSED_PRODUCTS = "quack-kernels"
+FUSED_REMEDY = "MLPs are slower without; pip install 'quack-kernels[cu13]>=0.6.5,<0.7'"
 ATTENTION = {
     "cudnn": CUDNN_REMEDY,
     "xformers": "pip install an xformers that was built for this PyTorch and GPU",
@@ -142,6 +144,34 @@ def try_attention() -> dict[str, str | None]:
         except RuntimeError as error:
             outcome[backend] = one_line(error)
     return outcome
+
+
+def check_products() -> Check:
+    """Matrix products with the GELU in one kernel, tried on a small shape; for a Hopper GPU."""
+    version = version_of(FUSED_PRODUCTS)
+    if version is None:
+        return Check(GROUP, FUSED_PRODUCTS, "warn", "not installed", FUSED_REMEDY)
+    error = try_products()
+    if error is not None:
+        return Check(GROUP, FUSED_PRODUCTS, "warn", f"{version} ({error})", FUSED_REMEDY)
+    return Check(GROUP, FUSED_PRODUCTS, "ok", f"{version}, MLPs are computed by it")
+
+
+def try_products() -> str | None:
+    """Both ways through an MLP of 64 columns on the GPU: why they are not fused, or None."""
+    import torch
+
+    from surgrec.kernels import mlp_products
+
+    x = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16)
+    try:
+        hidden, _ = mlp_products.linear_gelu(x, x, x[0])
+        assert hidden is not None
+        mlp_products.linear_gelu_backward(x, x, hidden)
+        torch.cuda.synchronize()
+    except (RuntimeError, ValueError) as error:
+        return one_line(error)
+    return next(iter(mlp_products.causes), None)
 
 
 def check_threads() -> Check:

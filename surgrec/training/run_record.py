@@ -32,6 +32,7 @@ PACKAGES = (
     "safetensors",
     "xformers",
     "nvidia-dali-cuda130",
+    "quack-kernels",
 )
 
 

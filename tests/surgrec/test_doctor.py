@@ -108,6 +108,31 @@ def test_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'nvidia-cudnn-frontend<1.23'" in slower.remedy
 
 
+def test_fused_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "version_of", lambda name: None)
+    check = software.check_products()
+    assert (check.status, check.value, check.required) == ("warn", "not installed", False)
+    assert "pip install 'quack-kernels[cu13]" in check.remedy
+    monkeypatch.setattr(software, "version_of", lambda name: "0.6.5" if name == "quack-kernels" else None)
+    monkeypatch.setattr(software, "try_products", lambda: "ImportError: no cutlass")
+    check = software.check_products()
+    assert (check.status, check.value) == ("warn", "0.6.5 (ImportError: no cutlass)")
+    monkeypatch.setattr(software, "try_products", lambda: None)
+    assert software.check_products().status == "ok"
+
+
+@pytest.mark.parametrize("hopper", [True, False])
+def test_fused_products_are_looked_for_on_a_hopper_gpu_only(
+    hopper: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "has_gpu", lambda: True)
+    monkeypatch.setattr(accelerator, "has_hopper", lambda: hopper)
+    monkeypatch.setattr(software, "try_attention", lambda: {"cudnn": None})
+    monkeypatch.setattr(software, "try_products", lambda: "it does not run here")
+    names = [check.name for check in doctor.examine(tmp_path)]
+    assert ("quack-kernels" in names) == hopper
+
+
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator.shutil, "which", lambda name: None)
     assert accelerator.check_driver().status == "warn"
