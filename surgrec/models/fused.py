@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from surgrec.kernels.add_norm import add_norm, add_norm_backward
+from surgrec.kernels.add_norm import add_norm, add_norm_backward, norm_of_sum, norm_of_sum_backward
 from surgrec.kernels.join_heads import join, turn_
 from surgrec.kernels.mlp_products import linear_gelu, linear_gelu_backward
 from surgrec.kernels.products import data_gradient, product, weight_gradient
@@ -112,9 +112,14 @@ def leave(
     return found
 
 
-def finish(stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """The sum of what blocks gave, normalised without weight and bias: [..., D] of a dtype."""
-    found: Tensor = _Finish.apply(stream, rest, bias, epsilon, dtype)
+def finish(
+    stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype, picked: Tensor | None
+) -> Tensor:
+    """The sum of what blocks gave, normalised without weight and bias: [..., D] of a dtype.
+
+    Where rows are picked, int64 [K] of all tokens in their order, no two the same: [K, D], of those only.
+    """
+    found: Tensor = _Finish.apply(stream, rest, bias, epsilon, dtype, picked)
     return found
 
 
@@ -238,18 +243,25 @@ class _Leave(torch.autograd.Function):
 class _Finish(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
+        ctx: Any,
+        stream: Tensor,
+        rest: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        dtype: torch.dtype,
+        picked: Tensor | None,
     ) -> Tensor:
-        _, normalised, scale = add_norm(stream, rest, bias, epsilon, dtype)
-        ctx.save_for_backward(normalised, scale)
-        ctx.dtypes = rest.dtype, bias.dtype
-        return normalised.view(stream.shape)
+        normalised, scale = norm_of_sum(stream, rest, bias, epsilon, dtype, picked)
+        ctx.save_for_backward(normalised, scale, picked)
+        ctx.shape, ctx.dtypes = rest.shape, (rest.dtype, bias.dtype)
+        return normalised.view(stream.shape) if picked is None else normalised
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
-        normalised, scale = ctx.saved_tensors
+        normalised, scale, picked = ctx.saved_tensors
         dtype, of_bias = ctx.dtypes
-        out, sums = add_norm_backward(gradient.flatten(0, -2), normalised, scale, None, dtype, True)
-        assert sums is not None
-        return None, out.view(gradient.shape), sums.to(of_bias), None, None
+        out, sums = norm_of_sum_backward(
+            gradient.flatten(0, -2), normalised, scale, dtype, picked, ctx.shape[:-1].numel()
+        )
+        return None, out.view(ctx.shape), sums.to(of_bias), None, None, None

@@ -70,16 +70,23 @@ def test_patches(capability: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("differentiated", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_pixel_loss(capability: int, backward: bool, normalise: bool) -> None:
+def test_pixel_loss(capability: int, differentiated: bool, normalise: bool) -> None:
     types = TOKEN | {"predicted": "*bf16", "frames": "*u8", "tokens": "*i64", "errors": "*fp32"}
-    types |= {"out": "*bf16" if backward else "*fp32", "per_clip": "i32", "epsilon": "fp32"}
-    constants = TOKEN_CONSTANTS | {"NORMALISE": normalise, "BACKWARD": backward}
+    types |= {"gradient": "*bf16", "per_clip": "i32", "epsilon": "fp32", "share": "fp32"}
+    constants = TOKEN_CONSTANTS | {"NORMALISE": normalise, "DIFFERENTIATED": differentiated}
     kernel = compiled(pixel_loss._error_kernel, types, constants, capability)
-    # Single numbers besides: the error of the token, or its gradient.
-    wide = {"ld.global.v4.b32", "st.global.v4.b32"} if backward else {"ld.global.v4.b32"}
-    assert wide <= accesses(kernel) <= wide | {"ld.global.b32", "st.global.b32"}
+    # A single number besides: the error of the token.
+    wide = {"ld.global.v4.b32"} | ({"st.global.v4.b32"} if differentiated else set())
+    assert wide <= accesses(kernel) <= wide | {"st.global.b32"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_scaled_gradient(capability: int) -> None:
+    types = {"values": "*bf16", "by": "*fp32", "factor": "fp32", "count": "i64"}
+    kernel = compiled(pixel_loss._scale_kernel, types, {"BLOCK": pixel_loss.ELEMENTS}, capability)
+    assert {"ld.global.v4.b32", "st.global.v4.b32"} <= accesses(kernel)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -121,21 +128,23 @@ NARROW = {f"{what}.global.{size}" for what in ("ld", "st") for size in ("b16", "
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("width", [512, 1024])
-@pytest.mark.parametrize("added", [False, True])
-def test_sum_and_norm(capability: int, width: int, added: bool) -> None:
-    constants = {"ROWS": add_norm.ELEMENTS // width, "WIDTH": width, "ADD": added}
-    numbers = {"rows": "i32", "columns": "i32"}
+@pytest.mark.parametrize(("added", "kept", "picked"), [(0, 0, 0), (1, 1, 0), (1, 0, 0), (1, 0, 1)])
+def test_sum_and_norm(capability: int, width: int, added: int, kept: int, picked: int) -> None:
+    constants = {"ROWS": add_norm.ELEMENTS // width, "WIDTH": width}
+    constants |= {"ADD": added, "KEPT": kept, "PICKED": picked}
+    numbers = {"rows": "i32", "columns": "i32", "picked": "*i64"}
     types = {"stream": "*fp32", "rest": "*bf16", "bias": "*fp32", "total": "*fp32", "normalised": "*bf16"}
     types |= numbers | {"scale": "*fp32", "epsilon": "fp32"}
+    single = NARROW | ({"ld.global.b64"} if picked else set())
     kernel = compiled(add_norm._add_norm_kernel, types, constants, capability)
-    assert WIDE <= accesses(kernel) <= WIDE | NARROW
-    constants = {"ROWS": add_norm.BACKWARD_ELEMENTS // width, "WIDTH": width}
+    assert WIDE <= accesses(kernel) <= WIDE | single
+    constants = {"ROWS": add_norm.BACKWARD_ELEMENTS // width, "WIDTH": width, "PICKED": picked}
     types = dict.fromkeys(("gradient", "normalised", "sum_gradient", "out"), "*bf16") | numbers
     types |= {"sums": "*fp32", "scale": "*fp32"}
     for used in (False, True):
         both = constants | {"USED": used, "SUMMED": added}
         kernel = compiled(add_norm._add_norm_backward_kernel, types, both, capability)
-        assert WIDE <= accesses(kernel) <= WIDE | NARROW
+        assert WIDE <= accesses(kernel) <= WIDE | single
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -156,7 +165,7 @@ def test_folding(capability: int, width: int) -> None:
     types |= {"out": "*bf16", "out_bias": "*bf16", "columns": "i32"}
     kernel = compiled(fold._fold_kernel, types, {"WIDTH": width, "BIASED": True}, capability)
     assert {"ld.global.v4.b32"} <= accesses(kernel) <= WIDE | NARROW
-    types = dict.fromkeys(("weight", "scale", "shift", "out", "scale_sums", "shift_sums"), "*fp32")
+    types = dict.fromkeys(("weight", "scale", "shift", "out", "sums"), "*fp32")
     types |= {"gradient": "*bf16", "bias_gradient": "*bf16", "rows": "i32", "columns": "i32"}
     kernel = compiled(fold._fold_backward_kernel, types, {"WIDTH": width}, capability)
     assert WIDE <= accesses(kernel) <= WIDE | NARROW

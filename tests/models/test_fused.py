@@ -169,11 +169,13 @@ def test_the_norm_behind_blocks_and_a_layer_behind_that():
     for blocks in (plain, fused):
         start = x.clone().requires_grad_()
         normalised = norm_of(norm, blocks(start))
-        picked = linear_of_norm(layer, norm, blocks(start), lambda tokens: tokens[:, 2:])
-        assert picked.shape == (2, 4, 7)
+        every = linear_of_norm(layer, norm, blocks(start))
+        assert every.shape == (2, 6, 7)
+        picked = linear_of_norm(layer, norm, blocks(start), torch.tensor([10, 2, 5, 7, 0]))
+        torch.testing.assert_close(picked, every.flatten(0, 1)[[10, 2, 5, 7, 0]])
         wanted = [start, *blocks.parameters(), *parameters]
-        loss = normalised.square().mean() + (picked - 1).square().mean()
-        found.append([normalised, picked, *torch.autograd.grad(loss, wanted)])
+        loss = normalised.square().mean() + (picked - 1).square().mean() + every.pow(3).mean()
+        found.append([normalised, picked, every, *torch.autograd.grad(loss, wanted)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 
