@@ -252,4 +252,4 @@ def test_factors_that_do_not_fit_are_refused(x: tuple[int, ...], factors: tuple[
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
 def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
-    in_interpreter(__file__, "interpreted", 40)
+    in_interpreter(__file__, "interpreted", 42)
