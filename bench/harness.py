@@ -29,6 +29,7 @@ RESULTS = ROOT / "bench" / "results"
 PACKAGES = (
     "av",
     "decord",
+    "flash-attn-4",
     "h5py",
     "numba",
     "numpy",

@@ -35,7 +35,7 @@ def has_gpu() -> bool:
 
 
 def has_hopper() -> bool:
-    """Whether GPU 0 is of the generation that fused matrix products are made for; there must be one."""
+    """Whether GPU 0 is of the generation that the extra `hopper` is for; there must be one."""
     import torch
 
     return torch.cuda.get_device_capability(0)[0] == 9

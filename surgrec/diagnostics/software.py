@@ -20,8 +20,12 @@ OPTIONAL = {
 }
 FUSED_PRODUCTS = "quack-kernels"
 FUSED_REMEDY = "MLPs are slower without; pip install 'quack-kernels[cu13]>=0.6.5,<0.7'"
+FLASH4 = "flash-attn-4"
+FLASH4_INSTALLED = "pip install 'flash-attn-4[cu13]==4.0.0b36'"
+FLASH4_REMEDY = f"attention of long sequences is slower without; {FLASH4_INSTALLED}"
 ATTENTION = {
     "cudnn": CUDNN_REMEDY,
+    "flash4": FLASH4_INSTALLED,
     "xformers": "pip install an xformers that was built for this PyTorch and GPU",
     "flash": "install a PyTorch with FlashAttention for this GPU",
 }
@@ -172,6 +176,32 @@ def try_products() -> str | None:
     except (RuntimeError, ValueError) as error:
         return one_line(error)
     return next(iter(mlp_products.causes), None)
+
+
+def check_flash4() -> Check:
+    """FlashAttention 4, tried on a small shape; for a Hopper GPU."""
+    version = version_of(FLASH4)
+    if version is None:
+        return Check(GROUP, FLASH4, "warn", "not installed", FLASH4_REMEDY)
+    error = try_flash4()
+    if error is not None:
+        return Check(GROUP, FLASH4, "warn", f"{version} ({error})", FLASH4_REMEDY)
+    return Check(GROUP, FLASH4, "ok", f"{version}, attention of long sequences is computed by it")
+
+
+def try_flash4() -> str | None:
+    """Both ways through attention of two heads on the GPU: why it does not run, or None."""
+    import torch
+
+    from surgrec.kernels.attention import attention
+
+    q = torch.randn(1, 256, 2, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    try:
+        attention(q, q, q, backend="flash4").sum().backward()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return one_line(error)
+    return None
 
 
 def check_threads() -> Check:

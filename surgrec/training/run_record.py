@@ -33,6 +33,7 @@ PACKAGES = (
     "xformers",
     "nvidia-dali-cuda130",
     "quack-kernels",
+    "flash-attn-4",
 )
 
 

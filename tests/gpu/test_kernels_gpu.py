@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD, BlockGroup
+from surgrec.kernels import flash4_attention
 from surgrec.kernels.attention import Backend, attention
 from surgrec.kernels.counter_rng import random_u64, stream_key, uniform
 from surgrec.kernels.feature_loss import feature_loss, plain_feature_loss
@@ -96,15 +99,19 @@ def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize("backend", ["auto", "xformers", "cudnn", "flash", "sdpa"])
+@pytest.mark.parametrize("backend", ["auto", "xformers", "cudnn", "flash4", "flash", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [64, 32])
 @pytest.mark.parametrize("lengths", [[160, 160, 160], [301, 17, 1, 640]])
 def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: list[int]) -> None:
     if backend == "xformers" and not xformers_runs():
         pytest.skip("xformers has no kernels for this PyTorch")
-    if backend in ("cudnn", "flash") and dtype == torch.float32:
+    if backend in ("cudnn", "flash4", "flash") and dtype == torch.float32:
         pytest.skip("for half precision only")
+    if backend == "flash4" and torch.cuda.get_device_capability()[0] != flash4_attention.CAPABILITY:
+        pytest.skip("needs a GPU of compute capability 9.x")
+    if backend == "flash4" and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("needs flash-attn-4")
     torch.manual_seed(0)
     total = sum(lengths)
     q, k, v = (torch.randn(total, 6, width, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
