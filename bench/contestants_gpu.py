@@ -229,22 +229,29 @@ def _spdl(index: PacketIndex, threads: int) -> Stream:
     io: Any = spdl.io
     config = io.cuda_config(device_index=0)
 
-    def demux(request: ClipRequest) -> tuple[Any, list[int]]:
+    def demux(request: ClipRequest) -> tuple[Any, Any, tuple[float, float], Any]:
         times = times_of(index, request)
         half = 0.5 / float(index.videos.rate[request.video])
         window = (max(0.0, times[0] - half), times[-1] + half)
         packets = io.demux_video(index.videos.path[request.video], timestamp=window)
-        # All packets from the key frame on give a frame; the wanted ones are known by their time.
+        # Of those from the key frame on, as they are shown.
         shown = np.sort(packets.get_timestamps(raw=True))
-        places = np.abs(shown[:, None] - times[None]).argmin(0).tolist()
         codec = packets.codec
         if codec.name in ("h264", "hevc"):
             packets = io.apply_bsf(packets, f"{codec.name}_mp4toannexb")
-        return (packets, codec), places
+        return packets, codec, window, (shown, times)
 
     def decode(request: ClipRequest, future: Any) -> Any:
-        (packets, codec), places = future.result()
+        packets, codec, (begin, end), (shown, times) = future.result()
         surfaces = io.to_torch(io.nvdec_decoder(config, codec).decode_packets(packets))
+        # Releases differ: a frame for each packet, or for those in the window only.
+        inside = shown[(shown >= begin) & (shown < end)]
+        given = next((given for given in (shown, inside) if len(given) == len(surfaces)), None)
+        if given is None:
+            raise RuntimeError(
+                f"{len(surfaces)} frames of {len(shown)} packets, {len(inside)} of them in the window"
+            )
+        places = np.abs(given[:, None] - times[None]).argmin(0).tolist()
         clip = surfaces[torch.tensor(places, device=surfaces.device)]
         torch.cuda.synchronize()
         return lambda: nv12_planes(clip, index, request.video)
