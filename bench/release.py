@@ -156,8 +156,10 @@ def training(args: Args) -> list[Together]:
     """The step from clips on the device, beside those of others, and from proxies, end to end."""
     peers = ("--peers", "transformers", "transformers-compiled", "videomae", "vjepa2")
     sources = ("--cases", "mae-vitb", "jepa-vitl", "--inputs", "cached", "proxy16", "proxy4s4")
+    larger = ("--cases", "mae-vitb", "--batch", 256)
     return [
         *bench(args, "training", 540, "train_throughput", *peers),
+        *bench(args, "training-256", 90, "train_throughput", *larger),
         *bench(args, "end-to-end", 400, "train_throughput", *sources, "--peers", "transformers-compiled"),
     ]
 
