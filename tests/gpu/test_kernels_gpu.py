@@ -174,7 +174,7 @@ def test_pixel_loss_and_its_gradient(dtype: torch.dtype, normalise: bool, scale:
     assert theirs.grad is not None
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     # Small gradients are no normal numbers of float16.
-    near = 6e-8 if dtype == torch.float16 else 1e-9
+    near = scale * 1e-9 + (6e-8 if dtype == torch.float16 else 0)
     torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=tolerance, atol=near)
 
 
