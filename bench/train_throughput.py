@@ -23,7 +23,6 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -232,7 +231,7 @@ def measure(args: Args, work: Work) -> Measured:
         step = peer.open(setup, peer.compiled) if peer else surgrec(setup, args.blocks)
         first = seconds_of(step, 1, device)[0]
         seconds_of(step, args.warmup, device)
-        with gpu_clocks() if device.type == "cuda" else nullcontext({}) as clocks:
+        with gpu_clocks() as clocks:
             runs = [seconds_of(step, args.steps, device) for _ in range(args.runs)]
     finally:
         getattr(batches, "close", lambda: None)()
@@ -244,7 +243,7 @@ def measure(args: Args, work: Work) -> Measured:
         # From the first step on: what a CUDA graph works in is allocated while it is captured, never again.
         torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
         describe_device(device),
-        clocks,
+        clocks if device.type == "cuda" else {},
     )
 
 
