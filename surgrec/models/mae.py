@@ -53,11 +53,7 @@ class Decoder(nn.Module):
         else:
             x = place_tokens(visible, self.mask_token, self.positions.table, tokens)
         state = self.blocks(x, None, self.positions.factors(tokens))
-        # The masked ones are the last of each clip.
-        numbers = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-        masked = numbers[:, mask.visible.shape[1] :].flatten()
-        found = linear_of_norm(self.head, self.norm, state, masked)
-        return found.unflatten(0, mask.masked.shape)
+        return linear_of_norm(self.head, self.norm, state, lambda x: x[:, mask.visible.shape[1] :])
 
 
 class MaskedAutoencoder(Objective):
@@ -125,8 +121,8 @@ class MaskedAutoencoder(Objective):
 
     def predict(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Values of the masked tokens as the decoder gives them: [B, Nm, tubelet * patch * patch * 3]."""
-        state = self.encoder.before_norm(self._patches(frames, mask.visible), mask.visible)
-        return self.decoder(linear_of_norm(self.encoder_to_decoder, self.encoder.norm, state), mask)
+        encoded = self.encoder(self._patches(frames, mask.visible), mask.visible)
+        return self.decoder(self.encoder_to_decoder(encoded), mask)
 
     def features(self, frames: Tensor) -> Tensor:
         """The encoder's output for every token: [B, N, width]."""

@@ -32,8 +32,6 @@ PACKAGES = (
     "safetensors",
     "xformers",
     "nvidia-dali-cuda130",
-    "quack-kernels",
-    "flash-attn-4",
 )
 
 
