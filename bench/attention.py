@@ -12,7 +12,7 @@ measured in float32, to try the script out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import RESULTS, Row, print_machine, print_table, repeat, row, write_results
+from harness import RESULTS, Row, all_known, print_machine, repeat, report, row, timed
 
 if TYPE_CHECKING:
     import torch
@@ -96,9 +96,7 @@ def main(args: Args) -> int:
     import torch
 
     known = SHAPES | SMALL
-    unknown = set(args.shapes) - set(known)
-    if unknown:
-        print(f"unknown shapes {sorted(unknown)}; choose from {', '.join(known)}", file=sys.stderr)
+    if not all_known(args.shapes, known, "shapes"):
         return 2
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
@@ -106,14 +104,9 @@ def main(args: Args) -> int:
     rows: list[Row] = []
     for name in args.shapes or (SHAPES if gpu else SMALL):
         rows += measure_shape(name, known[name], args, device)
-    if not rows:
-        return 1
-    print_table(rows)
-    if gpu:
+    if gpu and rows:
         print("\n".join(table_rows(rows, known, torch.cuda.get_device_capability(device)[0])))
-    if args.save:
-        print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 0
+    return report(__file__, args, rows)
 
 
 def measure_shape(name: str, shape: Shape, args: Args, device: torch.device) -> list[Row]:
@@ -183,25 +176,6 @@ def measure(
     measured = row(backend, name, "tflops", rates, apart=round(apart, 5), tokens=max(lengths))
     print(f"{name} {backend}: {measured.value:.3g} TFLOP/s", flush=True)
     return measured
-
-
-def timed(work: Callable[[], object], calls: int, gpu: bool) -> Callable[[], float]:
-    """Seconds of one call, the mean over `calls`."""
-    import time
-
-    import torch
-
-    def run() -> float:
-        if gpu:
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            work()
-        if gpu:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / calls
-
-    return run
 
 
 def table_rows(rows: Sequence[Row], shapes: dict[str, Shape], capability: int) -> list[str]:

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,11 +29,13 @@ RESULTS = ROOT / "bench" / "results"
 PACKAGES = (
     "av",
     "decord",
+    "flash-attn-4",
     "h5py",
     "numba",
     "numpy",
     "nvidia-dali-cuda130",
     "PyNvVideoCodec",
+    "quack-kernels",
     "surgrec",
     "torch",
     "torchcodec",
@@ -41,7 +43,7 @@ PACKAGES = (
     "xformers",
 )
 
-MODULES = {"nvidia-dali-cuda130": "nvidia.dali"}
+MODULES = {"nvidia-dali-cuda130": "nvidia.dali", "quack-kernels": "quack"}
 """Modules of packages that are called otherwise."""
 
 
@@ -86,6 +88,23 @@ def rate(work: Callable[[], Any], amount: float) -> Callable[[], float]:
         start = time.perf_counter()
         work()
         return amount / (time.perf_counter() - start)
+
+    return measured
+
+
+def timed(work: Callable[[], Any], calls: int, gpu: bool) -> Callable[[], float]:
+    """A function for `repeat`: seconds of one call, the mean over `calls`, with the GPU's work done."""
+    import torch
+
+    def measured() -> float:
+        if gpu:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            work()
+        if gpu:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / calls
 
     return measured
 
@@ -187,6 +206,24 @@ def write_results(script: str, args: Any, rows: Sequence[Row], folder: Path = RE
             continue
         return path
     raise FileExistsError(f"{folder}: 999 results of {name} from today; remove some")
+
+
+def report(script: str, args: Any, rows: Sequence[Row]) -> int:
+    """Prints the table, writes the file where args.save says so, to args.out; 1 where no row was measured."""
+    if not rows:
+        return 1
+    print_table(rows)
+    if args.save:
+        print(f"written: {write_results(script, args, rows, args.out)}")
+    return 0
+
+
+def all_known(names: Iterable[str], known: Iterable[str], what: str) -> bool:
+    """Whether all names are known; what is not is printed, with what is."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        print(f"unknown {what} {unknown}; choose from {', '.join(known)}", file=sys.stderr)
+    return not unknown
 
 
 def print_machine(file: Any = None) -> None:

@@ -37,7 +37,7 @@ FUSED: Final = (
     "fold_backward",
     "sum",
 )
-OURS: Final = ("patch", "error", "rotate", "place", "loss")
+OURS: Final = ("patch", "error", "scale", "rotate", "place", "loss")
 KINDS: Final = (
     ("attention", ("flash", "fmha", "attention", "cudnn_generated", "cudnn::", "sdpa")),
     (

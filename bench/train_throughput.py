@@ -34,7 +34,7 @@ from surgrec.configs.pretrain import BlockWay, Graph
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from gpu_clocks import gpu_clocks
-from harness import RESULTS, Row, print_machine, print_table, row, write_results
+from harness import RESULTS, Row, print_machine, report, row
 from training_contestants import PEERS, Repeated, Setup, surgrec, with_batch
 
 if TYPE_CHECKING:
@@ -137,12 +137,7 @@ def main(args: Args) -> int:
             f"{found.first:.1f} s, peak {found.peak_gib:.1f} GiB{shown(found.clocks)}",
             flush=True,
         )
-    if not rows:
-        return 1
-    print_table(rows)
-    if args.save:
-        print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 0
+    return report(__file__, args, rows)
 
 
 def shown(clocks: dict[str, float]) -> str:

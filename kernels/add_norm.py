@@ -17,11 +17,13 @@ import torch
 import triton
 import triton.language as tl
 from surgrec.kernels.column_sums import column_sums
-from surgrec.kernels.triton_mode import on_triton, programs_at_once
+from surgrec.kernels.triton_mode import on_triton, programs_at_once, warps_across
 from torch import Tensor
 
-ELEMENTS, BACKWARD_ELEMENTS = 2048, 4096
+ELEMENTS = 2048
 """Values that a program has at a time."""
+BACKWARD_ELEMENTS = 1024
+"""Going back, for each of its warps."""
 
 
 def add_norm(
@@ -43,9 +45,39 @@ def add_norm(
     if not on_triton(stream.device):
         return plain_add_norm(stream, rest, bias, epsilon, dtype)
     stream = stream.contiguous()
-    columns = stream.shape[-1]
-    rows = stream.numel() // columns
     total = stream if rest is None else torch.empty_like(stream)
+    normalised, scale = _forward(stream, rest, bias, total, epsilon, dtype, None)
+    return total, normalised, scale
+
+
+def norm_of_sum(
+    stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype, picked: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What `add_norm` normalises, where the sum itself is not wanted.
+
+    Args:
+        stream, rest, bias, epsilon, dtype: as there.
+        picked: int64 [K], the rows of which it is wanted, no two the same; None for all T.
+
+    Returns:
+        (normalised values [K, D], one over the deviation [K]).
+    """
+    if not on_triton(stream.device):
+        return plain_norm_of_sum(stream, rest, bias, epsilon, dtype, picked)
+    return _forward(stream.contiguous(), rest, bias, None, epsilon, dtype, picked)
+
+
+def _forward(
+    stream: Tensor,
+    rest: Tensor | None,
+    bias: Tensor | None,
+    total: Tensor | None,
+    epsilon: float,
+    dtype: torch.dtype,
+    picked: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    columns = stream.shape[-1]
+    rows = stream.numel() // columns if picked is None else len(picked)
     normalised = torch.empty(rows, columns, dtype=dtype, device=stream.device)
     scale = torch.empty(rows, dtype=torch.float32, device=stream.device)
     width = triton.next_power_of_2(columns)
@@ -55,8 +87,9 @@ def add_norm(
             _add_norm_kernel[(triton.cdiv(rows, lines),)](
                 stream,
                 stream if rest is None else rest.contiguous(),
-                stream if bias is None else bias,
-                total,
+                stream if bias is None else bias.contiguous(),
+                stream if picked is None else picked.contiguous(),
+                stream if total is None else total,
                 normalised,
                 scale,
                 rows,
@@ -65,9 +98,11 @@ def add_norm(
                 ROWS=lines,
                 WIDTH=width,
                 ADD=rest is not None,
+                KEPT=rest is not None and total is not None,
+                PICKED=picked is not None,
                 num_warps=4,
             )
-    return total, normalised, scale
+    return normalised, scale
 
 
 def add_norm_backward(
@@ -92,12 +127,54 @@ def add_norm_backward(
     """
     if not on_triton(gradient.device):
         return plain_add_norm_backward(gradient, normalised, scale, sum_gradient, dtype, summed)
-    rows, columns = gradient.shape
     out = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
+    return out, _backward(gradient, normalised, scale, sum_gradient, out, summed, None)
+
+
+def norm_of_sum_backward(
+    gradient: Tensor,
+    normalised: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    picked: Tensor | None,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of each of the summands of `norm_of_sum`.
+
+    Args:
+        gradient: [K, D], of the normalised values.
+        normalised, scale: what `norm_of_sum` gave for the rows `picked` of `count`.
+        dtype: of the result.
+
+    Returns:
+        (gradient [count, D] in the dtype, zero in rows that were not picked; float32 [D], its sum over rows
+        before it is rounded).
+    """
+    if not on_triton(gradient.device):
+        return plain_norm_of_sum_backward(gradient, normalised, scale, dtype, picked, count)
+    make = torch.empty if picked is None or len(picked) == count else torch.zeros
+    out = make(count, gradient.shape[1], dtype=dtype, device=gradient.device)
+    sums = _backward(gradient, normalised, scale, None, out, True, picked)
+    assert sums is not None
+    return out, sums
+
+
+def _backward(
+    gradient: Tensor,
+    normalised: Tensor,
+    scale: Tensor,
+    sum_gradient: Tensor | None,
+    out: Tensor,
+    summed: bool,
+    picked: Tensor | None,
+) -> Tensor | None:
+    """Writes gradients to `out`, those of picked rows to their places; their sum over rows."""
+    rows, columns = gradient.shape
     device = out.device
-    programs = min(programs_at_once(device), max(1, rows))
-    sums = torch.empty(programs, columns, dtype=torch.float32, device=device) if summed else None
     width = triton.next_power_of_2(columns)
+    warps = warps_across(width)
+    programs = min(programs_at_once(device, warps), max(1, rows))
+    sums = torch.empty(programs, columns, dtype=torch.float32, device=device) if summed else None
     if rows:
         with torch.cuda.device_of(out):
             _add_norm_backward_kernel[(programs,)](
@@ -105,19 +182,21 @@ def add_norm_backward(
                 normalised,
                 scale,
                 out if sum_gradient is None else sum_gradient.contiguous(),
+                out if picked is None else picked.contiguous(),
                 out,
                 out if sums is None else sums,
                 rows,
                 columns,
-                ROWS=max(1, BACKWARD_ELEMENTS // width),
+                ROWS=max(1, BACKWARD_ELEMENTS * warps // width),
                 WIDTH=width,
                 USED=sum_gradient is not None,
                 SUMMED=summed,
-                num_warps=4,
+                PICKED=picked is not None,
+                num_warps=warps,
             )
     elif sums is not None:
         sums.zero_()
-    return out, None if sums is None else column_sums(sums)
+    return None if sums is None else column_sums(sums)
 
 
 def plain_add_norm(
@@ -133,6 +212,33 @@ def plain_add_norm(
     scale = torch.rsqrt(centred.square().mean(-1) + epsilon)
     normalised = (centred * scale[:, None]).to(dtype)
     return stream if rest is None else total.to(stream.dtype), normalised, scale
+
+
+def plain_norm_of_sum(
+    stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype, picked: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`norm_of_sum` in plain PyTorch."""
+    stream, rest = stream.flatten(0, -2), rest.flatten(0, -2)
+    if picked is not None:
+        stream, rest = stream[picked], rest[picked]
+    _, normalised, scale = plain_add_norm(stream, rest, bias, epsilon, dtype)
+    return normalised, scale
+
+
+def plain_norm_of_sum_backward(
+    gradient: Tensor,
+    normalised: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    picked: Tensor | None,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """`norm_of_sum_backward` in plain PyTorch."""
+    found, sums = plain_add_norm_backward(gradient, normalised, scale, None, dtype, True)
+    assert sums is not None
+    if picked is None:
+        return found, sums
+    return found.new_zeros(count, found.shape[1]).index_copy_(0, picked, found), sums
 
 
 def plain_add_norm_backward(
@@ -157,6 +263,7 @@ def _add_norm_kernel(
     stream,
     rest,
     bias,
+    picked,
     total,
     normalised,
     scale,
@@ -166,16 +273,22 @@ def _add_norm_kernel(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     ADD: tl.constexpr,
+    KEPT: tl.constexpr,
+    PICKED: tl.constexpr,
 ):
     """One program: ROWS rows."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)[None, :]
     inside = (row[:, None] < rows) & (column < columns)
     at = row[:, None].to(tl.int64) * columns + column
-    value = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32)
+    source = at
+    if PICKED:
+        source = tl.load(picked + row, mask=row < rows, other=0)[:, None] * columns + column
+    value = tl.load(stream + source, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        value += tl.load(rest + at, mask=inside, other=0.0).to(tl.float32)
+        value += tl.load(rest + source, mask=inside, other=0.0).to(tl.float32)
         value += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
+    if KEPT:
         tl.store(total + at, value.to(total.dtype.element_ty), mask=inside)
     mean = tl.sum(value, 1) / columns
     centred = tl.where(inside, value - mean[:, None], 0.0)
@@ -190,6 +303,7 @@ def _add_norm_backward_kernel(
     normalised,
     scale,
     sum_gradient,
+    picked,
     out,
     sums,
     rows,
@@ -198,6 +312,7 @@ def _add_norm_backward_kernel(
     WIDTH: tl.constexpr,
     USED: tl.constexpr,
     SUMMED: tl.constexpr,
+    PICKED: tl.constexpr,
 ):
     """One program: every so many rows, whose columns it sums up."""
     program = tl.program_id(0)
@@ -215,7 +330,10 @@ def _add_norm_backward_kernel(
         d = factor[:, None] * (g - mean[:, None] - n * along[:, None])
         if USED:
             d += tl.load(sum_gradient + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + at, d.to(out.dtype.element_ty), mask=inside)
+        place = at
+        if PICKED:
+            place = tl.load(picked + row, mask=row < rows, other=0)[:, None] * columns + column
+        tl.store(out + place, d.to(out.dtype.element_ty), mask=inside)
         if SUMMED:
             total += tl.sum(tl.where(inside, d, 0.0), 0)
     if SUMMED:

@@ -8,10 +8,12 @@ mask), without padding; where all are of one length, they are a batch.
 |---|---|---|
 | `xformers` | `memory_efficient_attention` | the same with `BlockDiagonalMask` |
 | `cudnn` | cuDNN's, see `cudnn_attention` | the same, with their lengths |
+| `flash4` | FlashAttention 4's, see `flash4_attention` | the same, with their starts |
 | `flash` | PyTorch's by FlashAttention | the same, `torch.nn.attention.varlen` |
 | `sdpa` | PyTorch's, whichever it takes | the same, length by length |
 
-FlashAttention is version 2, or 4 or 3 where its package is installed and PyTorch can use it.
+`flash` is version 2, or 4 or 3 where its package is installed and PyTorch can use it; never 4 on GPUs that
+`flash4` takes.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from typing import Any, Final, Literal
 import torch
 from surgrec.kernels.attention_table import order_for
 from surgrec.kernels.cudnn_attention import cudnn_attention
+from surgrec.kernels.flash4_attention import CAPABILITY as FLASH4_CAPABILITY
+from surgrec.kernels.flash4_attention import flash4_attention
 from surgrec.kernels.sequences import Sizes, starts_of, stream_of
 from torch import Tensor
 from torch.nn import attention as torch_attention
 from torch.nn import functional
 
-Backend = Literal["auto", "xformers", "cudnn", "flash", "sdpa"]
+Backend = Literal["auto", "xformers", "cudnn", "flash4", "flash", "sdpa"]
 
 HALF: Final = (torch.bfloat16, torch.float16)
 NEWER_FLASH: Final = (("FA4", "flash_attn.cute"), ("FA3", "flash_attn_interface"))
@@ -155,17 +159,20 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.is_cuda and q.dtype not in HALF:
         raise NotImplementedError("on a GPU it takes half precision only")
-    _newest_flash(q.is_cuda)
+    _newest_flash(q.device)
     with torch_attention.sdpa_kernel(torch_attention.SDPBackend.FLASH_ATTENTION):
         return _sdpa(q, k, v)
 
 
 @functools.cache
-def _newest_flash(gpu: bool) -> None:
+def _newest_flash(device: torch.device) -> None:
     """Lets PyTorch's flash attention, of equal and of packed sequences, run the newest version installed."""
     activate = getattr(torch_attention, "activate_flash_attention_impl", None)
+    if activate is None or device.type != "cuda":
+        return
+    direct = _capability(device) == FLASH4_CAPABILITY
     for name, module in NEWER_FLASH:
-        if not gpu or activate is None or not _is_there(module):
+        if (name == "FA4" and direct) or not _is_there(module):
             continue
         try:
             activate(name)
@@ -199,7 +206,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
 
     if not q.is_cuda or q.dtype not in HALF:
         raise NotImplementedError("it takes half precision on GPUs only")
-    _newest_flash(True)
+    _newest_flash(q.device)
     starts, longest = starts_of(sizes, q.device), max(sizes)
     out = varlen_attn(q, k, v, starts, starts, longest, longest)
     assert isinstance(out, Tensor)
@@ -246,12 +253,14 @@ def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
 DENSE: Final[dict[str, Callable[..., Tensor]]] = {
     "xformers": _xformers_dense,
     "cudnn": cudnn_attention,
+    "flash4": flash4_attention,
     "flash": _flash,
     "sdpa": _sdpa,
 }
 """By backend: q, k, v [B, N, heads, d] -> [B, N, heads, d]."""
 PACKED: Final[dict[str, Callable[..., Tensor]]] = {
     "cudnn": cudnn_attention,
+    "flash4": flash4_attention,
     "xformers": _xformers_packed,
     "flash": _varlen,
     "sdpa": _packed_sdpa,

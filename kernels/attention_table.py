@@ -1,7 +1,8 @@
 """Which way of computing attention is fastest for which shape, as measured.
 
 `python bench/attention.py` measures them all on a GPU and prints rows for this table. Those below come from
-one H100, torch 2.11, bf16, heads of 64 columns, forward and backward.
+one H100 and one H200, torch 2.11, bf16, heads of 64 columns; TFLOP/s are those of forward and backward
+together. `flash4` was measured on the H200 only, beside cuDNN there, by FlashAttention 4.0.0b36.
 """
 
 from __future__ import annotations
@@ -25,11 +26,18 @@ class Row:
 
 ANY_LENGTH: Final = 1 << 30
 TABLE: Final = (
-    # 160, 1568 and 2048 tokens: cuDNN 98, 359 and 426 TFLOP/s, flash 63, 239 and 281, xformers within 1 %.
-    Row(9, False, ANY_LENGTH, ("cudnn", "xformers", "flash")),
-    # 160, 512, 1568 and 2048 tokens: xformers 62, 194, 235 and 269 TFLOP/s, flash 62, 194, 235 and 264.
-    # 128 sequences of 200 to 560 tokens: cuDNN 204 TFLOP/s, flash 126.
-    Row(9, True, ANY_LENGTH, ("cudnn", "xformers", "flash")),
+    # H100, 160 tokens: cuDNN 98 TFLOP/s, flash 63, xformers within 1 %.
+    # H200, 160 tokens, 128 x 12 heads: cuDNN 90, flash4 84, with the host's time to launch them one by one.
+    # Where between 160 and 1568 tokens flash4 overtakes cuDNN was not measured: 512 is a choice.
+    Row(9, False, 512, ("cudnn", "flash4", "xformers", "flash")),
+    # H100, 1568 and 2048 tokens: cuDNN 359 and 426 TFLOP/s, flash 239 and 281, xformers within 1 %.
+    # H200, 1568 tokens: flash4 434 with 128 x 6 heads and 414 with 64 x 16, cuDNN 362 and 358.
+    Row(9, False, ANY_LENGTH, ("flash4", "cudnn", "xformers", "flash")),
+    # H100, 160, 512, 1568 and 2048 tokens: xformers 62, 194, 235 and 269 TFLOP/s, flash 62, 194, 235 and 264.
+    # H100, 128 sequences of 200 to 560 tokens: cuDNN 204, flash 126.
+    # H200, such sequences, 16 heads: forward cuDNN 237, flash4 193; backward 201 and 233; together 211 and
+    # 220, too near to each other to change the order.
+    Row(9, True, ANY_LENGTH, ("cudnn", "flash4", "xformers", "flash")),
 )
 ELSEWHERE: Final[Order] = ("xformers", "flash")
 

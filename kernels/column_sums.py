@@ -15,9 +15,9 @@ import triton.language as tl
 from surgrec.kernels.triton_mode import on_triton
 from torch import Tensor
 
-COLUMNS = 32
-"""Of a program: 128 bytes of each row."""
-ROWS = 128
+COLUMNS = 8
+"""Of a program: 32 bytes of each row, the least that memory gives, so that there are many programs."""
+ROWS = 512
 """That a program has at a time."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from surgrec.kernels.column_sums import column_sums
 from surgrec.kernels.triton_mode import on_triton, programs_at_once
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -93,7 +94,7 @@ def folded_backward(
     rows, columns = weight.shape
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
     programs = min(programs_at_once(weight.device), rows)
-    sums = torch.empty(2, programs, columns, dtype=torch.float32, device=weight.device)
+    sums = torch.empty(programs, 2, columns, dtype=torch.float32, device=weight.device)
     with torch.cuda.device_of(weight):
         _fold_backward_kernel[(programs,)](
             weight_gradient.contiguous(),
@@ -102,14 +103,13 @@ def folded_backward(
             scale,
             shift,
             out,
-            sums[0],
-            sums[1],
+            sums,
             rows,
             columns,
             WIDTH=triton.next_power_of_2(columns),
             num_warps=4,
         )
-    scale_gradient, shift_gradient = sums.sum(1).to(weight.dtype)
+    scale_gradient, shift_gradient = column_sums(sums.flatten(1)).to(weight.dtype).view(2, columns)
     return out, scale_gradient, shift_gradient
 
 
@@ -156,8 +156,7 @@ def _fold_backward_kernel(
     scale,
     shift,
     out,
-    scale_sums,
-    shift_sums,
+    sums,
     rows,
     columns,
     WIDTH: tl.constexpr,
@@ -178,5 +177,6 @@ def _fold_backward_kernel(
         tl.store(out + at, (g * factor + b * summand).to(out.dtype.element_ty), mask=inside)
         of_scale += g * value
         of_shift += b * value
-    tl.store(scale_sums + program * columns + column, of_scale, mask=inside)
-    tl.store(shift_sums + program * columns + column, of_shift, mask=inside)
+    mine = sums + program * 2 * columns + column
+    tl.store(mine, of_scale, mask=inside)
+    tl.store(mine + columns, of_shift, mask=inside)

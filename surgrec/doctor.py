@@ -26,6 +26,9 @@ def examine(data: Path) -> Iterable[Check]:
         gpu = accelerator.has_gpu()
         yield software.check_threads()
         yield software.check_attention(gpu)
+        if gpu and accelerator.has_hopper():
+            yield software.check_products()
+            yield software.check_flash4()
     yield software.check_dali()
     yield software.check_numba()
     yield accelerator.check_driver()

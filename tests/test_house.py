@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -19,6 +20,8 @@ FLOORS = {"configs": 0, "kernels": 1, "loaders": 2, "surgrec": 3}
 LIGHT_FOR_CONFIGS = {"surgrec", "tyro", "yaml"}
 HEAVY = ("torch", "numba", "nvidia.dali", "cv2", "transformers", "xformers", "tensorboard", "matplotlib")
 MAX_LINES = 500
+OF_EXTRAS = {"surgrec.kernels.hopper_products": "quack"}
+"""Modules that import a package at once which not every installation has."""
 
 
 def source_files() -> list[Path]:
@@ -172,6 +175,8 @@ def test_transformers_imports_from_the_repository_root() -> None:
 
 def test_every_module_imports_by_itself() -> None:
     names = [module_name(path) for path in source_files()]
+    assert OF_EXTRAS.keys() <= set(names)
+    names = [name for name in names if name not in OF_EXTRAS or importlib.util.find_spec(OF_EXTRAS[name])]
     done = run_python(f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)")
     assert done.returncode == 0, done.stderr
 

@@ -34,6 +34,13 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def has_hopper() -> bool:
+    """Whether GPU 0 is of the generation that the extra `hopper` is for; there must be one."""
+    import torch
+
+    return torch.cuda.get_device_capability(0)[0] == 9
+
+
 def check_driver() -> Check:
     """The driver, as nvidia-smi tells."""
     if shutil.which("nvidia-smi") is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 
 from surgrec.diagnostics.check import Check, one_line
@@ -18,8 +19,14 @@ OPTIONAL = {
     "xformers": "attention falls back to PyTorch's own; pip install xformers",
     "PyNvVideoCodec": "benchmarks compare with it; pip install PyNvVideoCodec",
 }
+FUSED_PRODUCTS = "quack-kernels"
+FUSED_REMEDY = "MLPs are slower without; pip install 'quack-kernels[cu13]>=0.6.5,<0.7'"
+FLASH4 = "flash-attn-4"
+FLASH4_INSTALLED = "pip install 'flash-attn-4[cu13]==4.0.0b36'"
+FLASH4_REMEDY = f"attention of long sequences is slower without; {FLASH4_INSTALLED}"
 ATTENTION = {
     "cudnn": CUDNN_REMEDY,
+    "flash4": FLASH4_INSTALLED,
     "xformers": "pip install an xformers that was built for this PyTorch and GPU",
     "flash": "install a PyTorch with FlashAttention for this GPU",
 }
@@ -142,6 +149,59 @@ def try_attention() -> dict[str, str | None]:
         except RuntimeError as error:
             outcome[backend] = one_line(error)
     return outcome
+
+
+def check_products() -> Check:
+    """Matrix products with the GELU in one kernel, tried on a small shape; for a Hopper GPU."""
+    return _extra(FUSED_PRODUCTS, FUSED_REMEDY, "MLPs are computed by it", try_products)
+
+
+def try_products() -> str | None:
+    """Both ways through an MLP of 64 columns on the GPU: why they are not fused, or None."""
+    import torch
+
+    from surgrec.kernels import mlp_products
+
+    x = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16)
+    try:
+        hidden, _ = mlp_products.linear_gelu(x, x, x[0])
+        assert hidden is not None
+        mlp_products.linear_gelu_backward(x, x, hidden)
+        torch.cuda.synchronize()
+    except (RuntimeError, ValueError) as error:
+        return one_line(error)
+    return next(iter(mlp_products.causes), None)
+
+
+def check_flash4() -> Check:
+    """FlashAttention 4, tried on a small shape; for a Hopper GPU."""
+    return _extra(FLASH4, FLASH4_REMEDY, "attention of long sequences is computed by it", try_flash4)
+
+
+def _extra(package: str, remedy: str, use: str, trial: Callable[[], str | None]) -> Check:
+    """A package that is not needed, but makes a GPU faster. trial: why it does not run, or None."""
+    version = version_of(package)
+    if version is None:
+        return Check(GROUP, package, "warn", "not installed", remedy)
+    error = trial()
+    if error is not None:
+        return Check(GROUP, package, "warn", f"{version} ({error})", remedy)
+    return Check(GROUP, package, "ok", f"{version}, {use}")
+
+
+def try_flash4() -> str | None:
+    """Both ways through attention of two heads on the GPU: why it does not run, or None."""
+    import torch
+
+    from surgrec.kernels.attention import attention
+
+    q = torch.randn(1, 256, 2, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    try:
+        attention(q, q, q, backend="flash4").sum().backward()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return one_line(error)
+    return None
 
 
 def check_threads() -> Check:

@@ -30,9 +30,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from surgrec.kernels.add_norm import add_norm, add_norm_backward
-from surgrec.kernels.gelu import gelu, gelu_backward
+from surgrec.kernels.add_norm import add_norm, add_norm_backward, norm_of_sum, norm_of_sum_backward
 from surgrec.kernels.join_heads import join, turn_
+from surgrec.kernels.mlp_products import linear_gelu, linear_gelu_backward
+from surgrec.kernels.products import data_gradient, product, weight_gradient
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -97,14 +98,28 @@ def leave(
         the gradient of both).
     """
     found: tuple[Tensor, Tensor] = _Leave.apply(
-        stream, carrier, attended, projection, projection_bias, first, first_bias, second, epsilon
+        stream,
+        carrier,
+        attended,
+        projection,
+        projection_bias,
+        first,
+        first_bias,
+        second,
+        epsilon,
+        torch.is_grad_enabled(),  # within the function it never is
     )
     return found
 
 
-def finish(stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """The sum of what blocks gave, normalised without weight and bias: [..., D] of a dtype."""
-    found: Tensor = _Finish.apply(stream, rest, bias, epsilon, dtype)
+def finish(
+    stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype, picked: Tensor | None
+) -> Tensor:
+    """The sum of what blocks gave, normalised without weight and bias: [..., D] of a dtype.
+
+    Where rows are picked, int64 [K] of all tokens in their order, no two the same: [K, D], of those only.
+    """
+    found: Tensor = _Finish.apply(stream, rest, bias, epsilon, dtype, picked)
     return found
 
 
@@ -125,7 +140,7 @@ class _Enter(torch.autograd.Function):
         total, normalised, scale = add_norm(stream, rest, bias, epsilon, weight.dtype)
         with torch.autocast(stream.device.type, enabled=False):
             whole = functional.pad(first_bias, (0, len(weight) - len(first_bias)))
-            qkv = torch.addmm(whole, normalised, weight.t()).unflatten(-1, (3, heads, -1))
+            qkv = product(normalised, weight, whole).unflatten(-1, (3, heads, -1))
         table = None if factors is None else factors.flatten(0, -3)
         if table is not None:
             turn_(qkv, table)
@@ -147,14 +162,19 @@ class _Enter(torch.autograd.Function):
         joined, bias_sums = join(q, k, v, table)
         flat = joined.flatten(1)
         out, sums = add_norm_backward(
-            flat @ weight, normalised, scale, carried.flatten(0, -2), ctx.dtype, not ctx.first
+            data_gradient(flat, weight),
+            normalised,
+            scale,
+            carried.flatten(0, -2),
+            ctx.dtype,
+            not ctx.first,
         )
         out = out.view(carried.shape)
         return (
             out if ctx.first else None,
             None if ctx.first else out,
             None if sums is None else sums.to(ctx.bias_dtype),
-            flat.t() @ normalised if ctx.needs_input_grad[3] else None,
+            weight_gradient(flat, normalised) if ctx.needs_input_grad[3] else None,
             bias_sums.to(weight.dtype),
             None,
             None,
@@ -175,14 +195,16 @@ class _Leave(torch.autograd.Function):
         first_bias: Tensor,
         second: Tensor,
         epsilon: float,
+        differentiated: bool,
     ) -> tuple[Tensor, Tensor]:
         shape = stream.shape
+        keep = differentiated and any(ctx.needs_input_grad)
         with torch.autocast(stream.device.type, enabled=False):
-            added = attended.flatten(-2) @ projection.t()
+            added = product(attended.flatten(-2), projection)
             total, normalised, scale = add_norm(stream, added, projection_bias, epsilon, first.dtype)
-            hidden = torch.addmm(first_bias, normalised, first.t())
+            hidden, activated = linear_gelu(normalised, first, first_bias, keep)
             # Not a view of the rows: FSDP warns of those.
-            out = gelu(hidden).view(*shape[:-1], len(first)) @ second.t()
+            out = product(activated.view(*shape[:-1], len(first)), second)
         ctx.save_for_backward(attended, normalised, scale, hidden, projection, first, second)
         ctx.bias_dtype = projection_bias.dtype
         ctx.mark_non_differentiable(total)
@@ -195,11 +217,11 @@ class _Leave(torch.autograd.Function):
         attended, normalised, scale, hidden, projection, first, second = ctx.saved_tensors
         rest = gradient.flatten(0, -2)
         wanted = ctx.needs_input_grad
-        hidden_gradient, activated, first_bias = gelu_backward(rest @ second, hidden)
-        second_gradient = rest.t() @ activated if wanted[7] else None
+        hidden_gradient, activated, first_bias = linear_gelu_backward(rest, second, hidden)
+        second_gradient = weight_gradient(rest, activated) if wanted[7] else None
         del activated
-        first_gradient = hidden_gradient.t() @ normalised if wanted[5] else None
-        inner = hidden_gradient @ first
+        first_gradient = weight_gradient(hidden_gradient, normalised) if wanted[5] else None
+        inner = data_gradient(hidden_gradient, first)
         del hidden_gradient
         out, sums = add_norm_backward(inner, normalised, scale, rest, projection.dtype, True)
         assert sums is not None
@@ -207,12 +229,13 @@ class _Leave(torch.autograd.Function):
         return (
             None,
             out.view(gradient.shape),
-            (out @ projection).view(attended.shape),
-            out.t() @ rows if wanted[3] else None,
+            data_gradient(out, projection).view(attended.shape),
+            weight_gradient(out, rows) if wanted[3] else None,
             sums.to(ctx.bias_dtype),
             first_gradient,
             first_bias.to(first.dtype),
             second_gradient,
+            None,
             None,
         )
 
@@ -220,18 +243,25 @@ class _Leave(torch.autograd.Function):
 class _Finish(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stream: Tensor, rest: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype
+        ctx: Any,
+        stream: Tensor,
+        rest: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        dtype: torch.dtype,
+        picked: Tensor | None,
     ) -> Tensor:
-        _, normalised, scale = add_norm(stream, rest, bias, epsilon, dtype)
-        ctx.save_for_backward(normalised, scale)
-        ctx.dtypes = rest.dtype, bias.dtype
-        return normalised.view(stream.shape)
+        normalised, scale = norm_of_sum(stream, rest, bias, epsilon, dtype, picked)
+        ctx.save_for_backward(normalised, scale, picked)
+        ctx.shape, ctx.dtypes = rest.shape, (rest.dtype, bias.dtype)
+        return normalised.view(stream.shape) if picked is None else normalised
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
-        normalised, scale = ctx.saved_tensors
+        normalised, scale, picked = ctx.saved_tensors
         dtype, of_bias = ctx.dtypes
-        out, sums = add_norm_backward(gradient.flatten(0, -2), normalised, scale, None, dtype, True)
-        assert sums is not None
-        return None, out.view(gradient.shape), sums.to(of_bias), None, None
+        out, sums = norm_of_sum_backward(
+            gradient.flatten(0, -2), normalised, scale, dtype, picked, ctx.shape[:-1].numel()
+        )
+        return None, out.view(ctx.shape), sums.to(of_bias), None, None, None

@@ -53,7 +53,11 @@ class Decoder(nn.Module):
         else:
             x = place_tokens(visible, self.mask_token, self.positions.table, tokens)
         state = self.blocks(x, None, self.positions.factors(tokens))
-        return linear_of_norm(self.head, self.norm, state, lambda x: x[:, mask.visible.shape[1] :])
+        # The masked ones are the last of each clip.
+        numbers = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+        masked = numbers[:, mask.visible.shape[1] :].flatten()
+        found = linear_of_norm(self.head, self.norm, state, masked)
+        return found.unflatten(0, mask.masked.shape)
 
 
 class MaskedAutoencoder(Objective):
@@ -121,8 +125,8 @@ class MaskedAutoencoder(Objective):
 
     def predict(self, frames: Tensor, mask: TubeMask) -> Tensor:
         """Values of the masked tokens as the decoder gives them: [B, Nm, tubelet * patch * patch * 3]."""
-        encoded = self.encoder(self._patches(frames, mask.visible), mask.visible)
-        return self.decoder(self.encoder_to_decoder(encoded), mask)
+        state = self.encoder.before_norm(self._patches(frames, mask.visible), mask.visible)
+        return self.decoder(linear_of_norm(self.encoder_to_decoder, self.encoder.norm, state), mask)
 
     def features(self, frames: Tensor) -> Tensor:
         """The encoder's output for every token: [B, N, width]."""

@@ -51,4 +51,4 @@ class Predictor(nn.Module):
         x = take_rows(self.positions.add(torch.cat([embedded, masked]), tokens), order)
         lengths = [c + t for c, t in zip(context.lengths, target.lengths, strict=True)]
         state = self.blocks(x, lengths, self.positions.factors(tokens[order]))
-        return linear_of_norm(self.proj, self.norm, state, lambda x: take_rows(x, place[len(features) :]))
+        return linear_of_norm(self.proj, self.norm, state, place[len(features) :])

@@ -19,6 +19,7 @@ from surgrec.kernels.masking import Grid
 from surgrec.kernels.place_tokens import add_positions
 from surgrec.kernels.rotary import rotate
 from surgrec.models.fused import enter, finish, leave
+from surgrec.models.packing import take_rows
 from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 
 Lengths = Sequence[int] | None
@@ -204,22 +205,27 @@ def norm_of(norm: nn.LayerNorm, state: State) -> Tensor:
     if rest is None or bias is None:
         normalised: Tensor = norm(stream)
         return normalised
-    return finish(stream, rest, bias, norm.eps, stream.dtype) * norm.weight + norm.bias
+    return finish(stream, rest, bias, norm.eps, stream.dtype, None) * norm.weight + norm.bias
 
 
 def linear_of_norm(
-    layer: nn.Linear, norm: nn.LayerNorm, state: State, pick: Callable[[Tensor], Tensor]
+    layer: nn.Linear, norm: nn.LayerNorm, state: State, picked: Tensor | None = None
 ) -> Tensor:
-    """A linear layer on the layer norm of those tokens that `pick` picks of what blocks gave."""
+    """A linear layer on the layer norm of what blocks gave: [..., outputs].
+
+    Where rows are picked, int64 [K] of all tokens in their order, no two the same: [K, outputs], of those.
+    """
     stream, rest, bias = state
     if rest is None or bias is None:
-        found: Tensor = layer(norm(pick(stream)))
+        tokens = stream if picked is None else take_rows(stream.flatten(0, -2), picked)
+        found: Tensor = layer(norm(tokens))
         return found
     dtype = compute_dtype(layer.weight)
     weight, offset = fold(layer.weight, layer.bias, norm.weight, norm.bias, dtype)
-    picked = pick(finish(stream, rest, bias, norm.eps, dtype))
-    # In rows without gaps: otherwise the bias is added in a pass of its own.
-    return functional.linear(picked.flatten(0, -2), weight, offset).unflatten(0, picked.shape[:-1])
+    normalised = finish(stream, rest, bias, norm.eps, dtype, picked)
+    # In rows without more dimensions: otherwise the bias is added in a pass of its own.
+    rows = functional.linear(normalised.flatten(0, -2), weight, offset)
+    return rows.unflatten(0, normalised.shape[:-1])
 
 
 class VisionTransformer(nn.Module):
@@ -258,8 +264,16 @@ class VisionTransformer(nn.Module):
         Returns:
             [..., width], normalised by the final LayerNorm.
         """
+        return norm_of(self.norm, self.before_norm(patches, tokens, lengths))
+
+    def before_norm(self, patches: Tensor, tokens: Tensor, lengths: Lengths = None) -> State:
+        """What the last block gives, for `linear_of_norm` with `norm`. Arguments as in a call.
+
+        Hooks on the transformer as a module are not called, those on its embedding are.
+        """
         x = self.positions.add(self.patch_embedding(patches), tokens)
-        return norm_of(self.norm, self.blocks(x, lengths, self.positions.factors(tokens)))
+        state: State = self.blocks(x, lengths, self.positions.factors(tokens))
+        return state
 
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:

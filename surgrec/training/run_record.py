@@ -32,6 +32,8 @@ PACKAGES = (
     "safetensors",
     "xformers",
     "nvidia-dali-cuda130",
+    "quack-kernels",
+    "flash-attn-4",
 )
 
 

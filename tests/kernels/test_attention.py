@@ -75,7 +75,7 @@ def test_wrong_arguments_are_refused() -> None:
         attention(q[0], k[0], v[0])
     with pytest.raises(ValueError, match="add up to 8"):
         attention(q[0], k[0], v[0], [4, 4])
-    for backend in ("xformers", "cudnn"):
+    for backend in ("xformers", "cudnn", "flash4"):
         with pytest.raises(RuntimeError, match=f"{backend} has no kernel"):
             attention(q, k, v, backend=backend)
     with pytest.raises(RuntimeError, match=r"cudnn has no kernel.*takes bfloat16 or float16 on a GPU"):
@@ -99,7 +99,8 @@ def test_the_table_names_backends_that_there_are() -> None:
         assert set(order) <= set(PACKED if packed else DENSE)
     lengths = [(row.capability, row.packed, row.tokens) for row in TABLE]
     assert lengths == sorted(lengths), "the first row that is long enough counts"
-    assert order_for(9, False, 1568)[0] == "cudnn"
+    assert order_for(9, False, 160)[:2] == order_for(9, True, 1568)[:2] == ("cudnn", "flash4")
+    assert order_for(9, False, 1568)[:2] == ("flash4", "cudnn")
     assert order_for(99, False, 1568) == ELSEWHERE
 
 
@@ -140,6 +141,22 @@ def test_a_backend_that_refuses_gives_way_once(monkeypatch: pytest.MonkeyPatch) 
     gpu.dtype = torch.float16
     with pytest.raises(torch.OutOfMemoryError):
         module._by("auto", ways, gpu, gpu, gpu, False, 4)
+
+
+@pytest.mark.parametrize(("capability", "versions"), [(9, ["FA3"]), (10, ["FA4"])])
+def test_pytorch_calls_flash_4_only_where_we_do_not(
+    capability: int, versions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activated: list[str] = []
+    monkeypatch.setattr(module, "_capability", lambda device: capability)
+    monkeypatch.setattr(module, "_is_there", lambda name: True)
+    monkeypatch.setattr(
+        module.torch_attention, "activate_flash_attention_impl", activated.append, raising=False
+    )
+    module._newest_flash.__wrapped__(torch.device("cpu"))
+    assert activated == []
+    module._newest_flash.__wrapped__(torch.device("cuda", 0))
+    assert activated == versions
 
 
 def test_xformers_mask_is_its_own() -> None:

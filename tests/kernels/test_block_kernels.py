@@ -9,8 +9,12 @@ import torch
 from surgrec.kernels.add_norm import (
     add_norm,
     add_norm_backward,
+    norm_of_sum,
+    norm_of_sum_backward,
     plain_add_norm,
     plain_add_norm_backward,
+    plain_norm_of_sum,
+    plain_norm_of_sum_backward,
 )
 from surgrec.kernels.column_sums import column_sums
 from surgrec.kernels.fold import fold, folded, folded_backward, plain_folded, plain_folded_backward
@@ -64,6 +68,33 @@ def test_interpreted_sum_and_norm(
         assert (sums is None) == (expected_sums is None) == (not added)
         if sums is not None:
             same(sums, expected_sums)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("share", [None, 0.0, 0.6, 1.0])
+def test_interpreted_norm_of_some_rows_of_a_sum(rows: int, columns: int, share: float | None) -> None:
+    stream, rest = draw(rows, columns) + 3, draw(rows, columns, seed=1, dtype=torch.float16)
+    bias = draw(columns, seed=2)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(5))
+    picked = None if share is None else order[: round(share * rows)]
+    arguments = (stream, rest, bias, 1e-6, torch.float16, picked)
+    ours = norm_of_sum(*arguments)
+    for one, other in zip(ours, plain_norm_of_sum(*arguments), strict=True):
+        same(one, other, half=True)
+    # Every second of twice as many: in memory they are not side by side.
+    loose = None if picked is None else picked.repeat_interleave(2)[::2]
+    again = norm_of_sum(stream, rest, bias.repeat_interleave(2)[::2], 1e-6, torch.float16, loose)
+    assert torch.equal(again[0], ours[0])
+    gradient = draw(len(ours[0]), columns, seed=3, dtype=torch.float16)
+    found, sums = norm_of_sum_backward(gradient, *ours, torch.float16, picked, rows)
+    expected, expected_sums = plain_norm_of_sum_backward(gradient, *ours, torch.float16, picked, rows)
+    same(found, expected, half=True)
+    same(sums, expected_sums)
+    assert found.shape == (rows, columns)
+    if picked is not None:
+        left = torch.ones(rows, dtype=torch.bool).index_fill(0, picked, False)
+        assert not found[left].any()
 
 
 @needs_interpreter
@@ -204,4 +235,4 @@ def test_folding_changes_nothing_but_the_order(biased: bool) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
 def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
-    in_interpreter(__file__, "interpreted", 110)
+    in_interpreter(__file__, "interpreted", 126)

@@ -21,7 +21,7 @@ from surgrec.kernels import (
     place_tokens,
     rotary,
 )
-from surgrec.kernels.triton_mode import INTERPRETED
+from surgrec.kernels.triton_mode import INTERPRETED, warps_across
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -36,7 +36,9 @@ ALIGNED |= {"batch_stride", "rows", "columns", "count"}
 CROP = {"facts": "*i64", "out": "*u8"}
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> Any:
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int = 4
+) -> Any:
     names = kernel.arg_names
     assert set(names) == set(types) | set(constants)
     aligned = [name for name in names if name in ALIGNED or types.get(name, "").startswith("*")]
@@ -46,7 +48,7 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capa
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 @pytest.fixture(autouse=True)
@@ -70,16 +72,23 @@ def test_patches(capability: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("differentiated", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_pixel_loss(capability: int, backward: bool, normalise: bool) -> None:
+def test_pixel_loss(capability: int, differentiated: bool, normalise: bool) -> None:
     types = TOKEN | {"predicted": "*bf16", "frames": "*u8", "tokens": "*i64", "errors": "*fp32"}
-    types |= {"out": "*bf16" if backward else "*fp32", "per_clip": "i32", "epsilon": "fp32"}
-    constants = TOKEN_CONSTANTS | {"NORMALISE": normalise, "BACKWARD": backward}
+    types |= {"gradient": "*bf16", "per_clip": "i32", "epsilon": "fp32", "share": "fp32"}
+    constants = TOKEN_CONSTANTS | {"NORMALISE": normalise, "DIFFERENTIATED": differentiated}
     kernel = compiled(pixel_loss._error_kernel, types, constants, capability)
-    # Single numbers besides: the error of the token, or its gradient.
-    wide = {"ld.global.v4.b32", "st.global.v4.b32"} if backward else {"ld.global.v4.b32"}
-    assert wide <= accesses(kernel) <= wide | {"ld.global.b32", "st.global.b32"}
+    # A single number besides: the error of the token.
+    wide = {"ld.global.v4.b32"} | ({"st.global.v4.b32"} if differentiated else set())
+    assert wide <= accesses(kernel) <= wide | {"st.global.b32"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_scaled_gradient(capability: int) -> None:
+    types = {"values": "*bf16", "by": "*fp32", "factor": "fp32", "count": "i64"}
+    kernel = compiled(pixel_loss._scale_kernel, types, {"BLOCK": pixel_loss.ELEMENTS}, capability)
+    assert {"ld.global.v4.b32", "st.global.v4.b32"} <= accesses(kernel)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -121,20 +130,22 @@ NARROW = {f"{what}.global.{size}" for what in ("ld", "st") for size in ("b16", "
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("width", [512, 1024])
-@pytest.mark.parametrize("added", [False, True])
-def test_sum_and_norm(capability: int, width: int, added: bool) -> None:
-    constants = {"ROWS": add_norm.ELEMENTS // width, "WIDTH": width, "ADD": added}
-    numbers = {"rows": "i32", "columns": "i32"}
+@pytest.mark.parametrize(("added", "kept", "picked"), [(0, 0, 0), (1, 1, 0), (1, 0, 0), (1, 0, 1)])
+def test_sum_and_norm(capability: int, width: int, added: int, kept: int, picked: int) -> None:
+    constants = {"ROWS": add_norm.ELEMENTS // width, "WIDTH": width}
+    constants |= {"ADD": added, "KEPT": kept, "PICKED": picked}
+    numbers = {"rows": "i32", "columns": "i32", "picked": "*i64"}
     types = {"stream": "*fp32", "rest": "*bf16", "bias": "*fp32", "total": "*fp32", "normalised": "*bf16"}
     types |= numbers | {"scale": "*fp32", "epsilon": "fp32"}
     kernel = compiled(add_norm._add_norm_kernel, types, constants, capability)
     assert WIDE <= accesses(kernel) <= WIDE | NARROW
-    constants = {"ROWS": add_norm.BACKWARD_ELEMENTS // width, "WIDTH": width}
+    warps = warps_across(width)
+    constants = {"ROWS": add_norm.BACKWARD_ELEMENTS * warps // width, "WIDTH": width, "PICKED": picked}
     types = dict.fromkeys(("gradient", "normalised", "sum_gradient", "out"), "*bf16") | numbers
     types |= {"sums": "*fp32", "scale": "*fp32"}
     for used in (False, True):
         both = constants | {"USED": used, "SUMMED": added}
-        kernel = compiled(add_norm._add_norm_backward_kernel, types, both, capability)
+        kernel = compiled(add_norm._add_norm_backward_kernel, types, both, capability, warps)
         assert WIDE <= accesses(kernel) <= WIDE | NARROW
 
 
@@ -156,7 +167,7 @@ def test_folding(capability: int, width: int) -> None:
     types |= {"out": "*bf16", "out_bias": "*bf16", "columns": "i32"}
     kernel = compiled(fold._fold_kernel, types, {"WIDTH": width, "BIASED": True}, capability)
     assert {"ld.global.v4.b32"} <= accesses(kernel) <= WIDE | NARROW
-    types = dict.fromkeys(("weight", "scale", "shift", "out", "scale_sums", "shift_sums"), "*fp32")
+    types = dict.fromkeys(("weight", "scale", "shift", "out", "sums"), "*fp32")
     types |= {"gradient": "*bf16", "bias_gradient": "*bf16", "rows": "i32", "columns": "i32"}
     kernel = compiled(fold._fold_backward_kernel, types, {"WIDTH": width}, capability)
     assert WIDE <= accesses(kernel) <= WIDE | NARROW
@@ -171,10 +182,25 @@ def test_joining(capability: int, turn: bool, moved: bool, summed: int) -> None:
     types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"factors": "*fp32", "sums": "*fp32"}
     names = ("rows", "tokens", "batch_stride", "token_stride", "head_stride", "columns")
     types |= dict.fromkeys(names, "i32")
-    constants = {"HEAD": 64, "ROWS": join_heads.ELEMENTS // 1024, "WIDTH": 1024}
+    warps = warps_across(1024)
+    constants = {"HEAD": 64, "ROWS": join_heads.ELEMENTS * warps // 1024, "WIDTH": 1024}
     constants |= {"TURN": turn, "MOVED": moved, "SUMMED": summed, "BACKWARD": summed > 0}
-    kernel = compiled(join_heads._join_kernel, types, constants, capability)
+    kernel = compiled(join_heads._join_kernel, types, constants, capability, warps)
     assert WIDE <= accesses(kernel) <= WIDE | NARROW
+
+
+@pytest.mark.parametrize("width", [512, 1024, 2048])
+def test_sums_over_rows_stay_within_threads(width: int) -> None:
+    """No warp waits for another within the loop over rows: one barrier, behind it."""
+    types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"factors": "*fp32", "sums": "*fp32"}
+    names = ("rows", "tokens", "batch_stride", "token_stride", "head_stride", "columns")
+    types |= dict.fromkeys(names, "i32")
+    warps = warps_across(width)
+    constants = {"HEAD": 64, "ROWS": join_heads.ELEMENTS * warps // width, "WIDTH": width}
+    constants |= {"TURN": False, "MOVED": False, "SUMMED": 1, "BACKWARD": True}
+    kernel = compiled(join_heads._join_kernel, types, constants, 90, warps)
+    assert kernel.asm["ptx"].count("bar.sync") <= 1
+    assert "shfl.sync" not in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

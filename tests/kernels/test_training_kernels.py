@@ -64,16 +64,51 @@ def test_interpreted_loss_and_its_gradient(tubelet: int, patch: int, normalise: 
     loss = pixel_loss(predicted, frames, tokens, tubelet, patch, normalise)
     wanted = plain_errors(predicted, frames, tokens, tubelet, patch, normalise).sum() / predicted.numel()
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
-    (3 * loss).backward()
-    (expected,) = torch.autograd.grad(3 * wanted, predicted)
-    torch.testing.assert_close(predicted.grad, expected, rtol=1e-5, atol=1e-9)
+    (expected,) = torch.autograd.grad(wanted, predicted)
+    # One that is not scaled is as it was written with the loss; others are scaled where they lie.
+    for scale in (1.0, 3.0, 0.0):
+        predicted.grad = None
+        loss = pixel_loss(predicted, frames, tokens, tubelet, patch, normalise)
+        (scale * loss).backward()
+        torch.testing.assert_close(predicted.grad, scale * expected, rtol=1e-5, atol=1e-9)
     half = predicted.detach().half().requires_grad_()
     pixel_loss(half, frames, tokens, tubelet, patch, normalise).backward()
     assert half.grad is not None
     assert half.grad.dtype == torch.float16
-    torch.testing.assert_close(
-        3 * half.grad.float(), expected, rtol=0, atol=1e-3 * float(expected.abs().max())
-    )
+    torch.testing.assert_close(half.grad.float(), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+@needs_interpreter
+def test_interpreted_loss_in_half_precision_has_a_gradient_for_a_loss_scaler() -> None:
+    """The share of one value, 2e-5 and less, is no number of float16's; scaled up it is."""
+    frames, tokens = clips(2, 16)
+    predicted = torch.randn(*tokens.shape, 1536, dtype=torch.float16, requires_grad=True)
+    (2.0**16 * pixel_loss(predicted, frames, tokens)).backward()
+    exact = predicted.detach().double().requires_grad_()
+    (2.0**16 * plain_errors(exact, frames, tokens, 2, 16, True).mean() / 1536).backward()
+    assert predicted.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(predicted.grad.double(), exact.grad, rtol=3e-3, atol=1e-4)
+
+
+@needs_interpreter
+def test_interpreted_loss_is_differentiated_once_and_only_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames, tokens = clips(1, 8)
+    predicted = torch.randn(*tokens.shape, 192, requires_grad=True)
+    loss = pixel_loss(predicted, frames, tokens, 1, 8)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
+    made: list[torch.Size] = []
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: made.append(x.shape))
+    with torch.no_grad():
+        alone = pixel_loss(predicted, frames, tokens, 1, 8)
+    other = pixel_loss(predicted.detach(), frames, tokens, 1, 8)
+    assert not made
+    assert torch.equal(alone, loss)
+    assert torch.equal(other, loss)
 
 
 @needs_interpreter
@@ -192,8 +227,6 @@ def test_interpreted_operators_hold_to_their_contract() -> None:
     torch.library.opcheck(
         ops.patches, (frames, rows, tokens, 1, 8, mean, std, torch.float32), test_utils=tests
     )
-    predicted = torch.randn(*tokens.shape, 192, requires_grad=True)
-    torch.library.opcheck(ops.pixel_errors, (predicted, frames, tokens, 1, 8, True), test_utils=tests)
     x = torch.randn(5, 2, 8, requires_grad=True)
     torch.library.opcheck(ops.rotate, (x, torch.randn(5, 2, 8), False), test_utils=tests)
 
@@ -225,4 +258,4 @@ def test_factors_that_do_not_fit_are_refused(x: tuple[int, ...], factors: tuple[
 
 @pytest.mark.skipif(INTERPRETED, reason="runs the interpreter's tests, which run here already")
 def test_kernels_in_tritons_interpreter(in_interpreter: Callable[[str, str, int], None]) -> None:
-    in_interpreter(__file__, "interpreted", 40)
+    in_interpreter(__file__, "interpreted", 42)

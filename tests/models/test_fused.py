@@ -9,8 +9,10 @@ import pytest
 import torch
 from surgrec.configs.presets import PRESETS
 from surgrec.configs.pretrain import PretrainConfig
+from surgrec.kernels import mlp_products
 from torch import Tensor, nn
 
+from surgrec.models import fused as fused_functions
 from surgrec.models.block_ways import set_blocks
 from surgrec.models.build import build_objective
 from surgrec.models.vit import Block, Blocks, State, linear_of_norm, norm_of
@@ -66,6 +68,25 @@ def test_without_gradients_and_without_tokens():
     found = run(fused, x[:0], None, None)
     assert found[0].shape == (0, 6, WIDTH)
     assert not any(gradient.any() for gradient in found[1:])
+
+
+def test_values_before_the_gelu_are_kept_for_a_gradient_only(monkeypatch):
+    asked = []
+
+    def spy(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor | None, Tensor]:
+        asked.append(keep)
+        return mlp_products.apart(x, weight, bias, keep)
+
+    monkeypatch.setattr(fused_functions, "linear_gelu", spy)
+    _, fused = pair("learned")
+    x = torch.randn(2, 6, WIDTH, dtype=torch.float64)
+    fused(x)
+    with torch.no_grad():
+        fused(x)
+    fused.requires_grad_(False)
+    fused(x)
+    fused(x.requires_grad_())
+    assert asked == [True] * DEPTH + [False] * 2 * DEPTH + [True] * DEPTH
 
 
 def test_the_same_graph_may_be_gone_through_twice():
@@ -148,11 +169,13 @@ def test_the_norm_behind_blocks_and_a_layer_behind_that():
     for blocks in (plain, fused):
         start = x.clone().requires_grad_()
         normalised = norm_of(norm, blocks(start))
-        picked = linear_of_norm(layer, norm, blocks(start), lambda tokens: tokens[:, 2:])
-        assert picked.shape == (2, 4, 7)
+        every = linear_of_norm(layer, norm, blocks(start))
+        assert every.shape == (2, 6, 7)
+        picked = linear_of_norm(layer, norm, blocks(start), torch.tensor([10, 2, 5, 7, 0]))
+        torch.testing.assert_close(picked, every.flatten(0, 1)[[10, 2, 5, 7, 0]])
         wanted = [start, *blocks.parameters(), *parameters]
-        loss = normalised.square().mean() + (picked - 1).square().mean()
-        found.append([normalised, picked, *torch.autograd.grad(loss, wanted)])
+        loss = normalised.square().mean() + (picked - 1).square().mean() + every.pow(3).mean()
+        found.append([normalised, picked, every, *torch.autograd.grad(loss, wanted)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -108,6 +108,48 @@ def test_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'nvidia-cudnn-frontend<1.23'" in slower.remedy
 
 
+def test_fused_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "version_of", lambda name: None)
+    check = software.check_products()
+    assert (check.status, check.value, check.required) == ("warn", "not installed", False)
+    assert "pip install 'quack-kernels[cu13]" in check.remedy
+    monkeypatch.setattr(software, "version_of", lambda name: "0.6.5" if name == "quack-kernels" else None)
+    monkeypatch.setattr(software, "try_products", lambda: "ImportError: no cutlass")
+    check = software.check_products()
+    assert (check.status, check.value) == ("warn", "0.6.5 (ImportError: no cutlass)")
+    monkeypatch.setattr(software, "try_products", lambda: None)
+    assert software.check_products().status == "ok"
+
+
+def test_flash4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "version_of", lambda name: None)
+    check = software.check_flash4()
+    assert (check.name, check.status, check.value) == ("flash-attn-4", "warn", "not installed")
+    assert not check.required
+    assert "pip install 'flash-attn-4[cu13]==4.0.0b36'" in check.remedy
+    project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"flash-attn-4==4.0.0b36;' in project
+    monkeypatch.setattr(software, "version_of", lambda name: "4.0" if name == "flash-attn-4" else None)
+    monkeypatch.setattr(software, "try_flash4", lambda: "RuntimeError: it does not compile")
+    check = software.check_flash4()
+    assert (check.status, check.value) == ("warn", "4.0 (RuntimeError: it does not compile)")
+    monkeypatch.setattr(software, "try_flash4", lambda: None)
+    assert software.check_flash4().status == "ok"
+
+
+@pytest.mark.parametrize("hopper", [True, False])
+def test_what_is_for_a_hopper_gpu_is_looked_for_there_only(
+    hopper: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "has_gpu", lambda: True)
+    monkeypatch.setattr(accelerator, "has_hopper", lambda: hopper)
+    monkeypatch.setattr(software, "try_attention", lambda: {"cudnn": None})
+    monkeypatch.setattr(software, "try_products", lambda: "it does not run here")
+    monkeypatch.setattr(software, "try_flash4", lambda: "it does not run here")
+    names = [check.name for check in doctor.examine(tmp_path)]
+    assert ("quack-kernels" in names) == ("flash-attn-4" in names) == hopper
+
+
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator.shutil, "which", lambda name: None)
     assert accelerator.check_driver().status == "warn"
