@@ -166,8 +166,10 @@ def training(args: Args) -> list[Together]:
 
 def ways(args: Args) -> list[Together]:
     """The step with blocks that compute one way or another, and without a CUDA graph; where its time goes;
-    attention by backend."""
-    steps: list[Together] = [(python("attention", 150, "bench/attention.py", "--out", args.out),)]
+    attention by backend; MLPs with and without fused products."""
+    steps: list[Together] = [
+        (python(name, 150, f"bench/{name}.py", "--out", args.out),) for name in ("attention", "mlp_products")
+    ]
     for way in ("compiled", "fused"):
         steps += bench(args, f"blocks-{way}", 300, "train_throughput", "--blocks", way)
     without = ("--cases", "mae-vitb", "mae-vitl", "--blocks", "fused", "--graph", "off")
