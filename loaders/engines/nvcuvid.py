@@ -74,7 +74,7 @@ class ParserParameters(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Driver:
-    """Addresses of the functions that decoding calls, each returning CUDA's error number."""
+    """Addresses of the functions that decoding calls; the driver's return CUDA's error number."""
 
     create_parser: int
     parse: int
@@ -91,6 +91,8 @@ class Driver:
     destroy_event: int
     record_event: int
     wait_event: int
+    sleep: int
+    """nanosleep of the C library."""
 
 
 _VIDEO: Final = {
@@ -114,11 +116,14 @@ _CUDA: Final = {
 }
 
 
+_SYSTEM: Final = {"sleep": "nanosleep"}
+
+
 @lru_cache(maxsize=1)
 def load_driver() -> Driver:
     """The driver of this machine. Raises NvdecUnavailable where it, or a function of it, is not there."""
     addresses: dict[str, int] = {}
-    for library_name, functions in (("libnvcuvid.so.1", _VIDEO), ("libcuda.so.1", _CUDA)):
+    for library_name, functions in (("libnvcuvid.so.1", _VIDEO), ("libcuda.so.1", _CUDA), (None, _SYSTEM)):
         try:
             library = ctypes.CDLL(library_name)
             for field, function in functions.items():
@@ -126,7 +131,9 @@ def load_driver() -> Driver:
                 assert address is not None
                 addresses[field] = address
         except (OSError, AttributeError) as error:
-            raise NvdecUnavailable(f"{library_name} cannot be used: {error}. {REMEDY}") from error
+            raise NvdecUnavailable(
+                f"{library_name or 'the C library'} cannot be used: {error}. {REMEDY}"
+            ) from error
     return Driver(**addresses)
 
 

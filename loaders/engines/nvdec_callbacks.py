@@ -9,6 +9,10 @@ the surface it was decoded to, and the surface by its packet: pictures come in t
 for each, while their own packet is fed or the next; a clip in which one is missing or too many is refused.
 Frames that nobody wants are never mapped. Every picture's decode status is asked for before its surface is
 used anew.
+
+The driver waits for the hardware by looking again every few microseconds. With dozens of sessions that takes
+whole cores from those that decode with FFmpeg. So nothing is asked of it that it would have to wait for: a
+session sleeps until a picture is done, and hands no more than a few to the hardware ahead of it.
 """
 
 from __future__ import annotations
@@ -63,6 +67,8 @@ DECODED: Final = 37
 TAKEN: Final = 38
 DAMAGED: Final = 39
 RING_NEXT: Final = 40
+SLEEP: Final = 41
+NAP: Final = 42  # timespec of one sleep; 0: never sleep
 OLDEST: Final = 43  # the first packet whose picture has not come to on_decode yet
 SETS: Final = 45  # bytes of parameter sets that lie in front of the first packet
 SEEN_WIDTH: Final = 19  # what the stream says itself
@@ -75,7 +81,9 @@ RING_FRAMES: Final = 48  # [RING] mapped frames, 0 where the place is free
 RING_EVENTS: Final = 56  # [RING] events behind their copies
 MAX_SURFACES: Final = 64
 SURFACE_PACKETS: Final = 64  # [MAX_SURFACES] packet whose picture is still to be checked, or -1
-WORDS: Final = 128
+RECENT: Final = 128  # [MAX_SURFACES] surface of each picture handed to the hardware, by its number
+AHEAD: Final = 192  # pictures that the hardware may be given before it is done with the first of them
+WORDS: Final = 200
 
 # Slots of a packet whose frame is not wanted.
 UNWANTED: Final = -1
@@ -97,7 +105,10 @@ P016: Final = 1
 DEVICE_MEMORY: Final = 2
 END_OF_STREAM: Final = 1
 END_OF_PICTURE: Final = 8
+STATUS_IN_PROGRESS: Final = 1
 STATUS_ERROR: Final = 8  # and 9: error concealed
+MOST_NAPS: Final = 4000
+"""Naps before a session takes it that its driver never reports a picture as done, and sleeps no more."""
 
 
 @njit(cache=True)
@@ -118,14 +129,27 @@ def _release(s, place):
 
 
 @njit(cache=True)
+def _status(s, surface):
+    """What the hardware says of the picture in a surface, once it is done with it; 0 where it cannot tell."""
+    for _ in range(MOST_NAPS):
+        error = call_int(s[DECODE_STATUS], (s[DECODER], np.int64(surface), s[STATUS_INFO]))
+        # Looked at anew each time: the compiler does not see that the call wrote there.
+        status = np.int64(carray(halves_at(s[STATUS_INFO]), 1)[0]) if error == 0 else np.int64(0)
+        if status != STATUS_IN_PROGRESS or s[NAP] == 0:
+            return status
+        call_int(s[SLEEP], (s[NAP], np.int64(0)))
+    s[NAP] = 0
+    return np.int64(0)
+
+
+@njit(cache=True)
 def _check_surface(s, surface):
     """Counts the picture in a surface as damaged if the hardware says so; each picture once."""
     packet = s[SURFACE_PACKETS + surface]
     if packet < 0:
         return
     s[SURFACE_PACKETS + surface] = -1
-    error = call_int(s[DECODE_STATUS], (s[DECODER], np.int64(surface), s[STATUS_INFO]))
-    if error == 0 and carray(halves_at(s[STATUS_INFO]), 1)[0] >= STATUS_ERROR:
+    if _status(s, surface) >= STATUS_ERROR:
         s[DAMAGED] += 1
 
 
@@ -231,6 +255,10 @@ def on_decode(user, what):
         s[OLDEST] += 1
     if packet < 0 or packet > s[PACKET]:
         return _fail(s, STAGE_TOO_MANY, 0)
+    ahead = s[AHEAD]
+    if ahead > 0 and s[DECODED] >= ahead:
+        _status(s, s[RECENT + (s[DECODED] - ahead) % MAX_SURFACES])
+    s[RECENT + s[DECODED] % MAX_SURFACES] = surface
     s[DECODED] += 1
     ignored = carray(words_at(s[SLOTS]), s[SLOT_COUNT])[packet] == IGNORED
     error = call_int(s[DECODE_PICTURE], (s[DECODER], np.int64(what)))
@@ -269,6 +297,7 @@ def on_display(user, what):
     carray(words_at(s[MAP_INFO]), 8)[7] = s[STREAM]
     mapped[0] = 0
     mapped[1] = 0
+    _status(s, surface)
     error = call_int(s[MAP_FRAME], (s[DECODER], np.int64(surface), s[MAPPED], s[MAPPED] + 8, s[MAP_INFO]))
     if error != 0:
         return _fail(s, STAGE_MAP, error)

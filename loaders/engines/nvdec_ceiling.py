@@ -43,9 +43,8 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
         stream = torch.cuda.Stream(device)
         video = number % len(index)
         info = reader.info(ClipRequest(0, video, (0,)))
-        session = NvdecSession(
-            load_driver(), CODECS[info.codec], info.codec in IN_ORDER_CODECS, stream.cuda_stream
-        )
+        in_order = info.codec in IN_ORDER_CODECS
+        session = NvdecSession(load_driver(), CODECS[info.codec], in_order, stream.cuda_stream, sleeps=False)
         feeds = FeedReader(reader, describe)
         stretches = []
         for first in range(0, info.frame_count, STRETCH):

@@ -25,8 +25,14 @@ FIXED_BYTES: Final = 3 << 20
 OVERHEAD: Final = 1.2
 """Bytes of a surface as a multiple of its values: measured on an H100 from 448x256 to 1920x1080."""
 
+NAP_NS: Final = 250_000
+"""Length of a sleep that waits for the hardware: a tenth of what a small picture takes in a busy session."""
+AHEAD: Final = 4
+"""Pictures that the hardware is given ahead of what it has done."""
+
 _AREA_WORDS: Final = 1024
-_CREATE_AT, _MAP_AT, _COPY_AT, _STATUS_AT, _MAPPED_AT, _PACKET_AT = 128, 160, 256, 288, 320, 400
+_CREATE_AT, _MAP_AT, _COPY_AT, _STATUS_AT, _MAPPED_AT, _PACKET_AT = 200, 232, 328, 360, 392, 472
+_NAP_AT: Final = 480
 _STAGES: Final = {
     c.STAGE_CREATE: "the decoder cannot be made",
     c.STAGE_DECODE: "a picture cannot be decoded",
@@ -64,9 +70,10 @@ class NvdecSession:
     what the hardware's state is then, nobody knows.
     """
 
-    def __init__(self, driver: Driver, codec: int, in_order: bool, stream: int) -> None:
+    def __init__(self, driver: Driver, codec: int, in_order: bool, stream: int, sleeps: bool = True) -> None:
         """codec: a value of nvcuvid.CODECS. in_order: frames come out in the order of the packets. stream:
-        CUDA's handle of the stream that frames are copied on."""
+        CUDA's handle of the stream that frames are copied on. sleeps: while the hardware works; otherwise the
+        driver waits, which takes a good part of a core."""
         self._driver = driver
         self._area = np.zeros(_AREA_WORDS, np.int64)
         self._state = self._area[: c.WORDS]
@@ -83,6 +90,7 @@ class NvdecSession:
             (c.COPY, "copy"),
             (c.RECORD_EVENT, "record_event"),
             (c.WAIT_EVENT, "wait_event"),
+            (c.SLEEP, "sleep"),
         ):
             s[word] = getattr(driver, name)
         for word, at in (
@@ -94,6 +102,8 @@ class NvdecSession:
             (c.PACKET_INFO, _PACKET_AT),
         ):
             s[word] = base + 8 * at
+        self._area[_NAP_AT : _NAP_AT + 2] = divmod(NAP_NS, 1_000_000_000)
+        s[c.NAP], s[c.AHEAD] = (base + 8 * _NAP_AT, AHEAD) if sleeps else (0, 0)
         s[c.STREAM] = stream
         s[c.IN_ORDER] = in_order
         s[c.SURFACE_PACKETS : c.SURFACE_PACKETS + c.MAX_SURFACES] = -1

@@ -15,7 +15,7 @@ from surgrec.loaders.engines import nvdec_callbacks as c
 from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.engines.nvcuvid import OUT_OF_MEMORY, Driver, ParserParameters
 from surgrec.loaders.engines.nvdec_feed import Feed
-from surgrec.loaders.engines.nvdec_session import DeviceMemoryError, NvdecSession
+from surgrec.loaders.engines.nvdec_session import AHEAD, NAP_NS, DeviceMemoryError, NvdecSession
 
 CODED = (32, 16)
 """Width and height that the fake stream is coded in."""
@@ -49,6 +49,8 @@ class FakeDriver:
     """Bytes of parameter sets: lost at the end of a stream, and fed by themselves for what follows."""
     create_error: int = 0
     map_error: int = 0
+    naps: int = 0
+    """Sleeps that a picture takes; -1: it is never reported as done."""
     area: tuple[int, int, int, int] = AREA
     log: list[str] = field(default_factory=list)
     fed: int = 0
@@ -60,6 +62,10 @@ class FakeDriver:
     most_mapped: int = 0
     content: dict[int, int] = field(default_factory=dict)
     bad: set[int] = field(default_factory=set)
+    slept: int = 0
+    undone: dict[int, int] = field(default_factory=dict)
+    """Sleeps until the picture in a surface is done."""
+    most_undone: int = 0
     events: int = 0
     kept: list[Any] = field(default_factory=list)
 
@@ -160,11 +166,15 @@ class FakeDriver:
         surface, number = (ctypes.c_int * 3).from_address(picture)[2], self.number
         self.content[surface] = number
         (self.bad.add if self.packets[number].damaged else self.bad.discard)(surface)
+        if self.naps:
+            self.undone[surface] = self.naps
+            self.most_undone = max(self.most_undone, len(self.undone))
         return 0
 
     def _map_frame(self, decoder: int, surface: int, out: int, pitch: int, info: int) -> int:
         if self.map_error:
             return self.map_error
+        assert surface not in self.undone or self.naps < 0, "the driver would have to wait"
         kind: Any = np.uint8 if self.depth == 8 else np.uint16
         frame = np.zeros((CODED[1] * 3 // 2, PITCH // np.dtype(kind).itemsize), kind)
         frame[:] = 255
@@ -187,7 +197,18 @@ class FakeDriver:
         return 0
 
     def _decode_status(self, decoder: int, surface: int, out: int) -> int:
-        ctypes.c_int.from_address(out).value = 9 if surface in self.bad else 2
+        undone = surface in self.undone
+        ctypes.c_int.from_address(out).value = 1 if undone else 9 if surface in self.bad else 2
+        return 0
+
+    def _sleep(self, span: int, rest: int) -> int:
+        assert tuple((ctypes.c_uint64 * 2).from_address(span)) == (0, NAP_NS) and rest == 0
+        self.slept += 1
+        # The hardware does one picture after another.
+        for surface in list(self.undone)[:1]:
+            self.undone[surface] -= 1
+            if self.undone[surface] == 0:
+                del self.undone[surface]
         return 0
 
     def _decoder_caps(self, caps: int) -> int:
@@ -308,6 +329,29 @@ def test_damage_is_told_when_the_surface_is_used_again() -> None:
     packets = [Packet(0, [0]), Packet(1, [1], damaged=True), Packet(1, [1])]
     with pytest.raises(BadClip, match="1 damaged"):
         decode(FakeDriver(packets), [0, c.UNWANTED, 1])
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_hardware_is_waited_for_asleep(late: bool) -> None:
+    """Neither a frame nor a status is asked for before its picture is done, and few pictures are under way."""
+    fake = FakeDriver([Packet(n % 7, [n % 7]) for n in range(20)], late=late, naps=3)
+    _, luma, _ = decode(fake, [-1 if n % 10 else n // 10 for n in range(20)])
+    assert luma[:, 0, 0].tolist() == [0, 10]
+    assert 40 < fake.slept <= 60
+    assert fake.most_undone == AHEAD
+
+
+def test_damage_is_told_of_pictures_that_are_still_under_way() -> None:
+    packets = [Packet(0, [0]), Packet(1, [1], damaged=True), Packet(1, [1])]
+    with pytest.raises(BadClip, match="1 damaged"):
+        decode(FakeDriver(packets, naps=2), [0, c.UNWANTED, 1])
+
+
+def test_a_driver_that_reports_no_picture_as_done_is_not_waited_for_again() -> None:
+    fake = FakeDriver([Packet(n % 7, [n % 7]) for n in range(20)], naps=-1)
+    _, luma, _ = decode(fake, list(range(20)))
+    assert luma[:, 0, 0].tolist() == list(range(20))
+    assert fake.slept == c.MOST_NAPS
 
 
 @pytest.mark.parametrize("missing", range(4))
