@@ -13,7 +13,7 @@ Rows: clips_per_s of each contestant and corpus; on a GPU also `ceiling`, the fr
 it decodes the same files from end to end, with the clocks that the GPU had. `fed_per_s` of this project's
 engines is what they gave to decoders, `fed_share_of_ceiling` its share of that. The parts of a mixed corpus
 are measured one by one, too; `share_of_parts` is the speed on the mixture, as a share of what the parts'
-speeds would give for the same requests.
+speeds would give for the same requests. Interrupted, it writes what it has (exit status 130).
 """
 
 from __future__ import annotations
@@ -130,16 +130,19 @@ def main() -> int:
         cases.append(make_case(args, "videos", list(args.videos), args.stride or 4))
     rows: list[Row] = []
     problems: list[str] = []
-    for cores in numbers:
-        found, wrong = measure_all(args, cases, cores, gpu)
-        rows += found
-        problems += wrong
+    stopped = False
+    try:
+        for cores in numbers:
+            measure_all(args, cases, cores, gpu, rows, problems)
+    except KeyboardInterrupt:
+        stopped = True
+        print("stopped: what is missing was not measured", file=sys.stderr)
     print_table(rows)
     for problem in problems:
         print(f"LEFT OUT {problem}")
     if args.save and rows:
         print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 1 if any(problem.startswith("cpu ") for problem in problems) else 0
+    return 130 if stopped else int(any(problem.startswith("cpu ") for problem in problems))
 
 
 def has_gpu() -> bool:
@@ -222,10 +225,10 @@ def write_expected(index: PacketIndex, requests: Sequence[ClipRequest], path: Pa
     np.savez(path, **frames)
 
 
-def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[list[Row], list[str]]:
-    """Rows of all contestants on all corpora with a number of cores, and what was left out and why."""
-    rows: list[Row] = []
-    problems: list[str] = []
+def measure_all(
+    args: Args, cases: list[Case], cores: int, gpu: bool, rows: list[Row], problems: list[str]
+) -> None:
+    """Appends the rows of all contestants on all corpora with a number of cores, and what was left out."""
     names = []
     for name in args.engines:
         problem = absent(name, gpu)
@@ -264,7 +267,6 @@ def measure_all(args: Args, cases: list[Case], cores: int, gpu: bool) -> tuple[l
             team.end()
         for case in cases:
             case.expected.unlink(missing_ok=True)
-    return rows, problems
 
 
 def absent(name: str, gpu: bool) -> str:

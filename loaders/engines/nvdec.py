@@ -53,7 +53,7 @@ FORMATS: Final = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
 TAKEN_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1")
 IN_ORDER_CODECS: Final = ("vp8", "vp9", "av1")
 SESSIONS_PER_ENGINE: Final = 4
-"""One decodes while the others' threads read and wait for the interpreter. Small clips need them all."""
+"""One decodes while the others read, wait for the interpreter, or sleep. Small clips need them all."""
 PATIENCE: Final = 0.25
 """Part of the timeout that a clip waits for the memory of a session; then FFmpeg decodes it."""
 GIVE_UP_AFTER: Final = 3

@@ -28,7 +28,8 @@ OVERHEAD: Final = 1.2
 NAP_NS: Final = 250_000
 """Length of a sleep that waits for the hardware: a tenth of what a small picture takes in a busy session."""
 AHEAD: Final = 4
-"""Pictures that the hardware is given ahead of what it has done."""
+"""Pictures that the hardware is given ahead of what it has done. With eight, the driver waits by itself: on
+an H100, 28 sessions take 3.9 cores at 854x480, with four 1.5."""
 
 _AREA_WORDS: Final = 1024
 _CREATE_AT, _MAP_AT, _COPY_AT, _STATUS_AT, _MAPPED_AT, _PACKET_AT = 200, 232, 328, 360, 392, 472

@@ -24,17 +24,17 @@ def test_growth_compares_the_end_with_the_time_after_the_warm_up(bench_module):
 def test_a_leak_and_a_loader_that_is_too_large_are_told(bench_module):
     script = bench_module("loader_soak")
     flat = [(float(second), 100 * second + 100, 2.0, 3.0) for second in range(101)]
-    rows, problems = script.judge(script.Args(), "cuda", 4.5, flat)
+    rows, problems = script.judge(script.Args(), "cuda", [9.5, 4.5], flat)
     values = {row.metric: row.value for row in rows}
     assert not problems
-    assert (values["first_batch_s"], values["clips_per_s"]) == (4.5, 100)
+    assert (values["first_start_s"], values["first_batch_s"], values["clips_per_s"]) == (9.5, 4.5, 100)
     assert (values["host_growth_percent"], values["device_gib"]) == (0, 3.0)
     leaking = [(at, clips, host + 0.001 * at, 5.0) for at, clips, host, _ in flat]
-    _, problems = script.judge(script.Args(), "cuda", 4.5, leaking)
+    _, problems = script.judge(script.Args(), "cuda", [9.5, 4.5], leaking)
     assert len(problems) == 2
     assert "host memory grew" in problems[0]
     assert "5.00 GiB of the device" in problems[1]
-    assert script.judge(script.Args(), "cpu", 4.5, leaking)[1] == problems[:1]
+    assert script.judge(script.Args(), "cpu", [9.5, 4.5], leaking)[1] == problems[:1]
 
 
 def test_the_script_runs_the_loader_over_linked_files(tmp_path):

@@ -62,6 +62,22 @@ def test_a_mixture_is_compared_with_its_parts_and_the_absent_disturb_nobody(stre
     assert len(engines) == 1 or "nvdec: absent" in output
 
 
+def test_what_was_measured_before_an_interrupt_is_written(bench_module, monkeypatch, tmp_path, capsys):
+    script = bench_module("loader_throughput")
+
+    def measure(args, cases, cores, gpu, rows, problems):
+        rows.append(script.row("cpu", "videos", "clips_per_s", [7.0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "measure_all", measure)
+    line = ["loader_throughput", "--corpora", "--cache", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", line)
+    assert script.main() == 130
+    (path,) = tmp_path.glob("loader_throughput-*.json")
+    assert [row["value"] for row in json.loads(path.read_text())["rows"]] == [7.0]
+    assert "stopped" in capsys.readouterr().err
+
+
 def _gpu() -> bool:
     import torch
 

@@ -202,7 +202,8 @@ class FakeDriver:
         return 0
 
     def _sleep(self, span: int, rest: int) -> int:
-        assert tuple((ctypes.c_uint64 * 2).from_address(span)) == (0, NAP_NS) and rest == 0
+        assert tuple((ctypes.c_uint64 * 2).from_address(span)) == (0, NAP_NS)
+        assert rest == 0
         self.slept += 1
         # The hardware does one picture after another.
         for surface in list(self.undone)[:1]:
@@ -333,7 +334,7 @@ def test_damage_is_told_when_the_surface_is_used_again() -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_the_hardware_is_waited_for_asleep(late: bool) -> None:
-    """Neither a frame nor a status is asked for before its picture is done, and few pictures are under way."""
+    """No frame is asked for before its picture is done, and few pictures are under way."""
     fake = FakeDriver([Packet(n % 7, [n % 7]) for n in range(20)], late=late, naps=3)
     _, luma, _ = decode(fake, [-1 if n % 10 else n // 10 for n in range(20)])
     assert luma[:, 0, 0].tolist() == [0, 10]
