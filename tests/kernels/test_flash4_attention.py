@@ -231,7 +231,7 @@ def test_auto_takes_another_backend(
     monkeypatch.setattr(attention_module, "_capability", lambda device: 9)
     module._prepare_backward.cache_clear()
     ways = {"flash4": flash4_attention, "cudnn": attention_module.DENSE["sdpa"]}
-    q = draw(1, 600, 2, 8).bfloat16().as_subclass(OnGpu).requires_grad_()
+    q = draw(1, 600, 2, 32).bfloat16().as_subclass(OnGpu).requires_grad_()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             out = attention_module._by("auto", ways, q, q, q, False, 600)
@@ -250,13 +250,13 @@ def test_what_it_does_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         return SimpleNamespace(**given, numel=lambda: given.get("count", 512))
 
     module._refuse(case())
-    module._refuse(case(dtype=torch.float16, shape=(9, 2, 8)))
+    module._refuse(case(dtype=torch.float16, shape=(9, 2, 32)))
     for other, text in (
         ({"is_cuda": False}, "on a GPU"),
         ({"dtype": torch.float32}, "bfloat16 or float16"),
         ({"device": 10}, "compute capability 9.x"),
-        ({"shape": (1, 4, 2, 136)}, "up to 128 columns"),
-        ({"shape": (1, 4, 2, 20)}, "a multiple of 8"),
+        ({"shape": (1, 4, 2, 136)}, "32, 64, 128 columns"),
+        ({"shape": (1, 4, 2, 80)}, "32, 64, 128 columns"),
         ({"count": 2**30}, "up to 2147483647 numbers"),
     ):
         with pytest.raises(NotImplementedError, match=text):
@@ -364,7 +364,7 @@ def counted(*arguments, **options):
 
 interface.cute.compile = counted
 with FakeTensorMode():
-    for width in (32, 64, 80, 128):
+    for width in module.WIDTHS:
         for sizes in (None, (301, 17, 1, 640)):
             rows = (3, 160) if sizes is None else (sum(sizes),)
             memory = torch.zeros(*rows, 3, 6, width, device="cuda:0", dtype=torch.bfloat16)
