@@ -87,7 +87,7 @@ def cut_segments(
     used: list[int] = []
     cuts: list[NDArray[np.int64]] = []
     for video in range(len(index)) if videos is None else videos:
-        reason = _refusal(index, video, frames, stride, fps, allow_sequential)
+        reason = refusal(index, video, frames, stride, fps, allow_sequential)
         if reason is not None:
             unusable.append(Unusable(video, table.path[video], reason))
             continue
@@ -106,7 +106,7 @@ def cut_segments(
     return segments, unusable
 
 
-def _refusal(
+def refusal(
     index: PacketIndex,
     video: int,
     frames: int,
