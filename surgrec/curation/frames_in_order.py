@@ -51,7 +51,8 @@ def frames_in_order(index: PacketIndex, video: int, height: int, width: int) -> 
         for position, frame in frames:
             small = frame.reformat(width, height * info.stack, format="rgb24", interpolation="BILINEAR")
             pixels = small.to_ndarray().reshape(info.stack, height, width, 3)
-            for at in range(info.stack):
+            # The last picture of stacked frames may hold fewer of them.
+            for at in range(min(info.stack, info.frame_count - position)):
                 yield SmallFrame(position + at, pixels[at])
     except OSError as error:
         if isinstance(error, av.FFmpegError):
