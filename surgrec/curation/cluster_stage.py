@@ -1,0 +1,83 @@
+"""Stage `cluster`: a tree of clusters over the segments, in each domain by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgrec.configs.curate import ClusterOptions
+from surgrec.curation.hierarchy import HierarchyOptions, hierarchical_kmeans
+from surgrec.curation.records import Arrays, CurationError, key_of
+
+VERSION: Final = 1
+LEAST_SEGMENTS: Final = 8
+"""Segments of a cluster of the finest level, on average, at least."""
+
+Progress = Callable[[int, int], None]
+
+
+def levels_for(count: int, levels: tuple[int, ...]) -> tuple[int, ...]:
+    """Clusters of each level for so many segments, the finest first: as they are where there are enough
+    segments, else smaller in proportion; levels that would be as fine as the one below are left out.
+
+    Raises ValueError where the levels do not fall, or one is below 1.
+    """
+    if not levels or min(levels) < 1 or any(b >= a for a, b in zip(levels, levels[1:], strict=False)):
+        raise ValueError(f"levels of {levels} clusters: falling numbers from 1 up are needed, the finest first")
+    scale = min(1.0, count / LEAST_SEGMENTS / levels[0])
+    found: list[int] = []
+    for level in levels:
+        size = max(1, min(count, round(level * scale)))
+        if not found or size < found[-1]:
+            found.append(size)
+    return tuple(found)
+
+
+def cluster_segments(
+    vectors: NDArray[np.float16],
+    kept: NDArray[np.bool_],
+    domain: NDArray[np.int32],
+    options: ClusterOptions,
+    seed: int,
+    progress: Progress,
+) -> Arrays:
+    """Clusters of each level, the coarsest first: int32 [n] under "0", "1", ..., -1 for segments not kept.
+
+    Each domain has a tree of its own; numbers are unique within a level over all domains. Domains with fewer
+    levels than others repeat their finest one.
+
+    Raises CurationError where nothing is kept, ValueError for options that make no sense.
+    """
+    if not kept.any():
+        raise CurationError("no segment has a vector: nothing can be clustered. See what stage embed reports")
+    domains = np.unique(domain[kept]).tolist()
+    trees: list[tuple[NDArray[np.int64], list[NDArray[np.int32]]]] = []
+    for done, number in enumerate(domains):
+        own = np.flatnonzero(kept & (domain == number))
+        levels = levels_for(len(own), options.levels)
+        given = HierarchyOptions(
+            levels=levels, metric=options.metric, iterations=options.iterations, seed=seed
+        )
+        tree = hierarchical_kmeans(vectors[own], given)
+        trees.append((own, [tree.assignment(level) for level in reversed(range(len(levels)))]))
+        progress(done + 1, len(domains))
+    depth = max(len(levels) for _, levels in trees)
+    found: Arrays = {}
+    for level in range(depth):
+        labels = np.full(len(kept), -1, np.int32)
+        first = 0
+        for own, tree_levels in trees:
+            at = tree_levels[min(level, len(tree_levels) - 1)]
+            labels[own] = first + at
+            first += int(at.max()) + 1
+        found[str(level)] = labels
+    return found
+
+
+def cluster_key(embed_key: str, options: ClusterOptions, seed: int) -> str:
+    """Of the stage's table."""
+    return key_of("cluster", VERSION, embed_key, asdict(options), seed)
