@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-
 from surgrec.configs.data import BalanceConfig
 
 Stage = Literal["segments", "embed", "cluster", "balance"]
@@ -66,8 +65,8 @@ class ClusterOptions:
     """Hierarchical k-means over the vectors, in each domain by itself."""
 
     levels: tuple[int, ...] = (8192, 1024, 128, 16)
-    """Clusters of each level, the finest first. Where a domain has fewer segments, the levels are made smaller
-    in proportion."""
+    """Clusters of each level, the finest first. Where a domain has less than eight segments for each of the
+    finest, the levels are made smaller in proportion."""
     metric: Literal["cosine", "l2"] = "cosine"
     """What is near: by angle, or by distance."""
     iterations: int = 30

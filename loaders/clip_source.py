@@ -196,8 +196,8 @@ def _open_plan(index: PacketIndex, data: DataConfig) -> CorpusPlan:
     for name in ("balance", "segment_seconds"):
         if getattr(data, name) != getattr(plain, name):
             raise ValueError(
-                f"data.{name} has no effect with data.plan, whose segments have weights of their own: leave it"
-                f" out, or curate anew"
+                f"data.{name} has no effect with data.plan, whose segments have weights of their own: leave"
+                f" it out, or curate anew"
             )
     return CorpusPlan.open(data.plan, index)
 

@@ -122,7 +122,7 @@ def _read(path: Path, file: h5py.File) -> CorpusPlan:
 def _check(plan: CorpusPlan, index: PacketIndex) -> None:
     """Raises ValueError for numbers that do not fit each other or the index."""
     segments, count = plan.segments, len(plan)
-    columns = (plan.weight, plan.reason, *plan.levels)
+    columns: tuple[NDArray[Any], ...] = (plan.weight, plan.reason, *plan.levels)
     if any(len(column) != count for column in columns):
         raise ValueError("columns of unequal length")
     if count == 0:
@@ -190,9 +190,7 @@ def usable_segments(
             int(short.sum()),
             100 * float(plan.weight[short].sum()),
         )
-    segments = SegmentTable(
-        plan.segments.video[keep], plan.segments.start[keep], plan.segments.end[keep]
-    )
+    segments = SegmentTable(plan.segments.video[keep], plan.segments.start[keep], plan.segments.end[keep])
     unusable = [Unusable(video, table.path[video], reason) for video, reason in sorted(refused.items())]
     return segments, plan.weight[keep], unusable
 
@@ -207,7 +205,7 @@ def _long_enough(
         return fits
     table = index.videos
     span = (frames - 1) / fps * table.time_base_den / table.time_base_num  # of each video, in ticks
-    fits = _fit(
+    found: NDArray[np.bool_] = _fit(
         index.pts,
         index.display,
         table.packet_start[segments.video],
@@ -218,7 +216,7 @@ def _long_enough(
         segments.end,
         span[segments.video],
     )
-    return fits
+    return found
 
 
 @njit(cache=True)

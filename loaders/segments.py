@@ -104,9 +104,7 @@ def cut_segments(
     return segments, unusable
 
 
-def cut_positions(
-    index: PacketIndex, video: int, seconds: float, first: int, end: int
-) -> NDArray[np.int64]:
+def cut_positions(index: PacketIndex, video: int, seconds: float, first: int, end: int) -> NDArray[np.int64]:
     """Display positions, int64 [segments + 1], at which frames [first, end) of a video are cut, by time
     stamps, into pieces of `seconds`, as cut_segments does it; the first is `first`, the last `end`."""
     table = index.videos

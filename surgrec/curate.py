@@ -1,9 +1,9 @@
-"""`python -m surgrec.curate [STAGES] --index corpus.h5 --out plan.h5`: what is drawn of a corpus, how often."""
+"""`python -m surgrec.curate all --index corpus.h5 --out plan.h5`: what is drawn of a corpus, and how often."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     from surgrec.loaders.engines.cpu import count_threads
     from surgrec.loaders.packet_index import PacketIndexError
 
-    bars: dict[str, tqdm[None]] = {}
+    bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage not in bars:
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"surgrec.curate: {where}{error.strerror or error}; what is finished is kept, the same command goes"
-            f" on from there",
+            f"surgrec.curate: {where}{error.strerror or error}; what is finished is kept, and the same"
+            f" command goes on from there",
             file=sys.stderr,
         )
         return 1
@@ -71,7 +71,10 @@ def _print_report(report: Report, config: CurateConfig) -> None:
         print(f"  not drawn: {count}, {reason}")
     if report.digest:
         print(f"{config.out} written, digest {report.digest}")
-        print(f"train with it: python -m surgrec.pretrain mae-vitb --data.index {config.index} --data.plan {config.out}")
+        print(
+            f"train with it: python -m surgrec.pretrain mae-vitb --data.index {config.index}"
+            f" --data.plan {config.out}"
+        )
 
 
 if __name__ == "__main__":

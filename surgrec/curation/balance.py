@@ -28,7 +28,7 @@ ROUNDS: Final = 200
 
 @dataclass(frozen=True)
 class Labels:
-    """Of each video of the index: domain, data set, and case; videos without a case are cases of their own."""
+    """Of each video of the index: domain, data set, and case. Those without a case are cases of their own."""
 
     domain: Sequence[str]
     dataset: Sequence[str]
@@ -135,7 +135,10 @@ def _bounded(
     most = np.full(len(cases_there), options.case_cap)
     # A case can hold no more, and needs no less, than its videos may have.
     counts = np.bincount(case)
-    least, most = np.maximum(least, counts * options.video_floor), np.minimum(most, counts * options.video_cap)
+    least, most = (
+        np.maximum(least, counts * options.video_floor),
+        np.minimum(most, counts * options.video_cap),
+    )
     bounded_cases = clipped_shares(case_share, least, most, 1.0, "cases")
     bounded = np.empty(len(videos))
     for number in range(len(cases_there)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -26,8 +27,10 @@ def levels_for(count: int, levels: tuple[int, ...]) -> tuple[int, ...]:
 
     Raises ValueError where the levels do not fall, or one is below 1.
     """
-    if not levels or min(levels) < 1 or any(b >= a for a, b in zip(levels, levels[1:], strict=False)):
-        raise ValueError(f"levels of {levels} clusters: falling numbers from 1 up are needed, the finest first")
+    if not levels or min(levels) < 1 or any(b >= a for a, b in pairwise(levels)):
+        raise ValueError(
+            f"levels of {levels} clusters: falling numbers from 1 up are needed, the finest first"
+        )
     scale = min(1.0, count / LEAST_SEGMENTS / levels[0])
     found: list[int] = []
     for level in levels:

@@ -22,7 +22,9 @@ WAVES: Final = 8
 SCALES: Final = 4
 WEIGHTS: Final = (1.0, 1.0, 1.0, 0.7, 0.7)
 """Of colour moments, hue and saturation, gradients, waves, energies."""
-DIMENSIONS: Final = 2 * 3 * GRID**2 + HUES * SATURATIONS + ORIENTATIONS * GRID**2 + WAVES**2 + SCALES * GRID**2
+DIMENSIONS: Final = (
+    2 * 3 * GRID**2 + HUES * SATURATIONS + ORIENTATIONS * GRID**2 + WAVES**2 + SCALES * GRID**2
+)
 """384"""
 
 
@@ -42,7 +44,9 @@ def describe(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _describe_one(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
     small = _scaled(picture).astype(np.float64) / 255
     luma = small @ np.array([0.299, 0.587, 0.114])
-    opponent = np.stack([luma, small[..., 0] - small[..., 1], 0.5 * (small[..., 0] + small[..., 1]) - small[..., 2]], -1)
+    opponent = np.stack(
+        [luma, small[..., 0] - small[..., 1], 0.5 * (small[..., 0] + small[..., 1]) - small[..., 2]], -1
+    )
     parts = (
         _moments(opponent),
         _hue_and_saturation(small),
@@ -56,8 +60,7 @@ def _describe_one(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _scaled(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     import cv2
 
-    found: NDArray[np.uint8] = cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    return found
+    return np.asarray(cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _unit(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,7 +99,8 @@ def _hue_and_saturation(small: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _slopes(luma: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    down, right = np.gradient(luma)
+    down: NDArray[np.float64] = np.gradient(luma, axis=0)
+    right: NDArray[np.float64] = np.gradient(luma, axis=1)
     return down, right
 
 

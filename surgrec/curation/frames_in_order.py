@@ -44,10 +44,11 @@ def frames_in_order(index: PacketIndex, video: int, height: int, width: int) -> 
     info = index.video(video)
     place = {int(packet): at * info.stack for at, packet in enumerate(index.frames(video)[:: info.stack])}
     try:
-        if info.status == SEQUENTIAL:
-            frames = enumerate(_from_the_start(info))
-        else:
-            frames = _by_packets(index, video, info, place)
+        frames: Iterator[tuple[int, VideoFrame]] = (
+            enumerate(_from_the_start(info))
+            if info.status == SEQUENTIAL
+            else _by_packets(index, video, info, place)
+        )
         for position, frame in frames:
             small = frame.reformat(width, height * info.stack, format="rgb24", interpolation="BILINEAR")
             pixels = small.to_ndarray().reshape(info.stack, height, width, 3)

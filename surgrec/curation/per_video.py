@@ -91,7 +91,7 @@ def find_all(
 
 
 def _start(path: Path) -> None:
-    global _index  # noqa: PLW0603 - once for each process
+    global _index
     _index = PacketIndex.open(path)
 
 

@@ -39,7 +39,8 @@ Progress = Callable[[Stage, int, int], None]
 @dataclass
 class Report:
     """What a run did. reused: stages that were finished before. notes: by stage, what is to be known of
-    videos, by path. excluded: segments that are not drawn, by reason. digest: of the plan, if one was written.
+    videos, by path. excluded: segments that are not drawn, by reason. digest: of the plan, if one was
+    written.
     """
 
     reused: list[Stage] = field(default_factory=list)

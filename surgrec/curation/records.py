@@ -43,7 +43,9 @@ class VideoRecords(RecordFolder):
 
     def busy(self) -> RuntimeError:
         """What `open` raises while another run has them."""
-        return CurationError(f"{self.folder}: another run is curating into it; wait for it, or choose another --out")
+        return CurationError(
+            f"{self.folder}: another run is curating into it; wait for it, or choose another --out"
+        )
 
     def put(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Raises OSError, on a full disk for example."""

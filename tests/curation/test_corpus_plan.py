@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from surgrec.configs.data import BalanceConfig, DataConfig
-from surgrec.curation.plan_file import write_plan
 from surgrec.loaders.clip_plan import ClipTooLong, clip_frames
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.corpus_plan import CorpusPlan, CorpusPlanError
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
+
+from surgrec.curation.plan_file import write_plan
 
 MakeIndex = Callable[[Any], PacketIndex]
 DATA = DataConfig(frames=4, stride=5, size=16)
@@ -165,7 +166,7 @@ def test_the_plan_says_where_crops_are_drawn_and_what_is_drawn(index: PacketInde
 def test_options_without_effect_are_refused(index: PacketIndex, tmp_path: Path) -> None:
     write(index, tmp_path / "plan.h5")
     for other in ({"segment_seconds": 5.0}, {"balance": BalanceConfig(domain=1.0)}):
-        with pytest.raises(ValueError, match="no effect with data.plan"):
+        with pytest.raises(ValueError, match=r"no effect with data\.plan"):
             ClipSource(index, replace(DATA, plan=tmp_path / "plan.h5", **other), 0)  # type: ignore[arg-type]
 
 

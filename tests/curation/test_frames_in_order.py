@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from surgrec.curation.frames_in_order import frames_in_order
 from surgrec.loaders.engines.base import BadClip
+
+from surgrec.curation.frames_in_order import frames_in_order
 
 SIZE = (24, 40)
 

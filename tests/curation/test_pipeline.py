@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from surgrec.configs.data import DataConfig
-from surgrec.curate import main
-from surgrec.demo_data.real_video import copy_clip
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.corpus_plan import CorpusPlan
 from surgrec.loaders.packet_index import PacketIndex
+
+from surgrec.curate import main
+from surgrec.demo_data.real_video import copy_clip
 
 OPTIONS = ("--workers", "1", "--segments.seconds", "1", "--segments.least-seconds", "0.3")
 CONTENT = ("--segments.detector", "content")
@@ -32,7 +33,7 @@ LEVELS = ("--cluster.levels", "8", "3")
 def corpus(
     streams: ModuleType, build_index_of: Callable[..., PacketIndex], tmp_path_factory: pytest.TempPathFactory
 ) -> PacketIndex:
-    """A street scene with five cuts, four small drawn videos, a file that is no video, one that is damaged."""
+    """A street scene with five cuts, four small drawn videos, and a file that is no video."""
     folder = tmp_path_factory.mktemp("curate")
     copy_clip("bikes.mp4", folder / "bikes.mp4")
     kinds = ("h264_default", "hevc_closed", "h264_open_gop", "h264_baseline")
@@ -150,7 +151,10 @@ def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_pa
     chance = random.Random(4)
     for _ in range(4):
         process = subprocess.Popen(
-            [*line, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*line, "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         time.sleep(chance.uniform(0.3, 1.0) * seconds)
         os.killpg(process.pid, 9)
