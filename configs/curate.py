@@ -69,8 +69,13 @@ class ClusterOptions:
     finest, the levels are made smaller in proportion."""
     metric: Literal["cosine", "l2"] = "cosine"
     """What is near: by angle, or by distance."""
-    iterations: int = 30
-    """Rounds of k-means at each level, at most."""
+    rounds: int = 30
+    """Rounds of k-means, at most."""
+    resamples: int = 2
+    """How often each level is grouped anew from the ten nearest of each cluster, so that many like segments
+    do not draw many clusters."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it is computed; auto takes a GPU where there is one. Its clusters differ from a CPU's."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m surgrec.curate all --index corpus.h5 --out plan.h5`: what is drawn of a corpus, and how often."""
+"""`python -m surgrec.curate all --index corpus.h5 --out plan.h5`: what is drawn of a corpus, how often."""
 
 from __future__ import annotations
 

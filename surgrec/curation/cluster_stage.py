@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from surgrec.configs.curate import ClusterOptions
-from surgrec.curation.hierarchy import HierarchyOptions, hierarchical_kmeans
+from surgrec.curation.hierarchy import HierarchyOptions, hierarchical_kmeans, steps_of
 from surgrec.curation.records import Arrays, CurationError, key_of
 
 VERSION: Final = 1
@@ -21,7 +22,7 @@ LEAST_SEGMENTS: Final = 8
 Progress = Callable[[int, int], None]
 
 
-def levels_for(count: int, levels: tuple[int, ...]) -> tuple[int, ...]:
+def levels_for(segments: int, levels: tuple[int, ...]) -> tuple[int, ...]:
     """Clusters of each level for so many segments, the finest first: as they are where there are enough
     segments, else smaller in proportion; levels that would be as fine as the one below are left out.
 
@@ -31,10 +32,10 @@ def levels_for(count: int, levels: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(
             f"levels of {levels} clusters: falling numbers from 1 up are needed, the finest first"
         )
-    scale = min(1.0, count / LEAST_SEGMENTS / levels[0])
+    scale = min(1.0, segments / LEAST_SEGMENTS / levels[0])
     found: list[int] = []
     for level in levels:
-        size = max(1, min(count, round(level * scale)))
+        size = max(1, min(segments, round(level * scale)))
         if not found or size < found[-1]:
             found.append(size)
     return tuple(found)
@@ -57,17 +58,19 @@ def cluster_segments(
     """
     if not kept.any():
         raise CurationError("no segment has a vector: nothing can be clustered. See what stage embed reports")
-    domains = np.unique(domain[kept]).tolist()
-    trees: list[tuple[NDArray[np.int64], list[NDArray[np.int32]]]] = []
-    for done, number in enumerate(domains):
+    device = device_of(options)
+    plans: list[tuple[NDArray[np.int64], HierarchyOptions]] = []
+    for number in np.unique(domain[kept]).tolist():
         own = np.flatnonzero(kept & (domain == number))
         levels = levels_for(len(own), options.levels)
-        given = HierarchyOptions(
-            levels=levels, metric=options.metric, iterations=options.iterations, seed=seed
+        plans.append(
+            (own, HierarchyOptions(levels, options.metric, options.rounds, options.resamples, seed=seed))
         )
-        tree = hierarchical_kmeans(vectors[own], given)
-        trees.append((own, [tree.assignment(level) for level in reversed(range(len(levels)))]))
-        progress(done + 1, len(domains))
+    total, done = sum(steps_of(plan) for _, plan in plans), count(1)
+    trees: list[tuple[NDArray[np.int64], list[NDArray[np.int32]]]] = []
+    for own, plan in plans:
+        tree = hierarchical_kmeans(vectors[own], plan, device, lambda: progress(next(done), total))
+        trees.append((own, [tree.assignment(level) for level in reversed(range(len(plan.levels)))]))
     depth = max(len(levels) for _, levels in trees)
     found: Arrays = {}
     for level in range(depth):
@@ -83,4 +86,12 @@ def cluster_segments(
 
 def cluster_key(embed_key: str, options: ClusterOptions, seed: int) -> str:
     """Of the stage's table."""
-    return key_of("cluster", VERSION, embed_key, asdict(options), seed)
+    return key_of("cluster", VERSION, embed_key, asdict(options) | {"device": device_of(options)}, seed)
+
+
+def device_of(options: ClusterOptions) -> str:
+    """cpu or cuda. Raises ValueError for a GPU that is not there."""
+    there = torch.cuda.is_available()
+    if options.device == "cuda" and not there:
+        raise ValueError("cluster.device is cuda, but torch finds no GPU; leave it at auto, or use cpu")
+    return "cuda" if there and options.device != "cpu" else "cpu"

@@ -133,7 +133,7 @@ class _Run:
                 ),
             )
         if "balance" in self.stages:
-            self._write(segments, kept, [clustered[name] for name in sorted(clustered)])
+            self._write(segments, kept, [clustered[str(level)] for level in range(len(clustered))])
         return self.report
 
     def _shown(self, stage: Stage) -> Callable[[int, int], None]:
