@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
+from surgrec.curation.records import hdf5_in_place
 from surgrec.loaders.corpus_plan import FORMAT_NAME, FORMAT_VERSION
-from surgrec.loaders.index_writer import sync
 from surgrec.loaders.segments import SegmentTable
 
 
@@ -55,20 +54,13 @@ def write_plan(
         state.update(f"{name} {column.dtype} {column.shape}".encode())
         state.update(np.ascontiguousarray(column).view(np.uint8).data if column.size else b"")
     digest = state.hexdigest()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w", libver="latest", locking=False) as file:
-            for name, column in columns.items():
-                file.create_dataset(name, data=column)
-            text = h5py.string_dtype("utf-8")
-            file.create_dataset("reasons", data=np.array(list(reasons), dtype=object), dtype=text)
-            for name, value in attributes.items():
-                file.attrs[name] = value
-            file.attrs.create("level_names", list(levels), dtype=text, shape=(len(levels),))
-            file.attrs["digest"] = digest
-        sync(temporary)
-        os.replace(temporary, out)
-        sync(out.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with hdf5_in_place(out) as file:
+        for name, column in columns.items():
+            file.create_dataset(name, data=column)
+        text = h5py.string_dtype("utf-8")
+        file.create_dataset("reasons", data=np.array(list(reasons), dtype=object), dtype=text)
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file.attrs.create("level_names", list(levels), dtype=text, shape=(len(levels),))
+        file.attrs["digest"] = digest
     return digest

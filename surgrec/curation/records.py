@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.corpus.record_folder import TORN, RecordFolder, open_whole
-from surgrec.loaders.index_writer import sync
+from surgrec.loaders.whole_file import replacing
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -65,20 +65,27 @@ class VideoRecords(RecordFolder):
         return found if header.get("key") == key else None
 
 
+@contextmanager
+def hdf5_in_place(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file that takes the place of `path` once it is whole. Raises OSError, on a full disk too.
+
+    It is made in memory: where the disk is full, HDF5 itself would crash when the process ends.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False, libver="latest") as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    with replacing(path) as temporary:
+        temporary.write_bytes(image)
+
+
 def save_table(path: Path, key: str, arrays: Mapping[str, NDArray[Any]], notes: Any = None) -> None:
     """Writes a finished stage's arrays and plain `notes`, atomically. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w", libver="latest", locking=False) as file:
-            for name, column in arrays.items():
-                file.create_dataset(name, data=column)
-            file.attrs["notes"] = json.dumps(notes)
-            file.attrs["key"] = key
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with hdf5_in_place(path) as file:
+        for name, column in arrays.items():
+            file.create_dataset(name, data=column)
+        file.attrs["notes"] = json.dumps(notes)
+        file.attrs["key"] = key
 
 
 def load_table(path: Path, key: str) -> tuple[Arrays, Any] | None:

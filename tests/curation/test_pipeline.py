@@ -164,6 +164,25 @@ def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_pa
     assert not list((tmp_path / "killed.h5.work").rglob("*.tmp"))
 
 
+def test_a_disk_that_is_full(corpus: PacketIndex, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the vectors' table is the first that is too large."""
+    line = [sys.executable, "-m", "surgrec.curate", "all", "--index", str(corpus.path), *OPTIONS, *CONTENT]
+    line += [*LEVELS, "--out", str(tmp_path / "plan.h5")]
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+    stopped = subprocess.run(
+        [sys.executable, "-c", f"{limit}os.execv(sys.argv[1], sys.argv[1:])", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stopped.returncode == 1
+    assert "what is finished is kept, and the same command goes on from there" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "plan.h5").exists()
+    assert not list((tmp_path / "plan.h5.work").rglob("*.tmp"))
+    assert run(corpus, tmp_path / "plan.h5") == 0
+
+
 def test_two_runs_at_once(corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from surgrec.curation.records import VideoRecords
 
