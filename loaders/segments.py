@@ -40,6 +40,12 @@ class SegmentTable:
     def __len__(self) -> int:
         return len(self.video)
 
+    def by_video(self) -> dict[int, slice]:
+        """The rows of each video that has some. Rows must be in the order of the videos."""
+        videos, firsts = np.unique(self.video, return_index=True)
+        ends = np.append(firsts[1:], len(self.video))
+        return {int(v): slice(int(a), int(b)) for v, a, b in zip(videos, firsts, ends, strict=True)}
+
 
 @dataclass(frozen=True, slots=True)
 class Unusable:

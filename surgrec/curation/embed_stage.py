@@ -16,6 +16,7 @@ from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.base import BadClip, DecodedClip
 from surgrec.loaders.engines.cpu import CpuEngine
 from surgrec.loaders.packet_index import BROKEN, FAULTY, KEY, OPEN_KEY, SEQUENTIAL, PacketIndex
+from surgrec.loaders.segments import SegmentTable
 
 VERSION: Final = 1
 
@@ -38,14 +39,14 @@ def embed_segments(
     """
     if options.pictures < 1:
         raise ValueError(f"{options.pictures} pictures of a segment: 1 is the least")
-    video = segments["video"]
-    vectors = np.zeros((len(video), DIMENSIONS), np.float16)
-    failed = np.ones(len(video), bool)
+    table = SegmentTable(**segments)
+    vectors = np.zeros((len(table), DIMENSIONS), np.float16)
+    failed = np.ones(len(table), bool)
     notes: dict[str, str] = {}
-    rows = {number: np.flatnonzero(video == number) for number in np.unique(video).tolist()}
+    rows = table.by_video()
     tasks = []
     for number, own in rows.items():
-        bounds = np.stack([segments["start"][own], segments["end"][own]], 1)
+        bounds = np.stack([table.start[own], table.end[own]], 1)
         key = key_of("embed", VERSION, options.pictures, index.videos.xxh3[number], digest_of({"b": bounds}))
         tasks.append(Task(number, key, (bounds.tolist(), options.pictures)))
     for done, finding in enumerate(find_all("embed", _embed, tasks, records, index, workers), 1):

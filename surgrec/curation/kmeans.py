@@ -1,7 +1,8 @@
 """k-means over many points: on the CPU or a GPU, in memory that does not grow with them.
 
-Seeds are drawn by k-means++ (Arthur and Vassilvitskii, 2007) from a uniform sample of the points, Lloyd's
-rounds run on a sample too where there are very many, and every point is assigned once at the end. `cosine` is
+Seeds are drawn by k-means++ (Arthur and Vassilvitskii, 2007) from a uniform sample of the points, many at a
+time where many are wanted, as k-means|| does (Bahmani et al., 2012). Lloyd's rounds run on a sample too where
+there are very many points, and every point is assigned once at the end. `cosine` is
 spherical k-means: points and centroids have unit length, and distance is 1 - cosine.
 """
 
@@ -20,6 +21,8 @@ from surgrec.kernels.counter_rng import stream_key
 Metric = Literal["cosine", "l2"]
 SEED_POINTS: Final = 20
 """Points for each cluster among which seeds are drawn."""
+SEED_PASSES: Final = 256
+"""Passes over them in which seeds are drawn: one seed in each where k is not larger."""
 FIT_POINTS: Final = 64
 """Points for each cluster that the rounds look at."""
 CELLS: Final = 1 << 26
@@ -75,7 +78,7 @@ def kmeans(
     place = torch.device(device)
     fit = _sample(points, FIT_POINTS * k, generator, metric, place)
     seeds = fit if len(fit) <= SEED_POINTS * k else fit[_choose(len(fit), SEED_POINTS * k, generator, place)]
-    centroids = _seeded(seeds, k, generator, metric)
+    centroids = _seeded(seeds, k, generator)
     before, made = float("inf"), 0
     while made < rounds:
         made += 1
@@ -157,26 +160,32 @@ def _sample(
     return _tensor(np.concatenate([np.asarray(part, np.float32) for part in parts]), metric, device)
 
 
-def _seeded(points: Tensor, k: int, generator: np.random.Generator, metric: Metric) -> Tensor:
-    """k points, each drawn in proportion to its squared distance to those before it."""
+def _seeded(points: Tensor, k: int, generator: np.random.Generator) -> Tensor:
+    """k points, drawn in proportion to their squared distance to those drawn before, some at a time."""
     n = len(points)
-    chosen = torch.empty((k, points.shape[1]), dtype=points.dtype, device=points.device)
-    chosen[0] = points[int(generator.integers(n))]
-    nearest = torch.full((n,), float("inf"), device=points.device)
     squares = points.square().sum(1)
-    for number in range(1, k):
-        last = chosen[number - 1]
-        distance = (squares - 2 * (points @ last) + last.square().sum()).clamp_(min=0)
-        nearest = torch.minimum(nearest, distance)
-        # What rounding leaves of a point's distance to itself is no distance.
+    nearest = torch.full((n,), float("inf"), device=points.device)
+    chosen = torch.tensor([int(generator.integers(n))], device=points.device)
+    fresh = chosen
+    while len(chosen) < k:
+        part = points[fresh]
+        distance = squares[:, None] - 2 * (points @ part.T) + part.square().sum(1)
+        nearest = torch.minimum(nearest, distance.clamp_(min=0).amin(1))
+        nearest[fresh] = 0.0
+        # What rounding leaves of the distance between points that are alike is no distance.
         weight = torch.where(nearest > 1e-6 * squares.clamp(min=1e-30), nearest, 0.0).double().cumsum(0)
         total = float(weight[-1])
         if total <= 0:  # all points are like one that was chosen: any will do
-            chosen[number:] = points[_choose(n, k - number, generator, points.device)]
-            break
-        at = torch.searchsorted(weight, torch.tensor([total * generator.random()], device=weight.device))
-        chosen[number] = points[int(at.clamp(max=n - 1))]
-    return chosen
+            others = torch.ones(n, dtype=torch.bool, device=points.device)
+            others[chosen] = False
+            free = torch.nonzero(others).flatten()
+            fresh = free[_choose(len(free), k - len(chosen), generator, points.device)]
+        else:
+            count = min(k - len(chosen), -(-k // SEED_PASSES))
+            draws = torch.from_numpy(total * generator.random(count)).to(points.device)
+            fresh = torch.unique(torch.searchsorted(weight, draws, right=True).clamp_(max=n - 1))
+        chosen = torch.cat([chosen, fresh])
+    return points[chosen]
 
 
 def _assigned(points: Tensor, centroids: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,7 @@ class _Run:
 
     def _write(self, columns: Arrays, decoded: NDArray[np.bool_], clusters: list[NDArray[Any]]) -> None:
         config, videos = self.config, self.index.videos
-        segments = SegmentTable(columns["video"], columns["start"], columns["end"])
+        segments = SegmentTable(**columns)
         reasons = [KEPT, UNDECODABLE, TOO_SHORT]
         reason = np.zeros(len(segments), np.int32)
         reason[seconds_of(self.index, segments) < config.segments.least_seconds] = 2
@@ -191,8 +191,7 @@ class _Run:
 def seconds_of(index: PacketIndex, segments: SegmentTable) -> NDArray[np.float64]:
     """How long each segment is on display, by time stamps and, for its last frame, the mean of its others."""
     found = np.empty(len(segments))
-    for video in np.unique(segments.video).tolist():
-        own = segments.video == video
+    for video, own in segments.by_video().items():
         times = index.frame_pts(video)
         tick = int(index.videos.time_base_num[video]) / int(index.videos.time_base_den[video])
         start, last = segments.start[own], segments.end[own] - 1
