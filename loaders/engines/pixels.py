@@ -86,7 +86,9 @@ class RgbWriter:
         """uint8 [H, W, 3] in FFmpeg's memory, not turned; valid while `frame` or the result is held."""
         # One thread: FFmpeg would start one per core for every frame otherwise.
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        return plane_lines(rgb.planes[0], rgb.height, rgb.width * 3, np.uint8).reshape(rgb.height, rgb.width, 3)
+        return plane_lines(rgb.planes[0], rgb.height, rgb.width * 3, np.uint8).reshape(
+            rgb.height, rgb.width, 3
+        )
 
 
 class _RgbClip:

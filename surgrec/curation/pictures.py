@@ -32,6 +32,8 @@ SPAN_SECONDS: Final = 1.0
 """Time that the pictures of a segment span at least, where the segment is that long."""
 SMALL_SIDE: Final = 320
 """Longest side of the small RGB pictures, in pixels; smaller videos are not enlarged."""
+DETAIL_SIDE: Final = 640
+"""Longest side of the pictures in which lettering is sought."""
 
 _LIMITED_TO_FULL: Final = np.clip((np.arange(256) - 16) * (255 / 219) + 0.5, 0, 255).astype(np.uint8)
 _LUMA_FIRST: Final = ("yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12")
@@ -44,19 +46,22 @@ class Pictures:
 
     frames: display positions, int64 [T], ascending. luma: uint8 [T, H, W], stored pixels, 0 black to 255
     white whatever range the file uses. rgb: uint8 [T, h, w, 3], the same pictures with a longest side of
-    SMALL_SIDE at most. fed_packets: packets that were decoded for them.
+    SMALL_SIDE at most. detail: uint8 [T, y, x, 3], likewise with DETAIL_SIDE. fed_packets: packets that were
+    decoded for them.
     """
 
     frames: NDArray[np.int64]
     luma: NDArray[np.uint8]
     rgb: NDArray[np.uint8]
+    detail: NDArray[np.uint8]
     fed_packets: int = 0
 
     def __post_init__(self) -> None:
-        if self.luma.ndim != 3 or self.rgb.ndim != 4 or not len(self.frames) == len(self.luma) == len(self.rgb):
+        arrays = self.frames, self.luma, self.rgb, self.detail
+        if [array.ndim for array in arrays] != [1, 3, 4, 4] or len({len(array) for array in arrays}) > 1:
             raise ValueError(
-                f"pictures of unlike shapes: frames {self.frames.shape}, luma {self.luma.shape} (it is T H W),"
-                f" rgb {self.rgb.shape} (it is T h w 3)"
+                f"pictures of unlike shapes: frames {self.frames.shape} (it is T), luma {self.luma.shape}"
+                f" (T H W), rgb {self.rgb.shape} (T h w 3), detail {self.detail.shape} (T y x 3)"
             )
         if not self.luma.size:
             raise ValueError("there is no picture to look at")
@@ -122,7 +127,7 @@ class PictureReader:
         if isinstance(outcome, ClipFailure):
             return NoPictures(outcome.path, outcome.reason)
         clip = cast(Any, outcome.frames)
-        return Pictures(np.array(frames, np.int64), clip.luma, clip.rgb, outcome.fed_packets)
+        return Pictures(np.array(frames, np.int64), clip.luma, clip.rgb, clip.detail, outcome.fed_packets)
 
     def segment(self, video: int, start: int, end: int) -> Pictures | NoPictures:
         """The pictures of segment [start, end) of a video."""
@@ -138,13 +143,14 @@ class SmallWriter:
 
     def __init__(self) -> None:
         self._small = VideoReformatter()
+        self._detail = VideoReformatter()
         self._grey = VideoReformatter()
 
     def start(self, places: Sequence[int], stack: int, rotation: int) -> ClipPictures:
         return _SmallClip(self, places, stack, rotation)
 
-    def convert(self, frame: VideoFrame) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Luma uint8 [H, W] and RGB uint8 [h, w, 3], not turned."""
+    def convert(self, frame: VideoFrame) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+        """Luma, small RGB and detail of Pictures, of one frame, not turned."""
         name = frame.format.name
         if name in _LUMA_FIRST:
             luma = plane_lines(frame.planes[0], frame.height, frame.width, np.uint8)
@@ -153,19 +159,22 @@ class SmallWriter:
         else:
             grey = self._grey.reformat(frame, format="gray", dst_color_range=ColorRange.JPEG, threads=1)
             luma = plane_lines(grey.planes[0], grey.height, grey.width, np.uint8)
-        shrink = min(1.0, SMALL_SIDE / max(frame.width, frame.height))
-        width, height = max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink))
-        small = self._small.reformat(
-            frame, width, height, format="rgb24", interpolation=Interpolation.AREA, threads=1
-        )
-        rgb = plane_lines(small.planes[0], height, width * 3, np.uint8).reshape(height, width, 3)
-        return luma, rgb
+        return luma, _shrunk(self._small, frame, SMALL_SIDE), _shrunk(self._detail, frame, DETAIL_SIDE)
+
+
+def _shrunk(scaler: VideoReformatter, frame: VideoFrame, side: int) -> NDArray[np.uint8]:
+    """RGB uint8 [h, w, 3] with a longest side of `side` at most, in FFmpeg's memory."""
+    share = min(1.0, side / max(frame.width, frame.height))
+    width, height = max(1, round(frame.width * share)), max(1, round(frame.height * share))
+    small = scaler.reformat(frame, width, height, format="rgb24", interpolation=Interpolation.AREA, threads=1)
+    return plane_lines(small.planes[0], height, width * 3, np.uint8).reshape(height, width, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class _SmallFrames:
     luma: NDArray[np.uint8]
     rgb: NDArray[np.uint8]
+    detail: NDArray[np.uint8]
 
 
 class _SmallClip:
@@ -179,17 +188,15 @@ class _SmallClip:
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
         for place, shown in by_place(rows, self._places):
             part = frame if self._stack == 1 else part_of(frame, place, self._stack)
-            luma, rgb = (np.rot90(image, self._turns) for image in self._writer.convert(part))
+            images = [np.rot90(image, self._turns) for image in self._writer.convert(part)]
             if self._clip is None:
                 count = len(self._places)
-                self._clip = _SmallFrames(
-                    np.empty((count, *luma.shape), np.uint8), np.empty((count, *rgb.shape), np.uint8)
-                )
-            if self._clip.luma.shape[1:] != luma.shape:
+                self._clip = _SmallFrames(*(np.empty((count, *image.shape), np.uint8) for image in images))
+            clip = self._clip
+            if clip.luma.shape[1:] != images[0].shape:
                 raise BadClip("the picture changes its size within the segment; cut the file where it does")
-            for row in shown:
-                self._clip.luma[row] = luma
-                self._clip.rgb[row] = rgb
+            for array, image in zip((clip.luma, clip.rgb, clip.detail), images, strict=True):
+                array[shown] = image
 
     def finish(self) -> Any:
         """_SmallFrames, which only PictureReader sees."""
