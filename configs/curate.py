@@ -61,5 +61,5 @@ class QualityThresholds:
         "title_card",
         "undecodable",
     )
-    """Flags that give a segment weight zero. Interlacing and a line of text leave a segment of use, and out of
-    body is a guess by hue that does not hold for all domains: name them here to leave such segments out, too."""
+    """Flags that give a segment weight zero. Interlacing and a line of text leave a segment of use, and out
+    of body is a guess by hue that does not hold for all domains: name them here to leave those out, too."""

@@ -14,10 +14,10 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex
-from surgrec.loaders.segments import SegmentTable
 
 from surgrec.curation.pictures import NoPictures, PictureReader
+from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex
+from surgrec.loaders.segments import SegmentTable
 
 FULL_SHARE: Final = 0.975
 """A content area that takes this share of the picture is the whole picture."""
@@ -87,7 +87,8 @@ def iou(one: ContentArea, other: ContentArea) -> float:
     """
     if (one.height, one.width) != (other.height, other.width):
         raise ValueError(
-            f"areas of pictures of {one.height} x {one.width} and {other.height} x {other.width} do not compare"
+            f"areas of pictures of {one.height} x {one.width} and of {other.height} x {other.width}"
+            " do not compare"
         )
     a, b = one.mask(one.height, one.width), other.mask(one.height, one.width)
     return float((a & b).sum() / max(1, (a | b).sum()))
@@ -186,7 +187,7 @@ def _content_mask(bright: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _box(mask: NDArray[np.bool_], size: int) -> NDArray[np.int32]:
-    """int32 [H, W]: how many of the size x size pixels around each are set; outside is as the nearest pixel."""
+    """int32 [H, W]: how many of the size x size pixels around each are set; edges go on outside."""
     half = size // 2
     total = np.pad(mask, half, mode="edge").astype(np.int32)
     for axis in (0, 1):
@@ -261,7 +262,7 @@ def _circle(content: NDArray[np.bool_], seed: int) -> ContentArea | None:
 
 
 def _through(triples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 [n, 3]: x, y, radius of the circles through three points each, [n, 3, 2]; not finite for lines."""
+    """float64 [n, 3]: x, y, radius of circles through three points each, [n, 3, 2]; not finite for lines."""
     a, b, c = triples.transpose(1, 0, 2)
     ab, ac = b - a, c - a
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -33,8 +33,8 @@ def text_share(detail: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
     """The share of the area covered by lettering, 0 to 1, in cells of 8 x 8 pixels.
 
     detail: RGB uint8 [T, h, w, 3], longest side about 640; inside: bool [h, w]. It is sought in the largest
-    of red, green and blue, where letters of any colour stand out from what is dark, and in the smallest, where
-    they do from what is light. Letters of under 8 pixels there, of strokes wider than 9, of little contrast,
+    of red, green and blue, where letters of any colour stand out from what is dark, and in the smallest,
+    where they do from what is light. Letters of under 8 pixels there, of strokes wider than 9, of little contrast,
     and text that runs down are not found; and printed matter in a scene that stands still cannot be told from
     text that was burned in.
     """

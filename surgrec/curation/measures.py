@@ -83,7 +83,7 @@ def sharpness(luma: Luma, inside: Mask) -> float:
 
 @njit(cache=True, nogil=True)
 def flatness(luma: Luma, inside: Mask) -> float:
-    """The share of windows of 8 x 8 pixels without structure: lines and columns differ by under 1.5 levels."""
+    """The share of windows of 8 x 8 pixels in which neighbours differ by under 1.5 levels on average."""
     height, width = luma.shape
     total, flat = 0, 0
     for top in range(0, height - WINDOW + 1, WINDOW):

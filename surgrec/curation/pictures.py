@@ -18,6 +18,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
+
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.engines.base import BadClip, ClipFailure
 from surgrec.loaders.engines.clip_reader import ClipReader

@@ -12,16 +12,16 @@ from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from surgrec.configs.curate import Flag, QualityThresholds
-from surgrec.loaders.engines.threads import WorkerThreads
-from surgrec.loaders.packet_index import PacketIndex
-from surgrec.loaders.segments import SegmentTable
 
+from surgrec.configs.curate import Flag, QualityThresholds
 from surgrec.curation import measures
 from surgrec.curation.content_area import ContentArea
 from surgrec.curation.lettering import text_share
 from surgrec.curation.pictures import NoPictures, PictureReader, Pictures
 from surgrec.curation.seams import seam_support
+from surgrec.loaders.engines.threads import WorkerThreads
+from surgrec.loaders.packet_index import PacketIndex
+from surgrec.loaders.segments import SegmentTable
 
 FLAGS: Final[tuple[Flag, ...]] = get_args(Flag)
 BITS: Final[dict[str, int]] = {name: 1 << place for place, name in enumerate(FLAGS)}
@@ -46,14 +46,14 @@ class Quality:
     motion: levels, the largest between any picture and the next, and between first and last
     (measures.motion); 0 where there is one picture. What happens between the pictures is not seen: where
     there is one key frame, they span one second.
-    comb: share, the largest of the pictures (measures.comb). Interlaced video in which nothing moves has none.
+    comb: share, the largest of the pictures (measures.comb). Interlaced video of a still scene has none.
     colourfulness: measures.colour; 0 is grey. hued, warm: share that has a hue, and share of those with a hue
     from pink to yellow. Tissue is warm, drapes and walls mostly are not; skin and wood are warm, too, and a
     white room has no hue, so this finds only part of what is out of body, and nothing in grey video.
     texture: mean step between neighbouring pixels, levels. flat: share of windows without structure.
     split: 0 to 1, support of the best pane (seams.seam_support). A straight upright frame in a scene that
     stands still looks like one.
-    text: share covered by lettering (lettering.text_share). A sign in a scene that stands still looks like it.
+    text: share covered by lettering (lettering.text_share). A sign in a still scene looks like it.
     pictures: how many were looked at; 0 where there was none.
     """
 
@@ -87,7 +87,7 @@ NUMBERS: Final = tuple(field.name for field in fields(Quality))
 
 
 def measure(pictures: Pictures, area: ContentArea | None = None) -> NDArray[np.float32]:
-    """float32 [len(NUMBERS)]: the numbers of one segment from its pictures; the whole picture without an area.
+    """float32 [len(NUMBERS)]: the numbers of a segment from its pictures; of all of them without an area.
 
     Raises ValueError where the area is of another picture size.
     """
@@ -96,7 +96,7 @@ def measure(pictures: Pictures, area: ContentArea | None = None) -> NDArray[np.f
         area = ContentArea(height, width)
     if (area.height, area.width) != (height, width):
         raise ValueError(
-            f"a content area of a picture of {area.height} x {area.width} does not fit one of {height} x {width}"
+            f"the content area is one of pictures of {area.height} x {area.width}, not of {height} x {width}"
         )
     count = len(pictures.luma)
     whole = pictures.rgb

@@ -1,8 +1,8 @@
 """Split screen and picture-in-picture: a pane whose straight edges stay at one place in all pictures.
 
 A seam between two contents is, in most lines that cross it, by far the largest step within a few pixels, in
-every picture, at exactly one column. Edges of things in the scene lean, bend or move. The panes that are tried are
-all rectangles between candidate columns and rows; a side that is the picture's own edge needs no seam:
+every picture, at exactly one column. Edges of things in the scene lean, bend or move. The panes that are
+tried are all rectangles between candidate columns and rows; a side that is the picture's own edge needs no seam:
 
     +------+------+   one seam: split screen     +-----------+
     |      |      |                              |    +------+   two: picture-in-picture in a corner
