@@ -39,10 +39,10 @@ class QualityThresholds:
     """Blurred: the steepest edges take less than this share of their contrast from pixel to pixel."""
     interlaced: float = 0.08
     """Interlaced: at least this share of the pixels is combed in one of the pictures."""
-    split_screen: float = 0.46
-    """Split screen, picture-in-picture: at least this share of each side of a pane is a seam. Still
+    split_screen: float = 0.55
+    """Split screen, picture-in-picture: at least this share of the sides of a pane is a seam. Still
     segments are not judged."""
-    text: float = 0.002
+    text: float = 0.003
     """Burned-in text: at least this share of the picture is lettering. Still segments are
     not judged, but for title cards."""
     title_flat: float = 0.5

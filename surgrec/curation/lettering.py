@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from surgrec.curation.measures import luma_of
+
 CONTRAST: Final = 40
 """Levels by which a stroke differs from both sides."""
 WIDEST: Final = 9
@@ -32,15 +34,13 @@ TALLEST: Final = 48
 def text_share(detail: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
     """The share of the area covered by lettering, 0 to 1, in cells of 8 x 8 pixels.
 
-    detail: RGB uint8 [T, h, w, 3], longest side about 640; inside: bool [h, w]. It is sought in the largest
-    of red, green and blue, where letters of any colour stand out from what is dark, and in the smallest,
-    where they do from what is light. Letters of under 8 pixels there, of strokes wider than 9, of little contrast,
-    and text that runs down are not found; and printed matter in a scene that stands still cannot be told from
-    text that was burned in.
+    detail: RGB uint8 [T, h, w, 3], longest side 320 to 640; inside: bool [h, w]. It is sought in the largest
+    of red, green and blue, where letters of any colour stand out from what is dark, and in luma. Letters of
+    under 8 pixels there, of strokes wider than 9, of little contrast, and text that runs down are not found;
+    and printed matter in a scene that stands still cannot be told from text that was burned in.
     """
     most = np.maximum(np.maximum(detail[..., 0], detail[..., 1]), detail[..., 2])
-    least = np.minimum(np.minimum(detail[..., 0], detail[..., 1]), detail[..., 2])
-    return float(max(_text_share(most, inside), _text_share(least, inside)))
+    return float(max(_text_share(most, inside), _text_share(luma_of(detail), inside)))
 
 
 @njit(cache=True, nogil=True)

@@ -115,7 +115,11 @@ def measure(pictures: Pictures, area: ContentArea | None = None) -> NDArray[np.f
     motion = max((measures.motion(luma[a], luma[b], inside) for a, b in sorted(pairs)), default=0.0)
     colour = np.array([measures.colour(picture, inside) for picture in rgb])
 
-    detail = pictures.detail
+    # Large letters are of a letter's size in the smaller pictures.
+    text = max(
+        text_share(rgb_pictures, area.mask(*rgb_pictures.shape[1:3], _INSET))
+        for rgb_pictures in (pictures.detail, whole)
+    )
     top, bottom, left, right = _span(area, small, rows, columns)
     values = {
         "luma": light[:, 0].mean(),
@@ -130,8 +134,8 @@ def measure(pictures: Pictures, area: ContentArea | None = None) -> NDArray[np.f
         "warm": colour[:, 2].mean(),
         "texture": np.mean([measures.texture(picture, inside) for picture in luma]),
         "flat": np.mean([measures.flatness(picture, inside) for picture in luma]),
-        "split": seam_support(luma),
-        "text": text_share(detail, area.mask(*detail.shape[1:3], _INSET)),
+        "split": seam_support(_cut(pictures.detail, area)),
+        "text": text,
         "pictures": count,
     }
     return np.array([values[name] for name in NUMBERS], np.float32)
@@ -252,6 +256,15 @@ def _measured(
             yield future.result()
     finally:
         pool.close()
+
+
+def _cut(pictures: NDArray[np.uint8], area: ContentArea) -> NDArray[np.uint8]:
+    """Pictures [T, h, w, 3] cut to the content area without its rim."""
+    inside = area.mask(*pictures.shape[1:3], _INSET)
+    if not inside.any():
+        return pictures
+    rows, columns = _extent(inside)
+    return np.ascontiguousarray(pictures[:, rows, columns])
 
 
 def _extent(inside: NDArray[np.bool_]) -> tuple[slice, slice]:

@@ -2,7 +2,8 @@
 
 A seam between two contents is, in most lines that cross it, by far the largest step within a few pixels, in
 every picture, at exactly one column. Edges of things in the scene lean, bend or move. The panes that are
-tried are all rectangles between candidate columns and rows; a side that is the picture's own edge needs no seam:
+tried are all rectangles between candidate columns and rows; a side that is the picture's own edge needs no
+seam:
 
     +------+------+   one seam: split screen     +-----------+
     |      |      |                              |    +------+   two: picture-in-picture in a corner
@@ -17,10 +18,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-REACH: Final = 4
+REACH: Final = 8
 """Pixels on each side within which a seam's step must be the largest."""
-STEP: Final = 6
-"""Levels of a step, at least."""
+STEP: Final = 8
+"""Levels of a step, at least, in one of red, green and blue."""
 MOVES: Final = 3
 """Levels that pixels beside a line change by from picture to picture, on average, where something moves."""
 STILL: Final = 0.3
@@ -31,19 +32,20 @@ LEAST_SIDE: Final = 0.12
 """Shortest side of a pane, as a share of the picture's."""
 
 
-def seam_support(luma: NDArray[np.uint8]) -> float:
-    """How well the best pane is supported, 0 to 1: of its weakest side, the share of lines with a step there.
+def seam_support(detail: NDArray[np.uint8]) -> float:
+    """How well the best pane is supported, 0 to 1: the share of the lines across its sides with a step there.
 
-    luma: uint8 [T, h, w], small pictures cut to the content area. A step counts by the share of pictures that
-    have it, and in full where something moves beside it: an edge of a scene that stands still is weak
-    evidence. Texture without any pane gives 0.2 to 0.4. Panes of like content, and those with soft, rounded
+    detail: RGB uint8 [T, h, w, 3], longest side about 640, cut to the content area. The value is the mean of
+    that share over all sides and that of the weakest one. A step counts by the share of pictures that have
+    it, and in full where something moves beside it: an edge of a scene that stands still is weak
+    evidence. Texture without any pane gives 0.3 to 0.5. Panes of like content, and those with soft, rounded
     or leaning edges, are not found.
     """
-    _, height, width = luma.shape
-    if min(height, width) < 8 * REACH:
+    _, height, width, _ = detail.shape
+    if min(height, width) < 6 * REACH:
         return 0.0
-    upright, moves_across = _steps(luma)
-    level, moves_along = _steps(np.ascontiguousarray(luma.transpose(0, 2, 1)))
+    upright, moves_across = _steps(detail)
+    level, moves_along = _steps(np.ascontiguousarray(detail.transpose(0, 2, 1, 3)))
     upright, level = _either(upright), _either(level)
     columns = _candidates(upright * moves_across, int(LEAST_SIDE * height))
     rows = _candidates(level * moves_along, int(LEAST_SIDE * width))
@@ -66,12 +68,12 @@ def _sums(steps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @njit(cache=True, nogil=True)
-def _steps(luma):
+def _steps(detail):
     """float32 [h, w]: the share of pictures in which column x's step to x + 1 stands out from those around.
 
     And float32 [h, w]: how much the line is worth there, 1 where it moves, else STILL.
     """
-    count, height, width = luma.shape
+    count, height, width, _ = detail.shape
     found = np.zeros((height, width), np.float32)
     worth = np.full((height, width), np.float32(STILL))
     steps = np.empty(width, np.int64)
@@ -80,14 +82,17 @@ def _steps(luma):
     for y in range(height):
         for picture in range(1, count):
             for x in range(width):
-                moved = abs(np.int64(luma[picture, y, x]) - np.int64(luma[picture - 1, y, x]))
+                moved = abs(np.int64(detail[picture, y, x, 1]) - np.int64(detail[picture - 1, y, x, 1]))
                 change[x + 1] = change[x] + moved
             for x in range(REACH, width - REACH - 1):
                 if change[x + REACH + 1] - change[x - REACH + 1] >= 2 * REACH * MOVES:
                     worth[y, x] = 1
         for picture in range(count):
             for x in range(width - 1):
-                steps[x] = abs(np.int64(luma[picture, y, x + 1]) - np.int64(luma[picture, y, x]))
+                steps[x] = 0
+                for channel in range(3):
+                    here = np.int64(detail[picture, y, x, channel])
+                    steps[x] = max(steps[x], abs(np.int64(detail[picture, y, x + 1, channel]) - here))
             for x in range(REACH, width - REACH - 1):
                 here = steps[x]
                 if here < STEP:
@@ -95,7 +100,7 @@ def _steps(luma):
                 stands_out = True
                 for near in range(x - REACH, x + REACH + 1):
                     # The step may be spread over two pixels.
-                    if steps[near] > here or (abs(near - x) > 1 and 4 * steps[near] > 3 * here):
+                    if steps[near] > here or (abs(near - x) > 1 and 10 * steps[near] > 9 * here):
                         stands_out = False
                         break
                 if stands_out:
@@ -140,15 +145,19 @@ def _best_pane(upright, upright_worth, level, level_worth, columns, rows):
                     top, bottom = rows[c], rows[d]
                     if bottom - top < LEAST_SIDE * height:
                         continue
-                    weakest, free = 1.0, 0
+                    weakest, total, length = 1.0, 0.0, 0
                     for side in (left, right):
                         if 0 <= side < width - 1:
-                            free += 1
-                            weakest = min(weakest, _support(upright, upright_worth, side, top, bottom))
+                            share = _support(upright, upright_worth, side, top, bottom)
+                            weakest = min(weakest, share)
+                            total += share * (bottom - top)
+                            length += bottom - top
                     for side in (top, bottom):
                         if 0 <= side < height - 1:
-                            free += 1
-                            weakest = min(weakest, _support(level, level_worth, side, left, right))
-                    if free and weakest > best:
-                        best = weakest
+                            share = _support(level, level_worth, side, left, right)
+                            weakest = min(weakest, share)
+                            total += share * (right - left)
+                            length += right - left
+                    if length:
+                        best = max(best, (weakest + total / length) / 2)
     return best
