@@ -37,12 +37,12 @@ class QualityThresholds:
     """Frozen: the most changed tenth of the picture changes by less than this many levels of 255."""
     blurred: float = 0.25
     """Blurred: the steepest edges take less than this share of their contrast from pixel to pixel."""
-    interlaced: float = 0.08
+    interlaced: float = 0.05
     """Interlaced: at least this share of the pixels is combed in one of the pictures."""
     split_screen: float = 0.55
     """Split screen, picture-in-picture: at least this share of the sides of a pane is a seam. Still
     segments are not judged."""
-    text: float = 0.003
+    text: float = 0.0013
     """Burned-in text: at least this share of the picture is lettering. Still segments are
     not judged, but for title cards."""
     title_flat: float = 0.5

@@ -25,7 +25,7 @@ REACH: Final = 16
 """Half the width in pixels of the stretch of a line in which strokes are counted."""
 LINES: Final = 8
 """Lines in which they are counted."""
-STROKES: Final = 40
+STROKES: Final = 48
 """Light and dark strokes in that stretch of those lines."""
 TALLEST: Final = 48
 """Pixels from a cell of lettering to where, above it and below it, strokes end."""

