@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from surgrec.configs.curate import ClusterOptions
 from surgrec.curation.hierarchy import HierarchyOptions, hierarchical_kmeans, steps_of
-from surgrec.curation.records import Arrays, CurationError, key_of
+from surgrec.curation.records import Arrays, CurationError, digest_of, key_of
 
 VERSION: Final = 1
 LEAST_SEGMENTS: Final = 8
@@ -57,7 +57,9 @@ def cluster_segments(
     Raises CurationError where nothing is kept, ValueError for options that make no sense.
     """
     if not kept.any():
-        raise CurationError("no segment has a vector: nothing can be clustered. See what stage embed reports")
+        raise CurationError(
+            "no segment is kept: nothing can be grouped. See what the stages say, and loosen the thresholds"
+        )
     device = device_of(options)
     plans: list[tuple[NDArray[np.int64], HierarchyOptions]] = []
     for number in np.unique(domain[kept]).tolist():
@@ -84,9 +86,10 @@ def cluster_segments(
     return found
 
 
-def cluster_key(embed_key: str, options: ClusterOptions, seed: int) -> str:
+def cluster_key(embed_key: str, kept: NDArray[np.bool_], options: ClusterOptions, seed: int) -> str:
     """Of the stage's table."""
-    return key_of("cluster", VERSION, embed_key, asdict(options) | {"device": device_of(options)}, seed)
+    given = asdict(options) | {"device": device_of(options)}
+    return key_of("cluster", VERSION, embed_key, digest_of({"kept": kept}), given, seed)
 
 
 def device_of(options: ClusterOptions) -> str:

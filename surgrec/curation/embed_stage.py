@@ -1,21 +1,20 @@
-"""Stage `embed`: a vector for each segment, from a few of its pictures."""
+"""Stage `embed`: a vector for each segment, from the pictures that stage `quality` looked at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgrec.configs.curate import EmbedOptions
 from surgrec.curation.descriptor import DIMENSIONS, describe
-from surgrec.curation.per_video import Task, find_all
-from surgrec.curation.records import Arrays, VideoRecords, digest_of, key_of
-from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.engines.base import BadClip, DecodedClip
-from surgrec.loaders.engines.cpu import CpuEngine
-from surgrec.loaders.packet_index import BROKEN, FAULTY, KEY, OPEN_KEY, SEQUENTIAL, PacketIndex
+from surgrec.curation.per_video import find_all
+from surgrec.curation.pictures import NoPictures, PictureReader
+from surgrec.curation.quality_stage import Bounds, tasks_of
+from surgrec.curation.records import Arrays, VideoRecords, key_of
+from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
 VERSION: Final = 1
@@ -26,29 +25,26 @@ Progress = Callable[[int, int], None]
 def embed_segments(
     index: PacketIndex,
     segments: Arrays,
-    options: EmbedOptions,
+    crop: NDArray[np.int32],
     records: VideoRecords,
     workers: int,
     progress: Progress,
 ) -> tuple[Arrays, dict[str, str]]:
     """vectors: float16 [n, 384] of unit length; failed: bool [n], segments without one, whose row is 0. And
-    the videos that none could be made of, by path, with the reason.
+    the videos of which no segment has one, by path, with the reason.
 
-    segments: as find_segments gives them. Raises ValueError for options that make no sense, CurationError and
-    OSError as find_all does.
+    segments: as find_segments gives them. crop: int32 [V, 4], where the content of each video is. Raises
+    CurationError and OSError as find_all does.
     """
-    if options.pictures < 1:
-        raise ValueError(f"{options.pictures} pictures of a segment: 1 is the least")
     table = SegmentTable(**segments)
     vectors = np.zeros((len(table), DIMENSIONS), np.float16)
     failed = np.ones(len(table), bool)
     notes: dict[str, str] = {}
     rows = table.by_video()
     tasks = []
-    for number, own in rows.items():
-        bounds = np.stack([table.start[own], table.end[own]], 1)
-        key = key_of("embed", VERSION, options.pictures, index.videos.xxh3[number], digest_of({"b": bounds}))
-        tasks.append(Task(number, key, (bounds.tolist(), options.pictures)))
+    for task in tasks_of(index, table, "embed", VERSION):
+        area = crop[task.video].tolist()
+        tasks.append(replace(task, key=key_of(task.key, area), argument=(task.argument, area)))
     for done, finding in enumerate(find_all("embed", _embed, tasks, records, index, workers), 1):
         if finding.arrays is None:
             notes[index.videos.path[finding.video]] = finding.reason
@@ -59,44 +55,36 @@ def embed_segments(
     return {"vectors": vectors, "failed": failed}, notes
 
 
-def embed_key(segments_key: str, options: EmbedOptions) -> str:
+def embed_key(quality_key: str) -> str:
     """Of the stage's table."""
-    return key_of("embed", VERSION, segments_key, options.pictures)
+    return key_of("embed", VERSION, quality_key)
 
 
-def picture_positions(index: PacketIndex, video: int, start: int, end: int, count: int) -> list[int]:
-    """Up to `count` display positions in [start, end), ascending: key frames spread over the segment where it
-    has any, for they cost one decode each; else its first frame."""
-    part, shown = index.packets(video), index.frames(video)[start:end]
-    flags = index.flags[part][shown]
-    good = (flags & (KEY | OPEN_KEY) != 0) & (flags & (BROKEN | FAULTY) == 0)
-    keys = np.flatnonzero(good)
-    stack = int(index.videos.stack[video])
-    keys = keys[(keys + start) % stack == 0]
-    if index.videos.status[video] == SEQUENTIAL or len(keys) == 0:
-        return [start]
-    places = np.unique(((np.arange(count) + 0.5) / count * len(keys)).astype(int))
-    return [int(start + keys[place]) for place in places]
+def within(pictures: NDArray[np.uint8], size: tuple[int, int], crop: list[int]) -> NDArray[np.uint8]:
+    """Pictures [T, h, w, 3] cut to a crop (top, left, height, width) of pictures of another size (height,
+    width); whole where it is all 0."""
+    top, left, height, width = crop
+    if height == 0:
+        return pictures
+    down, along = pictures.shape[1] / size[0], pictures.shape[2] / size[1]
+    first, last = round(top * down), max(round(top * down) + 1, round((top + height) * down))
+    begin, end = round(left * along), max(round(left * along) + 1, round((left + width) * along))
+    return pictures[:, first:last, begin:end]
 
 
-def _embed(index: PacketIndex, video: int, about: tuple[list[list[int]], int]) -> Arrays:
+def _embed(index: PacketIndex, video: int, about: tuple[Bounds, list[int]]) -> Arrays:
     """Runs in a process of per_video."""
-    bounds, count = about
-    requests = [
-        ClipRequest(row, video, tuple(picture_positions(index, video, start, end, count)))
-        for row, (start, end) in enumerate(bounds)
-    ]
+    bounds, crop = about
     vectors = np.zeros((len(bounds), DIMENSIONS), np.float16)
     failed = np.ones(len(bounds), bool)
-    reason = ""
-    with CpuEngine(index, threads=1) as engine:
-        for row, clip in enumerate(engine.decode(requests)):
-            if isinstance(clip, DecodedClip):
-                pictures: NDArray[np.uint8] | Any = clip.frames
-                vectors[row] = describe(pictures)
+    reader = PictureReader(index)
+    try:
+        for row, (start, end) in enumerate(bounds):
+            found: Any = reader.segment(video, start, end)
+            if not isinstance(found, NoPictures):
+                height, width = found.luma.shape[1:]
+                vectors[row] = describe(within(found.rgb, (height, width), crop))
                 failed[row] = False
-            else:
-                reason = clip.reason
-    if failed.all():
-        raise BadClip(reason)
+    finally:
+        reader.close()
     return {"vectors": vectors, "failed": failed}

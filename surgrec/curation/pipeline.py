@@ -1,6 +1,6 @@
 """The stages in their order, each from what the one before has found: from an index to a plan.
 
-    segments --> embed --> cluster --> balance --> plan.h5
+    segments --> quality --> embed --> cluster --> balance --> plan.h5
 
 A stage's table in OUT.work/ has a key, a digest of all that it depends on. A table with the right key is
 taken as it is; of a stage that was stopped the records of single videos are.
@@ -22,15 +22,16 @@ from surgrec.curation.balance import Labels, segment_weights
 from surgrec.curation.cluster_stage import cluster_key, cluster_segments
 from surgrec.curation.embed_stage import embed_key, embed_segments
 from surgrec.curation.plan_file import write_plan
+from surgrec.curation.quality_stage import find_quality, judged, quality_key
 from surgrec.curation.records import Arrays, CurationError, VideoRecords, load_table, save_table
 from surgrec.curation.segment_stage import find_segments, segments_key
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
-KEPT: Final = ""
 TOO_SHORT: Final = "shorter than segments.least_seconds"
-UNDECODABLE: Final = "its pictures cannot be decoded"
+UNSEEN: Final = "undecodable"
+"""The flag of segments that gave no picture. One that gave them once, but not again, has it, too."""
 
 Progress = Callable[[Stage, int, int], None]
 """(stage, done, of how many)."""
@@ -107,21 +108,30 @@ class _Run:
         self.report.segments = len(segments["video"])
         if self.stages == ("segments",):
             return self.report
-        key = embed_key(key, config.embed)
+        key = quality_key(key)
+        seen = self._stage(
+            "quality",
+            key,
+            lambda: find_quality(index, segments, records, self.workers, self._shown("quality")),
+        )
+        if self.stages[-1] == "quality":
+            return self.report
+        key = embed_key(key)
         embedded = self._stage(
             "embed",
             key,
             lambda: embed_segments(
-                index, segments, config.embed, records, self.workers, self._shown("embed")
+                index, segments, seen["crop"], records, self.workers, self._shown("embed")
             ),
         )
         if self.stages[-1] == "embed":
             return self.report
-        kept = ~embedded["failed"]
+        why = self._reasons(SegmentTable(**segments), seen["numbers"], embedded["failed"])
+        kept = np.array([not text for text in why], bool)
         domain = _numbers(index.videos.domain)[segments["video"]]
         clustered: Arrays = {}
         if config.balance.scheme == "hierarchical" or "cluster" in self.stages:
-            key = cluster_key(key, config.cluster, config.seed)
+            key = cluster_key(key, kept, config.cluster, config.seed)
             clustered = self._stage(
                 "cluster",
                 key,
@@ -133,7 +143,12 @@ class _Run:
                 ),
             )
         if "balance" in self.stages:
-            self._write(segments, kept, [clustered[str(level)] for level in range(len(clustered))])
+            self._write(
+                SegmentTable(**segments),
+                why,
+                seen["crop"],
+                [clustered[str(level)] for level in range(len(clustered))],
+            )
         return self.report
 
     def _shown(self, stage: Stage) -> Callable[[int, int], None]:
@@ -159,22 +174,36 @@ class _Run:
             self.report.notes[stage] = notes
         return arrays
 
-    def _write(self, columns: Arrays, decoded: NDArray[np.bool_], clusters: list[NDArray[Any]]) -> None:
+    def _reasons(
+        self, segments: SegmentTable, numbers: NDArray[np.float32], failed: NDArray[np.bool_]
+    ) -> list[str]:
+        """Why each segment is not drawn; empty for those that are."""
+        flags, good = judged(numbers, self.config.quality)
+        short = seconds_of(self.index, segments) < self.config.segments.least_seconds
+        return [
+            flag if not fine else UNSEEN if lost else TOO_SHORT if brief else ""
+            for flag, fine, lost, brief in zip(flags, good, failed, short, strict=True)
+        ]
+
+    def _write(
+        self,
+        segments: SegmentTable,
+        why: list[str],
+        crop: NDArray[np.int32],
+        clusters: list[NDArray[Any]],
+    ) -> None:
         config, videos = self.config, self.index.videos
-        segments = SegmentTable(**columns)
-        reasons = [KEPT, UNDECODABLE, TOO_SHORT]
-        reason = np.zeros(len(segments), np.int32)
-        reason[seconds_of(self.index, segments) < config.segments.least_seconds] = 2
-        reason[~decoded] = 1
+        reasons = ["", *sorted(set(why) - {""})]
+        number = {text: place for place, text in enumerate(reasons)}
+        reason = np.array([number[text] for text in why], np.int32)
         labels = Labels(videos.domain, videos.dataset, videos.case)
         weight = segment_weights(segments, reason == 0, labels, clusters, config.balance)
         levels: dict[str, NDArray[Any]] = {
             "domain": _numbers(videos.domain)[segments.video],
-            **{f"cluster{number}": labels for number, labels in enumerate(clusters)},
+            **{f"cluster{depth}": numbers for depth, numbers in enumerate(clusters)},
         }
-        for number, text in enumerate(reasons[1:], 1):
-            if (reason == number).any():
-                self.report.excluded[text] = int((reason == number).sum())
+        counts = np.bincount(reason, minlength=len(reasons)).tolist()
+        self.report.excluded = dict(zip(reasons[1:], counts[1:], strict=True))
         self.report.digest = write_plan(
             config.out,
             self.index.digest,
@@ -183,7 +212,7 @@ class _Run:
             reason,
             reasons,
             levels,
-            np.zeros((len(self.index), 4), np.int32),
+            crop,
             _record(config),
         )
 

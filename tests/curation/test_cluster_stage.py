@@ -54,19 +54,20 @@ def test_domains_have_trees_of_their_own() -> None:
 
 
 def test_nothing_to_group() -> None:
-    with pytest.raises(CurationError, match="no segment has a vector"):
+    with pytest.raises(CurationError, match="no segment is kept"):
         cluster_segments(
             np.ones((2, 4), np.float16), np.zeros(2, bool), np.zeros(2, np.int32), ClusterOptions(), 0, print
         )
 
 
 def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = np.ones(3, bool)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of(ClusterOptions()) == "cpu"
     with pytest.raises(ValueError, match="torch finds no GPU"):
         device_of(ClusterOptions(device="cuda"))
-    plain = cluster_key("key", ClusterOptions(), 0)
-    assert plain == cluster_key("key", ClusterOptions(device="cpu"), 0)
+    plain = cluster_key("key", kept, ClusterOptions(), 0)
+    assert plain == cluster_key("key", kept, ClusterOptions(device="cpu"), 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of(ClusterOptions()) == "cuda"
-    assert plain != cluster_key("key", ClusterOptions(), 0)
+    assert plain != cluster_key("key", kept, ClusterOptions(), 0)
