@@ -45,7 +45,7 @@ class Quality:
     picture without any edge is 0; lettering in a blurred picture is sharp, and so makes it.
     motion: levels, the largest between any picture and the next, and between first and last
     (measures.motion); 0 where there is one picture. What happens between the pictures is not seen: where
-    there is one key frame, they span one second.
+    there are one or two key frames, most of them lie within two seconds.
     comb: share, the largest of the pictures (measures.comb). Interlaced video of a still scene has none.
     colourfulness: measures.colour; 0 is grey. hued, warm: share that has a hue, and share of those with a hue
     from pink to yellow. Tissue is warm, drapes and walls mostly are not; skin and wood are warm, too, and a

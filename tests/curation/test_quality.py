@@ -156,9 +156,9 @@ def test_measures_of_pictures_whose_values_are_known() -> None:
     step = np.zeros((64, 64), np.uint8)
     step[:, 35:] = 200
     assert sharpness(step, inside) == 1.0
-    # A ramp of 20 pixels, as wide as what is looked at: each step is a twentieth.
-    ramp = np.clip((np.arange(64) - 20) * 10, 0, 200).astype(np.uint8)
-    assert sharpness(np.tile(ramp, (64, 1)), inside) == pytest.approx(0.05, abs=0.01)
+    # Of a ramp, what is looked at around a window is 20 pixels wide, or 19 steps.
+    ramp = (4 * np.arange(64)).astype(np.uint8)
+    assert sharpness(np.tile(ramp, (64, 1)), inside) == pytest.approx(1 / 19)
     assert flatness(np.full((64, 64), 9, np.uint8), inside) == 1.0
     assert motion(half, half, inside) == 0.0
     assert motion(half, 255 - half, inside) == 255.0
