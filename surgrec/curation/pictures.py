@@ -97,9 +97,8 @@ def choose_frames(index: PacketIndex, video: int, start: int, end: int) -> tuple
     if len(keys) > KEYS:
         keys = keys[(np.arange(KEYS) * len(keys) + len(keys) // 2) // KEYS]
     found = {int(at) for at in keys} or {start}
-    times = index.frame_pts(video)[start:end] if int(index.videos.stack[video]) > 1 else None
-    if times is None:
-        times = index.pts[index.packets(video)][packets]
+    place = np.arange(start, end) % int(index.videos.stack[video])
+    times = index.pts[index.packets(video)][packets] + place * int(index.videos.frame_ticks[video])
     second = int(index.videos.time_base_den[video]) / int(index.videos.time_base_num[video])
     first = min(found)
     origin = int(times[first - start])
