@@ -1,7 +1,7 @@
 """Quality of segments: numbers first, flags second, by thresholds that are options.
 
-All is measured inside the video's content area. The docstring of Quality says what each number is, and what it
-cannot tell. A segment that cannot be decoded has NaN for every number, and a reason; it raises nothing.
+All is measured inside the video's content area. The docstring of Quality says what each number is, and what
+it cannot tell. A segment that cannot be decoded has NaN for every number, and a reason; it raises nothing.
 """
 
 from __future__ import annotations
