@@ -11,7 +11,7 @@ once. `decode` is FFmpeg over every frame by one thread, what a tool would cost 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -37,7 +37,7 @@ class Options:
 
     videos: tuple[Path, ...] = ()
     """Your own videos instead of those that the script makes."""
-    cache: Path = Path("/tmp/surgrec-bench")
+    cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
     """Where the videos that it makes are kept."""
     segment_seconds: float = 10.0
     """Length of a segment."""

@@ -196,7 +196,7 @@ def _box(mask: NDArray[np.bool_], size: int) -> NDArray[np.int32]:
 
 
 def _fit(area: ContentArea, content: NDArray[np.bool_]) -> float:
-    mask = area.mask(*content.shape)
+    mask = area.mask(area.height, area.width)
     return float((mask & content).sum() / max(1, (mask | content).sum()))
 
 
@@ -208,7 +208,8 @@ def _rectangle(content: NDArray[np.bool_]) -> ContentArea:
         lines = np.flatnonzero(filled >= 0.5 * np.percentile(filled[filled > 0], 75))
         spans.append((int(lines[0]), int(lines[-1] - lines[0] + 1)))
     (top, tall), (left, wide) = spans
-    return ContentArea(*content.shape, "rectangle", crop=(top, left, tall, wide))
+    height, width = content.shape
+    return ContentArea(height, width, "rectangle", crop=(top, left, tall, wide))
 
 
 def _edge_points(content: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -44,6 +44,19 @@ def light(luma: Luma, inside: Mask) -> tuple[float, float, float, float]:
 
 
 @njit(cache=True, nogil=True)
+def _apart(one, other):
+    """Levels from one to the other."""
+    return abs(np.int64(one) - np.int64(other))
+
+
+@njit(cache=True, nogil=True)
+def _alternates(five):
+    """Whether five pixels in a row lie by turns on two levels."""
+    outer, inner = np.int64(five[0]) + np.int64(five[4]), np.int64(five[1]) + np.int64(five[3])
+    return abs(outer + 4 * np.int64(five[2]) - 3 * inner) > 6 * COMB
+
+
+@njit(cache=True, nogil=True)
 def sharpness(luma: Luma, inside: Mask) -> float:
     """How steep the steepest edges are, 0 (no edge) to 1 (from dark to light within one pixel).
 
@@ -63,16 +76,14 @@ def sharpness(luma: Luma, inside: Mask) -> float:
                 for x in range(left - AROUND, left + WINDOW + AROUND):
                     whole &= inside[y, x]
                     low, high = min(low, luma[y, x]), max(high, luma[y, x])
-            contrast = np.int64(high) - np.int64(low)
+            contrast = _apart(high, low)
             if not whole or contrast < CONTRAST:
                 continue
             steep = 0
             for y in range(top, top + WINDOW):
                 for x in range(left, left + WINDOW):
-                    here = np.int64(luma[y, x])
-                    steep = max(
-                        steep, abs(np.int64(luma[y, x + 1]) - here), abs(np.int64(luma[y + 1, x]) - here)
-                    )
+                    here = luma[y, x]
+                    steep = max(steep, _apart(luma[y, x + 1], here), _apart(luma[y + 1, x], here))
             found[count] = min(1.0, steep / contrast)
             count += 1
     if count == 0:
@@ -93,8 +104,7 @@ def flatness(luma: Luma, inside: Mask) -> float:
             change = 0
             for y in range(top, top + WINDOW - 1):
                 for x in range(left, left + WINDOW - 1):
-                    here = np.int64(luma[y, x])
-                    change += abs(np.int64(luma[y, x + 1]) - here) + abs(np.int64(luma[y + 1, x]) - here)
+                    change += _apart(luma[y, x + 1], luma[y, x]) + _apart(luma[y + 1, x], luma[y, x])
             total += 1
             flat += change < 1.5 * 2 * (WINDOW - 1) ** 2
     return flat / total if total else 0.0
@@ -117,7 +127,7 @@ def motion(one: Luma, other: Luma, inside: Mask) -> float:
             change = 0
             for y in range(top, top + WINDOW):
                 for x in range(left, left + WINDOW):
-                    change += abs(np.int64(one[y, x]) - np.int64(other[y, x]))
+                    change += _apart(one[y, x], other[y, x])
             found[count] = change / (WINDOW * WINDOW)
             count += 1
     return float(np.percentile(found[:count], 90)) if count else 0.0
@@ -136,13 +146,8 @@ def comb(luma: Luma, inside_rows: tuple[int, int], inside_columns: tuple[int, in
     down, along, total = 0, 0, 0
     for y in range(top + 2, bottom - 2):
         for x in range(left + 2, right - 2, 3):
-            here = 4 * np.int64(luma[y, x])
-            outer = np.int64(luma[y - 2, x]) + np.int64(luma[y + 2, x])
-            inner = np.int64(luma[y - 1, x]) + np.int64(luma[y + 1, x])
-            down += abs(outer + here - 3 * inner) > 6 * COMB
-            outer = np.int64(luma[y, x - 2]) + np.int64(luma[y, x + 2])
-            inner = np.int64(luma[y, x - 1]) + np.int64(luma[y, x + 1])
-            along += abs(outer + here - 3 * inner) > 6 * COMB
+            down += _alternates(luma[y - 2 : y + 3, x])
+            along += _alternates(luma[y, x - 2 : x + 3])
             total += 1
     return max(0.0, (down - along) / total) if total else 0.0
 

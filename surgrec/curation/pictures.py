@@ -1,11 +1,12 @@
 """The pictures of a segment that curation looks at: key frames first, few of them, luma whole and RGB small.
 
-A key frame costs one packet. Where a segment holds too few of them to tell whether anything moves, frames
-behind the first one are taken as well, so that a second of the segment is spanned:
+A key frame costs one packet. Where a segment holds fewer than three, which do not tell whether anything
+moves, frames behind the first one are taken as well, so that two seconds of the segment are spanned:
 
-    |........K...x...x.....................|      one key frame: it, and two frames within a second of it
+    |........K...x...x.....................|      one key frame: it, and two frames within two seconds of it
     |..K.......K.......K.......K.......K...|      many: four of them, evenly spread, and nothing in between
-    |x...x...x............................|      none: the first second, decoded from the key frame before
+    |x...x...x.............................|      none: its start, decoded from the key frame before
+    |x.................................K.xx|      one near the end: the segment's first frame, too
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from surgrec.loaders.packet_index import BROKEN, FAULTY, KEY, OPEN_KEY, PacketIn
 
 KEYS: Final = 4
 """Key frames of a segment that are looked at, at most."""
-SPAN_SECONDS: Final = 1.0
-"""Time that the pictures of a segment span at least, where the segment is that long."""
+SPAN_SECONDS: Final = 2.0
+"""Time that the pictures of a segment with few key frames span, where it goes on for that long."""
 SMALL_SIDE: Final = 320
 """Longest side of the small RGB pictures, in pixels; smaller videos are not enlarged."""
 DETAIL_SIDE: Final = 640
@@ -96,17 +97,17 @@ def choose_frames(index: PacketIndex, video: int, start: int, end: int) -> tuple
     if len(keys) > KEYS:
         keys = keys[(np.arange(KEYS) * len(keys) + len(keys) // 2) // KEYS]
     found = {int(at) for at in keys} or {start}
-    times = index.frame_pts(video)[start:end] if int(index.videos.stack[video]) > 1 else None
-    if times is None:
-        times = index.pts[index.packets(video)][packets]
+    place = np.arange(start, end) % int(index.videos.stack[video])
+    times = index.pts[index.packets(video)][packets] + place * int(index.videos.frame_ticks[video])
     second = int(index.videos.time_base_den[video]) / int(index.videos.time_base_num[video])
     first = min(found)
     origin = int(times[first - start])
-    if len(found) < 3 and int(times[max(found) - start]) - origin < 2 * SPAN_SECONDS * second:
+    if len(found) < 3:
+        room = min(SPAN_SECONDS * second, float(times[-1]) - origin)
         for part in (0.5, 1.0):
-            at = int(np.searchsorted(times, origin + part * SPAN_SECONDS * second - 0.5))
+            at = int(np.searchsorted(times, origin + part * room - 0.5))
             found.add(start + min(at, end - start - 1))
-        if first > start and len(found) < 3:  # the key frame is the segment's end
+        if room < 0.5 * SPAN_SECONDS * second:  # the key frame is near the end: a moment is no evidence
             found.add(start)
     return tuple(sorted(found))
 

@@ -1,7 +1,7 @@
 """Quality of segments: numbers first, flags second, by thresholds that are options.
 
-All is measured inside the video's content area. docstring of Quality says what each number is, and what it
-cannot tell. A segment that cannot be decoded has NaN for every number, and a reason; it raises nothing.
+All is measured inside the video's content area. The docstring of Quality says what each number is, and what
+it cannot tell. A segment that cannot be decoded has NaN for every number, and a reason; it raises nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Quality:
     picture without any edge is 0; lettering in a blurred picture is sharp, and so makes it.
     motion: levels, the largest between any picture and the next, and between first and last
     (measures.motion); 0 where there is one picture. What happens between the pictures is not seen: where
-    there is one key frame, they span one second.
+    there are one or two key frames, most of them lie within two seconds.
     comb: share, the largest of the pictures (measures.comb). Interlaced video of a still scene has none.
     colourfulness: measures.colour; 0 is grey. hued, warm: share that has a hue, and share of those with a hue
     from pink to yellow. Tissue is warm, drapes and walls mostly are not; skin and wood are warm, too, and a
@@ -101,7 +101,7 @@ def measure(pictures: Pictures, area: ContentArea | None = None) -> NDArray[np.f
     count = len(pictures.luma)
     whole = pictures.rgb
     small = whole.shape[1:3]
-    inside = area.mask(*small, _INSET)
+    inside = area.mask(small[0], small[1], _INSET)
     if not inside.any():
         inside = np.ones(small, bool)
     rows, columns = _extent(inside)
@@ -117,8 +117,8 @@ def measure(pictures: Pictures, area: ContentArea | None = None) -> NDArray[np.f
 
     # Large letters are of a letter's size in the smaller pictures.
     text = max(
-        text_share(rgb_pictures, area.mask(*rgb_pictures.shape[1:3], _INSET))
-        for rgb_pictures in (pictures.detail, whole)
+        text_share(shown, area.mask(shown.shape[1], shown.shape[2], _INSET))
+        for shown in (pictures.detail, whole)
     )
     top, bottom, left, right = _span(area, small, rows, columns)
     values = {
@@ -258,7 +258,7 @@ def _measured(
 
 def _cut(pictures: NDArray[np.uint8], area: ContentArea) -> NDArray[np.uint8]:
     """Pictures [T, h, w, 3] cut to the content area without its rim."""
-    inside = area.mask(*pictures.shape[1:3], _INSET)
+    inside = area.mask(pictures.shape[1], pictures.shape[2], _INSET)
     if not inside.any():
         return pictures
     rows, columns = _extent(inside)

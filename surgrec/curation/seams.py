@@ -49,9 +49,9 @@ def seam_support(detail: NDArray[np.uint8]) -> float:
     upright, level = _either(upright), _either(level)
     columns = _candidates(upright * moves_across, int(LEAST_SIDE * height))
     rows = _candidates(level * moves_along, int(LEAST_SIDE * width))
-    sides = [_sums(steps) for steps in (upright * moves_across, moves_across)]
-    sides += [_sums(steps) for steps in (level * moves_along, moves_along)]
-    return float(_best_pane(*sides, columns, rows))
+    across = _sums(upright * moves_across), _sums(moves_across)
+    along = _sums(level * moves_along), _sums(moves_along)
+    return float(_best_pane(across[0], across[1], along[0], along[1], columns, rows))
 
 
 def _either(steps: NDArray[np.float32]) -> NDArray[np.float32]:
