@@ -43,7 +43,7 @@ class SegmentTable:
     def by_video(self) -> dict[int, slice]:
         """The rows of each video that has some. Rows must be in the order of the videos."""
         videos, firsts = np.unique(self.video, return_index=True)
-        ends = np.append(firsts[1:], len(self.video))
+        ends = np.append(firsts, len(self.video))[1:]
         return {int(v): slice(int(a), int(b)) for v, a, b in zip(videos, firsts, ends, strict=True)}
 
 
