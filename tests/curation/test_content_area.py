@@ -159,9 +159,7 @@ def test_area_of_a_video_and_of_what_cannot_be_read(
     assert iou(areas[order.index("round.mp4")], area) >= 0.98
     assert areas[order.index("lost.mp4")] == ContentArea(240, 320)
     assert [Path(entry.path).name for entry in missing] == ["lost.mp4"]
-    table = np.array([areas[video].crop for video in range(len(index))])
-    assert table.dtype == np.int32
-    assert table.shape == (2, 4)
+    assert set(areas) == {0, 1}
 
 
 @pytest.mark.skipif(not LAPAROSCOPY, reason="SURGREC_LAPAROSCOPY names no video with a round content area")

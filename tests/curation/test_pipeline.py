@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from surgrec.configs.data import DataConfig
@@ -73,11 +74,12 @@ def test_finished_stages_are_not_done_again(
     corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan.h5"
-    assert run(corpus, out, "segments", "embed") == 0
+    assert run(corpus, out, "segments", "quality", "embed") == 0
     assert not out.exists()
     assert run(corpus, out) == 0
     said = capsys.readouterr().out
     assert "segments: finished before" in said
+    assert "quality: finished before" in said
     assert "embed: finished before" in said
     assert "cluster: finished before" not in said
     before = out.read_bytes()
@@ -222,3 +224,38 @@ def test_nothing_that_can_be_drawn(
     index = build_index_of([tmp_path / "notes.mp4"], tmp_path / "corpus.h5")
     assert main(["all", "--index", str(index.path), "--out", str(tmp_path / "plan.h5")]) == 1
     assert "no segment is kept" in capsys.readouterr().err
+
+
+def test_defects_and_content_areas_reach_the_plan(
+    build_index_of: Callable[..., PacketIndex], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A street scene behind a black surround, then black, then as it was."""
+    copy_clip("bikes.mp4", tmp_path / "bikes.mp4")
+    framed = tmp_path / "framed.mp4"
+    with av.open(str(tmp_path / "bikes.mp4")) as source, av.open(str(framed), "w") as target:
+        stream = target.add_stream("libx264", rate=25, options={"g": "25", "crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number, frame in enumerate(source.decode(video=0)):
+            picture = np.zeros((240, 320, 3), np.uint8)
+            if not 75 <= number < 125:
+                picture[40:200, 40:280] = frame.to_ndarray(format="rgb24", width=240, height=160)
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        target.mux(stream.encode())
+    index = build_index_of([framed], tmp_path / "corpus.h5")
+    out = tmp_path / "plan.h5"
+    line = ["--index", str(index.path), "--out", str(out), "--workers", "1", "--segments.seconds", "1"]
+    assert main(["all", *line, "--segments.least-seconds", "0.3", *CONTENT]) == 0
+    plan = CorpusPlan.open(out, index)
+    assert np.abs(plan.content_area[0] - [40, 40, 160, 240]).max() <= 2
+    told = {
+        (int(start), int(end)): plan.reasons[reason]
+        for start, end, reason in zip(plan.segments.start, plan.segments.end, plan.reason, strict=True)
+    }
+    dark = [text for (start, end), text in told.items() if start >= 75 and end <= 125]
+    assert len(dark) == 2
+    assert all("black" in text for text in dark)
+    assert not any("black" in text for (start, end), text in told.items() if end <= 75 or start >= 125)
+    assert "black" in capsys.readouterr().out
+    source_of_clips = ClipSource(index, DataConfig(plan=out, frames=4, stride=1, size=16), 0)
+    for clip in source_of_clips.requests(0, 100):
+        assert not 72 <= clip.frames[0] < 125

@@ -287,8 +287,6 @@ def test_chosen_frames(stream_corpus: Any) -> None:
 def test_bad_arguments(stream_corpus: Any) -> None:
     index = stream_corpus.index
     one = SegmentTable(np.zeros(1, np.int32), np.zeros(1, np.int64), np.ones(1, np.int64))
-    with pytest.raises(ValueError, match="1 content areas for an index of"):
-        measure_segments(index, one, [ContentArea(4, 4)])
     with pytest.raises(ValueError, match="threads is 0"):
         measure_segments(index, one, threads=0)
     rgb = np.zeros((1, 8, 8, 3), np.uint8)
