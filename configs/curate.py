@@ -33,7 +33,7 @@ class QualityThresholds:
     """Overexposed: at least this share of the pixels is lighter than 247, and the segment is not white."""
     underexposed: float = 0.9
     """Underexposed: at least this share of the pixels is darker than 48, and the segment is not black."""
-    frozen: float = 0.8
+    frozen: float = 1.5
     """Frozen: the most changed tenth of the picture changes by less than this many levels of 255."""
     blurred: float = 0.25
     """Blurred: the steepest edges take less than this share of their contrast from pixel to pixel."""
