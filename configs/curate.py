@@ -39,7 +39,7 @@ class QualityThresholds:
     """Blurred: the steepest edges take less than this share of their contrast from pixel to pixel."""
     interlaced: float = 0.05
     """Interlaced: at least this share of the pixels is combed in one of the pictures."""
-    split_screen: float = 0.55
+    split_screen: float = 0.52
     """Split screen, picture-in-picture: at least this share of the sides of a pane is a seam. Still
     segments are not judged."""
     text: float = 0.0013
