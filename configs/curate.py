@@ -79,13 +79,13 @@ class QualityThresholds:
     """Overexposed: at least this share of the pixels is lighter than 247, and the segment is not white."""
     underexposed: float = 0.9
     """Underexposed: at least this share of the pixels is darker than 48, and the segment is not black."""
-    frozen: float = 0.8
+    frozen: float = 1.5
     """Frozen: the most changed tenth of the picture changes by less than this many levels of 255."""
     blurred: float = 0.25
     """Blurred: the steepest edges take less than this share of their contrast from pixel to pixel."""
     interlaced: float = 0.05
     """Interlaced: at least this share of the pixels is combed in one of the pictures."""
-    split_screen: float = 0.55
+    split_screen: float = 0.52
     """Split screen, picture-in-picture: at least this share of the sides of a pane is a seam. Still
     segments are not judged."""
     text: float = 0.0013

@@ -87,7 +87,7 @@ NUMBERS: Final = tuple(field.name for field in fields(Quality))
 
 
 def measure(pictures: Pictures, area: ContentArea | None = None) -> NDArray[np.float32]:
-    """float32 [len(NUMBERS)]: the numbers of a segment from its pictures; of all of them without an area.
+    """float32 [len(NUMBERS)]: a segment's numbers from its pictures; no area stands for all of the picture.
 
     Raises ValueError where the area is of another picture size.
     """

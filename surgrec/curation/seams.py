@@ -28,7 +28,7 @@ STILL: Final = 0.3
 """What a line is worth where nothing does."""
 CANDIDATES: Final = 12
 """Columns, and rows, between which panes are tried."""
-LEAST_SIDE: Final = 0.12
+LEAST_SIDE: Final = 0.2
 """Shortest side of a pane, as a share of the picture's."""
 
 
@@ -38,8 +38,8 @@ def seam_support(detail: NDArray[np.uint8]) -> float:
     detail: RGB uint8 [T, h, w, 3], longest side about 640, cut to the content area. The value is the mean of
     that share over all sides and that of the weakest one. A step counts by the share of pictures that have
     it, and in full where something moves beside it: an edge of a scene that stands still is weak
-    evidence. Texture without any pane gives 0.3 to 0.5. Panes of like content, and those with soft, rounded
-    or leaning edges, are not found.
+    evidence. Texture without any pane gives 0.3 to 0.5. Panes of like content, those with
+    soft, rounded or leaning edges, and those of under a fifth of the picture's height or width are not found.
     """
     _, height, width, _ = detail.shape
     if min(height, width) < 6 * REACH:

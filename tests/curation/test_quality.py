@@ -128,6 +128,26 @@ def test_black_borders_change_nothing_inside(planted: ModuleType, border: int, s
     assert inside["split"] == pytest.approx(plain["split"], abs=0.15)
 
 
+def test_the_surround_of_a_circle_does_not_count(planted: ModuleType) -> None:
+    """Most of the picture is black, with letters in it; the content is neither dark nor lettered."""
+    clip = np.stack(planted.sources()["bikes-110"][::12])[:, :270, :480]
+    area = ContentArea(270, 480, "circle", 240.0, 135.0, 100.0, (35, 140, 200, 200))
+    framed = np.where(area.mask(270, 480)[None, :, :, None], clip, 2).astype(np.uint8)
+    import cv2
+
+    for picture in framed:
+        cv2.putText(picture, "PAT 0417", (4, 30), cv2.FONT_HERSHEY_PLAIN, 1.2, (255, 255, 255), 1)
+    whole = dict(zip(NUMBERS, measure(pictures_of(framed)).tolist(), strict=True))
+    inside = dict(zip(NUMBERS, measure(pictures_of(framed), area).tolist(), strict=True))
+    expected = luma_of(clip)[:, area.mask(270, 480, 0.015)].mean()
+    assert inside["luma"] == pytest.approx(expected, abs=0.5)
+    assert whole["black"] > 0.6
+    assert inside["black"] < 0.1
+    assert inside["text"] == 0
+    assert whole["text"] > 0
+    assert inside["split"] < 0.52
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
