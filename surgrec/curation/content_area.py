@@ -98,8 +98,9 @@ def find_area(luma: NDArray[np.uint8], seed: int = 0) -> ContentArea:
     """The content area of a video from some of its pictures, uint8 [T, H, W], 0 black to 255 white.
 
     More pictures, and unlike ones, help: what is dark in all of them cannot be told from the surround.
-    Octagons and other shapes are given as the better of circle and rectangle. Where nothing but black is
-    seen, the area is `full`. The same pictures give the same area. ValueError for another shape.
+    Octagons are given as the better of circle and rectangle, other shapes (the fan of an ultrasound picture)
+    as the rectangle around them. Where nothing but black is seen, the area is `full`. The same pictures give
+    the same area. ValueError for arrays of another shape.
     """
     if luma.ndim != 3 or not luma.size:
         raise ValueError(f"pictures of shape {luma.shape}; T x H x W is needed, with at least one pixel")
@@ -110,13 +111,16 @@ def find_area(luma: NDArray[np.uint8], seed: int = 0) -> ContentArea:
     share = content.mean()
     if share < LEAST_SHARE or share > FULL_SHARE:
         return full
-    rectangle = _rectangle(content)
+    rectangle = _rectangle(content, 0.5)
     circle = _circle(content, seed)
     fits = [(_fit(area, content), area) for area in (rectangle, circle) if area is not None]
     best, area = max(fits, key=lambda fit: fit[0])
     if best < _GOOD_FIT:
-        # Dark content eats into the mask: a circle through most of its edge still stands, else the extent.
-        area = circle if circle is not None and _arc(circle, content) > 0.5 else rectangle
+        # Dark content eats into the mask: a circle through most of its edge and around it still stands. Of
+        # other shapes, a fan say, nothing is cut off.
+        holds = circle is not None and (circle.mask(height, width) & content).sum() > 0.98 * content.sum()
+        stands = circle is not None and holds and _arc(circle, content) > 0.5
+        area = circle if circle is not None and stands else _rectangle(content, 0.02)
     inside = area.mask(height, width).mean()
     return full if inside > FULL_SHARE else area
 
@@ -200,12 +204,12 @@ def _fit(area: ContentArea, content: NDArray[np.bool_]) -> float:
     return float((mask & content).sum() / max(1, (mask | content).sum()))
 
 
-def _rectangle(content: NDArray[np.bool_]) -> ContentArea:
-    """The extent of the content: lines of which at least half as much is content as of the middle ones."""
+def _rectangle(content: NDArray[np.bool_], share: float) -> ContentArea:
+    """The extent of the content: lines that have at least `share` of the content that full ones have."""
     spans = []
     for axis in (1, 0):
         filled = content.sum(axis)
-        lines = np.flatnonzero(filled >= 0.5 * np.percentile(filled[filled > 0], 75))
+        lines = np.flatnonzero(filled >= share * np.percentile(filled[filled > 0], 75))
         spans.append((int(lines[0]), int(lines[-1] - lines[0] + 1)))
     (top, tall), (left, wide) = spans
     height, width = content.shape

@@ -126,6 +126,15 @@ def test_a_dark_quarter_in_all_pictures_does_not_spoil_the_circle() -> None:
     assert iou(found, area) >= 0.98
 
 
+def test_nothing_is_cut_off_a_fan() -> None:
+    rows, columns = np.mgrid[:480, :640]
+    far, angle = np.hypot(columns - 320, rows + 20), np.arctan2(columns - 320, rows + 20)
+    fan = (far > 60) & (far < 460) & (np.abs(angle) < 0.6)
+    found = find_area(np.where(fan, 120, 2).astype(np.uint8)[None])
+    assert found.kind == "rectangle"
+    assert found.mask(480, 640)[fan].mean() > 0.99
+
+
 def test_the_same_pictures_give_the_same_area() -> None:
     draw = np.random.default_rng(3)
     area = circle(240, 320, 160, 120, 100)

@@ -32,7 +32,7 @@ from surgrec.curation.quality import (
     weights,
 )
 
-SEED = 5
+SEED = 8
 EACH = 12
 
 
