@@ -86,10 +86,17 @@ def cluster_segments(
     return found
 
 
-def cluster_key(embed_key: str, kept: NDArray[np.bool_], options: ClusterOptions, seed: int) -> str:
+def cluster_key(
+    vectors: NDArray[np.float16],
+    kept: NDArray[np.bool_],
+    domain: NDArray[np.int32],
+    options: ClusterOptions,
+    seed: int,
+) -> str:
     """Of the stage's table."""
     given = asdict(options) | {"device": device_of(options)}
-    return key_of("cluster", VERSION, embed_key, digest_of({"kept": kept}), given, seed)
+    content = digest_of({"vectors": vectors, "kept": kept, "domain": domain})
+    return key_of("cluster", VERSION, content, given, seed)
 
 
 def device_of(options: ClusterOptions) -> str:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from surgrec.configs.curate import CurateConfig, Stage
 from surgrec.curation.balance import Labels, segment_weights
-from surgrec.curation.cluster_stage import cluster_key, cluster_segments
+from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
 from surgrec.curation.embed_stage import embed_key, embed_segments
 from surgrec.curation.plan_file import write_plan
 from surgrec.curation.quality_stage import find_quality, judged, quality_key
-from surgrec.curation.records import Arrays, CurationError, VideoRecords, load_table, save_table
+from surgrec.curation.records import Arrays, CurationError, Found, VideoRecords, load_table, save_table
+from surgrec.curation.scenes import choose_detector
 from surgrec.curation.segment_stage import find_segments, segments_key
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
@@ -108,7 +109,7 @@ class _Run:
         self.report.segments = len(segments["video"])
         if self.stages == ("segments",):
             return self.report
-        key = quality_key(key)
+        key = quality_key(index, segments)
         seen = self._stage(
             "quality",
             key,
@@ -116,7 +117,7 @@ class _Run:
         )
         if self.stages[-1] == "quality":
             return self.report
-        key = embed_key(key)
+        key = embed_key(index, segments, seen["crop"])
         embedded = self._stage(
             "embed",
             key,
@@ -131,15 +132,14 @@ class _Run:
         domain = _numbers(index.videos.domain)[segments["video"]]
         clustered: Arrays = {}
         if config.balance.scheme == "hierarchical" or "cluster" in self.stages:
-            key = cluster_key(key, kept, config.cluster, config.seed)
+            key = cluster_key(embedded["vectors"], kept, domain, config.cluster, config.seed)
             clustered = self._stage(
                 "cluster",
                 key,
-                lambda: (
+                lambda: Found(
                     cluster_segments(
                         embedded["vectors"], kept, domain, config.cluster, config.seed, self._shown("cluster")
-                    ),
-                    {},
+                    )
                 ),
             )
         if "balance" in self.stages:
@@ -154,25 +154,24 @@ class _Run:
     def _shown(self, stage: Stage) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total)
 
-    def _stage(self, stage: Stage, key: str, work: Callable[[], tuple[Arrays, dict[str, str]]]) -> Arrays:
-        """What a stage found: before, or now if it is one of those to be run."""
+    def _stage(self, stage: Stage, key: str, work: Callable[[], Found]) -> Arrays:
+        """What a stage found: before, or now if it is one of those to be run. Where videos failed before,
+        they are tried again."""
         path = self.work / f"{stage}.h5"
         found = load_table(path, key)
-        if found is None:
+        if found is None or (stage in self.stages and not found.complete):
             if stage not in self.stages:
                 raise CurationError(
                     f"stage {stage} was not run with these options: run `python -m surgrec.curate {stage}"
                     f" --index {self.config.index} --out {self.config.out}` first, or all"
                 )
-            arrays, notes = work()
-            save_table(path, key, arrays, notes)
-        else:
-            arrays, notes = found
-            if stage in self.stages:
-                self.report.reused.append(stage)
-        if notes:
-            self.report.notes[stage] = notes
-        return arrays
+            found = work()
+            save_table(path, key, found)
+        elif stage in self.stages:
+            self.report.reused.append(stage)
+        if found.notes:
+            self.report.notes[stage] = found.notes
+        return found.arrays
 
     def _reasons(
         self, segments: SegmentTable, numbers: NDArray[np.float32], failed: NDArray[np.bool_]
@@ -235,8 +234,10 @@ def _numbers(names: Sequence[str]) -> NDArray[np.int32]:
 
 
 def _record(config: CurateConfig) -> dict[str, Any]:
-    """What a plan was made with: all but where things lie and how many worked."""
+    """What a plan was made with: all but where things lie and how many worked. `auto` is what it came to."""
     record = asdict(config)
+    record["segments"]["detector"] = choose_detector(config.segments.detector)
+    record["cluster"]["device"] = device_of(config.cluster)
     for name in ("stages", "index", "out", "workers"):
         del record[name]
     return record

@@ -12,7 +12,8 @@ from surgrec.configs.curate import QualityThresholds
 from surgrec.curation.content_area import content_areas
 from surgrec.curation.per_video import Task, find_all
 from surgrec.curation.quality import NUMBERS, Quality, flags, measure_segments, reasons, weights
-from surgrec.curation.records import Arrays, VideoRecords, digest_of, key_of
+from surgrec.curation.records import Arrays, Found, VideoRecords, digest_of, key_of
+from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
@@ -25,9 +26,9 @@ Bounds = list[list[int]]
 
 def find_quality(
     index: PacketIndex, segments: Arrays, records: VideoRecords, workers: int, progress: Progress
-) -> tuple[Arrays, dict[str, str]]:
+) -> Found:
     """numbers: float32 [n, len(NUMBERS)], NaN where a segment gave no picture. crop: int32 [V, 4], as
-    ClipSource takes content areas. And the videos of which segments gave none, by path, with one reason.
+    ClipSource takes content areas. Noted are the videos of which segments gave none, with one reason.
 
     segments: as find_segments gives them. Raises CurationError and OSError as find_all does.
     """
@@ -36,12 +37,13 @@ def find_quality(
     numbers[:, NUMBERS.index("pictures")] = 0
     crop = np.zeros((len(index), 4), np.int32)
     notes: dict[str, str] = {}
+    complete = True
     rows = table.by_video()
     tasks = tasks_of(index, table, "quality", VERSION)
     for done, finding in enumerate(find_all("quality", _look, tasks, records, index, workers), 1):
         path = index.videos.path[finding.video]
         if finding.arrays is None:
-            notes[path] = finding.reason
+            notes[path], complete = finding.reason, False
         else:
             numbers[rows[finding.video]] = finding.arrays["numbers"]
             crop[finding.video] = finding.arrays["crop"]
@@ -50,7 +52,7 @@ def find_quality(
                 count = len(finding.arrays["numbers"])
                 notes[path] = f"{blind} of {count} segments: {finding.arrays['reason'].item()}"
         progress(done, len(tasks))
-    return {"numbers": numbers, "crop": crop}, notes
+    return Found({"numbers": numbers, "crop": crop}, notes, complete)
 
 
 def tasks_of(index: PacketIndex, table: SegmentTable, stage: str, version: int) -> list[Task]:
@@ -77,9 +79,9 @@ def judged(
     return reasons(mask), weights(mask, thresholds) > 0
 
 
-def quality_key(segments_key: str) -> str:
+def quality_key(index: PacketIndex, segments: Arrays) -> str:
     """Of the stage's table."""
-    return key_of("quality", VERSION, segments_key)
+    return key_of("quality", VERSION, index.digest, digest_of(segments))
 
 
 def _look(index: PacketIndex, video: int, bounds: Bounds) -> Arrays:
@@ -89,4 +91,6 @@ def _look(index: PacketIndex, video: int, bounds: Bounds) -> Arrays:
     quality, missing = measure_segments(index, segments, areas)
     numbers = np.stack([getattr(quality, name) for name in NUMBERS], 1)
     reason = next((found.reason for found in missing.values()), "")
+    if len(missing) == len(bounds):
+        raise BadClip(reason)
     return {"numbers": numbers, "crop": np.array(areas[video].crop, np.int32), "reason": np.array(reason)}

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +80,35 @@ def hdf5_in_place(path: Path) -> Iterator[h5py.File]:
         temporary.write_bytes(image)
 
 
-def save_table(path: Path, key: str, arrays: Mapping[str, NDArray[Any]], notes: Any = None) -> None:
-    """Writes a finished stage's arrays and plain `notes`, atomically. Raises OSError."""
+@dataclass(frozen=True)
+class Found:
+    """What a stage found. notes: what is to be known of videos, by path. complete: False where videos failed
+    that may not fail the next time."""
+
+    arrays: Arrays
+    notes: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
+
+
+def save_table(path: Path, key: str, found: Found) -> None:
+    """Writes what a finished stage found, atomically. Raises OSError."""
     with hdf5_in_place(path) as file:
-        for name, column in arrays.items():
+        for name, column in found.arrays.items():
             file.create_dataset(name, data=column)
-        file.attrs["notes"] = json.dumps(notes)
+        file.attrs["notes"] = json.dumps(found.notes)
+        file.attrs["complete"] = found.complete
         file.attrs["key"] = key
 
 
-def load_table(path: Path, key: str) -> tuple[Arrays, Any] | None:
-    """The arrays and notes of a stage that was finished under this key; None where it was not."""
+def load_table(path: Path, key: str) -> Found | None:
+    """What a stage found that was finished under this key; None where it was not."""
     if not path.exists():
         return None
     try:
         with h5py.File(path, "r", locking=False) as file:
             if str(file.attrs.get("key")) != key:
                 return None
-            return {name: file[name][:] for name in file}, json.loads(str(file.attrs["notes"]))
+            arrays = {name: file[name][:] for name in file}
+            return Found(arrays, json.loads(str(file.attrs["notes"])), bool(file.attrs["complete"]))
     except (OSError, KeyError, ValueError):
         return None  # a torn file: the stage is done again

@@ -12,7 +12,7 @@ import numpy as np
 from surgrec.configs.curate import SegmentOptions
 from surgrec.curation.frames_in_order import frames_in_order
 from surgrec.curation.per_video import Task, find_all
-from surgrec.curation.records import Arrays, VideoRecords, key_of
+from surgrec.curation.records import Arrays, Found, VideoRecords, key_of
 from surgrec.curation.scenes import CONTENT_SIZE, TRANSNET_SIZE, choose_detector, scene_starts
 from surgrec.curation.segment_video import segment_bounds
 from surgrec.loaders.packet_index import OK, SEQUENTIAL, STATUS_NAMES, PacketIndex
@@ -26,9 +26,9 @@ Progress = Callable[[int, int], None]
 
 def find_segments(
     index: PacketIndex, options: SegmentOptions, records: VideoRecords, workers: int, progress: Progress
-) -> tuple[Arrays, dict[str, str]]:
-    """The segments of all videos: video int32, start and end int64 [n]; and the videos that have none, or
-    whose scenes could not be looked for, by path, with the reason.
+) -> Found:
+    """The segments of all videos: video int32, start and end int64 [n]. Noted are the videos that have none,
+    or whose scenes could not be looked for, with the reason.
 
     Raises ValueError for options that make no sense, CurationError and OSError as find_all does.
     """
@@ -49,6 +49,7 @@ def find_segments(
         else:
             wanted.append(video)
     scenes: dict[int, list[int]] = {video: [] for video in wanted}
+    complete = True
     if detector != "none":
         about = (detector, options.threshold)
         tasks = [
@@ -56,6 +57,7 @@ def find_segments(
         ]
         for done, finding in enumerate(find_all("segments", _scenes, tasks, records, index, workers), 1):
             if finding.arrays is None:
+                complete = False
                 notes[table.path[finding.video]] = f"cut without looking for scenes: {finding.reason}"
             else:
                 scenes[finding.video] = finding.arrays["starts"].tolist()
@@ -64,7 +66,7 @@ def find_segments(
     pairs = [(video, a, b) for video in wanted for a, b in pairwise(bounds[video].tolist())]
     columns = np.array(pairs, np.int64).reshape(-1, 3)
     arrays: Arrays = {"video": columns[:, 0].astype(np.int32), "start": columns[:, 1], "end": columns[:, 2]}
-    return arrays, notes
+    return Found(arrays, notes, complete)
 
 
 def segments_key(index: PacketIndex, options: SegmentOptions) -> str:

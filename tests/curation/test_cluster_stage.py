@@ -61,13 +61,13 @@ def test_nothing_to_group() -> None:
 
 
 def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = np.ones(3, bool)
+    vectors, kept, domain = np.ones((3, 4), np.float16), np.ones(3, bool), np.zeros(3, np.int32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of(ClusterOptions()) == "cpu"
     with pytest.raises(ValueError, match="torch finds no GPU"):
         device_of(ClusterOptions(device="cuda"))
-    plain = cluster_key("key", kept, ClusterOptions(), 0)
-    assert plain == cluster_key("key", kept, ClusterOptions(device="cpu"), 0)
+    plain = cluster_key(vectors, kept, domain, ClusterOptions(), 0)
+    assert plain == cluster_key(vectors, kept, domain, ClusterOptions(device="cpu"), 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of(ClusterOptions()) == "cuda"
-    assert plain != cluster_key("key", kept, ClusterOptions(), 0)
+    assert plain != cluster_key(vectors, kept, domain, ClusterOptions(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -59,6 +60,9 @@ def test_from_an_index_to_a_plan(
     assert f"digest {plan.digest}" in said.out
     assert plan.level_names == ("domain", "cluster0", "cluster1")
     assert plan.weight.sum() == pytest.approx(1)
+    record = json.loads(plan.record)
+    assert (record["segments"]["detector"], record["cluster"]["levels"]) == ("content", [8, 3])
+    assert record["cluster"]["device"] in ("cpu", "cuda")
     bikes = plan.segments.video == 0
     assert {30, 76, 137, 187, 242} <= set(plan.segments.start[bikes].tolist())
     assert (plan.weight[plan.reason == 0] > 0).all()
@@ -132,7 +136,7 @@ def test_videos_that_are_gone_are_reported_and_the_rest_goes_on(
 ) -> None:
     paths = [streams.make_stream("h264_default", tmp_path / name, first=n) for n, name in enumerate("ab")]
     index = build_index_of(paths, tmp_path / "corpus.h5")
-    paths[0].unlink()
+    paths[0].rename(tmp_path / "kept.mp4")
     out = tmp_path / "plan.h5"
     assert main(["all", "--index", str(index.path), "--out", str(out), *OPTIONS, *CONTENT]) == 0
     said = capsys.readouterr()
@@ -140,6 +144,10 @@ def test_videos_that_are_gone_are_reported_and_the_rest_goes_on(
     assert "undecodable" in said.out
     plan = CorpusPlan.open(out, index)
     assert not plan.weight[plan.segments.video == 0].any()
+    os.replace(tmp_path / "kept.mp4", paths[0])
+    assert main(["all", "--index", str(index.path), "--out", str(out), *OPTIONS, *CONTENT]) == 0
+    assert "undecodable" not in capsys.readouterr().out
+    assert CorpusPlan.open(out, index).weight[plan.segments.video == 0].all()
 
 
 def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_path: Path) -> None:
