@@ -71,6 +71,9 @@ def curate(config: CurateConfig, workers: int, progress: Progress) -> Report:
     work = config.out.with_name(f"{config.out.name}.work")
     run = _Run(config, index, work, workers, progress, stages)
     with _records(work / "videos") as records:
+        # This run has the lock: what is left unfinished is that of a killed one.
+        for left_over in (*work.glob(".*.tmp"), *config.out.parent.glob(f".{config.out.name}.*.tmp")):
+            left_over.unlink()
         run.records = records
         return run.all()
 
