@@ -58,8 +58,8 @@ def segment_weights(
         raise ValueError("no segment is kept: nothing can be drawn. Loosen what excludes them")
     video = segments.video[keep]
     frames = (segments.end - segments.start)[keep].astype(np.float64)
-    domain = _codes(labels.domain)[video]
-    dataset = _codes([f"{d}/{s}" for d, s in zip(labels.domain, labels.dataset, strict=True)])[video]
+    domain = numbers_of(labels.domain)[video]
+    dataset = numbers_of([f"{d}/{s}" for d, s in zip(labels.domain, labels.dataset, strict=True)])[video]
     shares = options.shares
     if options.scheme == "uniform-frames":
         found = tree_probabilities([], frames, [1.0])
@@ -81,9 +81,9 @@ def segment_weights(
     return weights
 
 
-def _codes(names: Sequence[str]) -> NDArray[np.int64]:
-    """A number for each distinct name."""
-    return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int64)
+def numbers_of(names: Sequence[str]) -> NDArray[np.int32]:
+    """A number for each distinct name, in the order of the names."""
+    return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int32)
 
 
 def _with_priors(
@@ -126,7 +126,7 @@ def _bounded(
     if unbounded == (0.0, 1.0, 0.0, 1.0):
         return found
     names = [f"case {case}" if case else f"video {number}" for number, case in enumerate(cases)]
-    case_of_video = _codes(names)
+    case_of_video = numbers_of(names)
     videos, place = np.unique(video, return_inverse=True)
     share = np.bincount(place, weights=found)
     cases_there, case = np.unique(case_of_video[videos], return_inverse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count, pairwise
 from typing import Final
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 
 from surgrec.configs.curate import ClusterOptions
 from surgrec.curation.hierarchy import HierarchyOptions, hierarchical_kmeans, steps_of
+from surgrec.curation.per_video import Progress
 from surgrec.curation.records import Arrays, CurationError, digest_of, key_of
 
 VERSION: Final = 1
 LEAST_SEGMENTS: Final = 8
 """Segments of a cluster of the finest level, on average, at least."""
-
-Progress = Callable[[int, int], None]
 
 
 def levels_for(segments: int, levels: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.curation.descriptor import DIMENSIONS, describe
-from surgrec.curation.per_video import find_all
+from surgrec.curation.per_video import Progress, find_all
 from surgrec.curation.pictures import NoPictures, PictureReader
 from surgrec.curation.quality_stage import Bounds, tasks_of
 from surgrec.curation.records import Arrays, Found, VideoRecords, digest_of, key_of
@@ -19,8 +18,6 @@ from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
 VERSION: Final = 1
-
-Progress = Callable[[int, int], None]
 
 
 def embed_segments(

@@ -18,6 +18,9 @@ Function = Callable[[PacketIndex, int, Any], Arrays]
 """(index, video, argument) -> what is found. Defined at the top of a module, so that processes find it.
 BadClip where nothing can be found, with the reason."""
 
+Progress = Callable[[int, int], None]
+"""(done, of how many): videos, or steps of a stage that knows none."""
+
 _index: PacketIndex
 
 

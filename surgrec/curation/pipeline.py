@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.configs.curate import CurateConfig, Stage
-from surgrec.curation.balance import Labels, segment_weights
+from surgrec.curation.balance import Labels, numbers_of, segment_weights
 from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
 from surgrec.curation.embed_stage import embed_key, embed_segments
 from surgrec.curation.plan_file import write_plan
@@ -132,7 +132,7 @@ class _Run:
             return self.report
         why = self._reasons(SegmentTable(**segments), seen["numbers"], embedded["failed"])
         kept = np.array([not text for text in why], bool)
-        domain = _numbers(index.videos.domain)[segments["video"]]
+        domain = numbers_of(index.videos.domain)[segments["video"]]
         clustered: Arrays = {}
         if config.balance.scheme == "hierarchical" or "cluster" in self.stages:
             key = cluster_key(embedded["vectors"], kept, domain, config.cluster, config.seed)
@@ -201,7 +201,7 @@ class _Run:
         labels = Labels(videos.domain, videos.dataset, videos.case)
         weight = segment_weights(segments, reason == 0, labels, clusters, config.balance)
         levels: dict[str, NDArray[Any]] = {
-            "domain": _numbers(videos.domain)[segments.video],
+            "domain": numbers_of(videos.domain)[segments.video],
             **{f"cluster{depth}": numbers for depth, numbers in enumerate(clusters)},
         }
         counts = np.bincount(reason, minlength=len(reasons)).tolist()
@@ -230,10 +230,6 @@ def seconds_of(index: PacketIndex, segments: SegmentTable) -> NDArray[np.float64
         steps = np.where(last > start, spans / np.maximum(last - start, 1), 0.0)
         found[own] = spans + steps
     return found
-
-
-def _numbers(names: Sequence[str]) -> NDArray[np.int32]:
-    return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int32)
 
 
 def _record(config: CurateConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from surgrec.configs.curate import QualityThresholds
 from surgrec.curation.content_area import content_areas
-from surgrec.curation.per_video import Task, find_all
+from surgrec.curation.per_video import Progress, Task, find_all
 from surgrec.curation.quality import NUMBERS, Quality, flags, measure_segments, reasons, weights
 from surgrec.curation.records import Arrays, Found, VideoRecords, digest_of, key_of
 from surgrec.loaders.engines.base import BadClip
@@ -19,7 +18,6 @@ from surgrec.loaders.segments import SegmentTable
 
 VERSION: Final = 1
 
-Progress = Callable[[int, int], None]
 Bounds = list[list[int]]
 """[start, end) of each segment of a video."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Final
@@ -11,7 +10,7 @@ import numpy as np
 
 from surgrec.configs.curate import SegmentOptions
 from surgrec.curation.frames_in_order import frames_in_order
-from surgrec.curation.per_video import Task, find_all
+from surgrec.curation.per_video import Progress, Task, find_all
 from surgrec.curation.records import Arrays, Found, VideoRecords, key_of
 from surgrec.curation.scenes import CONTENT_SIZE, TRANSNET_SIZE, choose_detector, scene_starts
 from surgrec.curation.segment_video import segment_bounds
@@ -19,9 +18,6 @@ from surgrec.loaders.packet_index import OK, SEQUENTIAL, STATUS_NAMES, PacketInd
 
 VERSION: Final = 1
 """Goes up when the same video would be cut elsewhere."""
-
-Progress = Callable[[int, int], None]
-"""(videos done, videos)."""
 
 
 def find_segments(
