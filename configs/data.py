@@ -27,6 +27,9 @@ class DataConfig:
 
     index: Path = Path("corpus.h5")
     """Packet index written by `python -m surgrec.index`."""
+    plan: Path | None = None
+    """Plan written by `python -m surgrec.curate`: which segments are drawn, and how often. Without one, every
+    video is cut into segments of segment_seconds, drawn by `balance`."""
     frames: int = 16
     """Frames in a clip."""
     stride: int = 4

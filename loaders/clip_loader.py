@@ -26,6 +26,7 @@ from surgrec.configs.data import DataConfig
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK, ClipProducer, Limits
 from surgrec.loaders.clip_source import ClipSource
+from surgrec.loaders.corpus_plan import CorpusPlan
 from surgrec.loaders.dali_graph import CropGraph, choose_way
 from surgrec.loaders.engines.base import Engine
 from surgrec.loaders.engines.select import make_engine
@@ -147,6 +148,11 @@ class ClipLoader:
     def unusable(self) -> list[Unusable]:
         """Videos of the index that no clip is drawn from, and why."""
         return self._source.unusable
+
+    @property
+    def plan(self) -> CorpusPlan | None:
+        """What data.plan names."""
+        return self._source.plan
 
     @property
     def failures(self) -> int:

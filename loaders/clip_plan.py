@@ -106,6 +106,7 @@ def clip_frames(
     stride: int | None = None,
     fps: float | None = None,
     at_key: bool = False,
+    within: bool = False,
 ) -> tuple[int, ...]:
     """Display positions of a clip of `frames` frames that starts inside [start_frame, end_frame).
 
@@ -116,8 +117,11 @@ def clip_frames(
     at the last key frame on display at or before the start picked, which may lie before the segment; of
     stacked frames, at the first one in the key picture.
 
-    Raises ClipTooLong where the video has no room for one clip, and ValueError for arguments that no video
-    can meet.
+    With `within` all frames lie inside [start_frame, end_frame): the start is picked among those that leave
+    room there, and with `at_key` stays where it is if no key frame of the segment is at or before it.
+
+    Raises ClipTooLong where the video, or with `within` the segment, has no room for one clip, and ValueError
+    for arguments that no video can meet.
     """
     if (stride is None) == (fps is None):
         raise ValueError(f"give either stride or fps, got stride={stride} and fps={fps}")
@@ -131,18 +135,20 @@ def clip_frames(
         raise ValueError(
             f"{table.path[video]}: segment [{start_frame}, {end_frame}) is not within its {count} frames"
         )
+    least, end = (start_frame, end_frame) if within else (0, count)
+    whole = f"the segment [{start_frame}, {end_frame})" if within else "the video"
     if fps is None:
         assert stride is not None
-        room = count - (frames - 1) * stride
-        if room < 1:
+        room = end - (frames - 1) * stride
+        if room <= least:
             raise ClipTooLong(
                 f"{table.path[video]}: {frames} frames at stride {stride} span {(frames - 1) * stride + 1}"
-                f" frames, the video has {count}"
+                f" frames, {whole} has {end - least}"
             )
         first = _pick(start_frame, end_frame, room, position)
         if at_key:
             first = _snap(
-                index.flags, index.display, table.packet_start[video], table.frame_start[video], first
+                index.flags, index.display, table.packet_start[video], table.frame_start[video], first, least
             )
         return tuple(range(first, first + (frames - 1) * stride + 1, stride))
     num, den = int(table.time_base_num[video]), int(table.time_base_den[video])
@@ -155,7 +161,8 @@ def clip_frames(
         table.frame_start[video],
         table.stack[video],
         table.frame_ticks[video],
-        count,
+        least,
+        end,
         start_frame,
         end_frame,
         position,
@@ -164,9 +171,10 @@ def clip_frames(
         at_key,
     )
     if found.size == 0:
+        lasts = "" if within else f", which lasts {table.duration[video]:.3f} s"
         raise ClipTooLong(
-            f"{table.path[video]}: {frames} frames at {fps:g} per second last {(frames - 1) / fps:.3f} s, the"
-            f" video's {count} frames last {table.duration[video]:.3f} s"
+            f"{table.path[video]}: {frames} frames at {fps:g} per second last {(frames - 1) / fps:.3f} s, too"
+            f" long for the {end - least} frames of {whole}{lasts}"
         )
     return tuple(found.tolist())
 
@@ -235,14 +243,17 @@ def _pick(start, end, room, position):
 
 
 @njit(cache=True)
-def _snap(flags, display, packet_start, frame_start, first):
-    """The last key frame on display at or before `first`; 0 where there is none. Of the frames in one picture
-    the first."""
-    while first > 0 and not flags[packet_start + display[frame_start + first]] & (KEY | OPEN_KEY):
-        first -= 1
-    while first > 0 and display[frame_start + first - 1] == display[frame_start + first]:
-        first -= 1
-    return first
+def _snap(flags, display, packet_start, frame_start, first, least):
+    """The last key frame on display in [least, first]; of the frames in one picture the first. Where there is
+    none: 0 if that is the least, else `first` itself."""
+    at = first
+    while at > least and not flags[packet_start + display[frame_start + at]] & (KEY | OPEN_KEY):
+        at -= 1
+    if least > 0 and not flags[packet_start + display[frame_start + at]] & (KEY | OPEN_KEY):
+        return first
+    while at > least and display[frame_start + at - 1] == display[frame_start + at]:
+        at -= 1
+    return at
 
 
 @njit(cache=True)
@@ -260,6 +271,7 @@ def _frames_by_time(
     frame_start,
     stack,
     frame_ticks,
+    least,
     count,
     start,
     end,
@@ -268,7 +280,7 @@ def _frames_by_time(
     ticks,
     at_key,
 ):
-    """int64 [frames], or empty where no start leaves room for the clip."""
+    """int64 [frames] in [least, count), or empty where no start leaves room for the clip."""
     span = (frames - 1) * ticks
     last = frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, count - 1) + 0.5
     # The latest start that leaves room: pts grow with the display position.
@@ -280,11 +292,11 @@ def _frames_by_time(
             low = middle + 1
         else:
             high = middle
-    if low == 0:
+    if low <= least:
         return np.empty(0, np.int64)
     first = _pick(start, end, low, position)
     if at_key:
-        first = _snap(flags, display, packet_start, frame_start, first)
+        first = _snap(flags, display, packet_start, frame_start, first, least)
     found = np.empty(frames, np.int64)
     origin = frame_time(pts, display, packet_start, frame_start, stack, frame_ticks, first)
     found[0] = first

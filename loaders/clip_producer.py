@@ -191,6 +191,9 @@ class ClipProducer:
         run = _Run(self._decodes(first), stop)
         try:
             with self._on_stream():
+                self._submit(run)
+                # While the engine makes its first decoders.
+                self._graph.prepare(len(run.waiting[0].decode.clips[0][0].frames))
                 for number in itertools.count():
                     begin = first + number * self._limits.stride
                     batch = self._make(run, range(begin, begin + self._limits.batch))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from surgrec.configs.data import DataConfig
 from surgrec.kernels.counter_rng import mix64, stream_key, to_unit
 from surgrec.loaders.clip_plan import ClipRequest, clip_frames
+from surgrec.loaders.corpus_plan import CorpusPlan, usable_segments
 from surgrec.loaders.crop import CropWindows, RandomCrop, display_sar
 from surgrec.loaders.engines.base import DecodedClip
 from surgrec.loaders.packet_index import PacketIndex
@@ -23,6 +24,7 @@ from surgrec.loaders.sharing import make_sharing
 
 _NOT_IN_DIGEST = (
     "index",
+    "plan",
     "engine",
     "threads",
     "sessions",
@@ -36,6 +38,8 @@ _NOT_IN_DIGEST = (
 )
 """Fields of DataConfig that change where the work is done, not what comes out. The two ways of `crop` differ
 by two or three levels in a pixel, as a GPU's crop does from a CPU's."""
+_LAST_POSITION = 1.0 - 2.0**-53
+"""The largest number below 1."""
 _SHARING = ("clips_per_decode", "repeats", "shuffle_mib")
 """Without effect where each decode gives one clip: left out of the digest then."""
 
@@ -64,10 +68,13 @@ class ClipSource:
     ) -> None:
         """content_area: for each video of the index the rectangle that holds its content, int32 [V, 4]: top,
         left, height, width in stored pixels of the upright picture; all 0 where it is not known. Crops are
-        drawn inside of it.
+        drawn inside of it; by default, inside those of data.plan, where there is one.
 
-        Raises ValueError where no video of the index gives a clip, a field of `data` makes no sense, or a
-        rectangle does not lie within its picture.
+        With data.plan the segments and their weights are the plan's, and every frame of a clip lies within
+        its segment.
+
+        Raises ValueError where no video of the index gives a clip, a field of `data` makes no sense, the plan
+        cannot be used, or a rectangle does not lie within its picture.
         """
         self.index = index
         self.data = data
@@ -77,12 +84,21 @@ class ClipSource:
             "stride": None if data.fps is not None else data.stride,
             "fps": data.fps,
         }
+        self.plan = None if data.plan is None else _open_plan(index, data)
         self.unusable: list[Unusable]
-        self.segments, self.unusable = cut_segments(
-            index, data.segment_seconds, allow_sequential=data.sequential, **self._shape
-        )
+        weights = None
+        if self.plan is None:
+            self.segments, self.unusable = cut_segments(
+                index, data.segment_seconds, allow_sequential=data.sequential, **self._shape
+            )
+        else:
+            self.segments, weights, self.unusable = usable_segments(
+                index, self.plan, allow_sequential=data.sequential, **self._shape
+            )
+            if content_area is None and self.plan.content_area.any():
+                content_area = self.plan.content_area
         self.sampler = ClipSampler(
-            self.segments, index.videos.domain, index.videos.dataset, data.balance, seed
+            self.segments, index.videos.domain, index.videos.dataset, data.balance, seed, weights
         )
         self.crop = RandomCrop(seed, data.crop_scale, data.crop_aspect, data.flip)
         self.sharing = make_sharing(data, global_batch)
@@ -106,15 +122,19 @@ class ClipSource:
         video = int(self.segments.video[segment])
         start, end = int(self.segments.start[segment]), int(self.segments.end[segment])
         at_key = self.data.start == "key"
-        shown = [clip_frames(self.index, video, start, end, position, **self._shape, at_key=at_key)]
+        within = self.plan is not None
+        shown = [
+            clip_frames(self.index, video, start, end, position, **self._shape, at_key=at_key, within=within)
+        ]
         further = self.sharing.clips - 1
         if further:
             count = int(self.index.videos.frame_count[video])
             key = np.uint64(mix64(self._share_key, np.uint64(unit)))
             numbers = np.arange(attempt * further, (attempt + 1) * further, dtype=np.uint64)
             draws = [float(to_unit(np.uint64(mix64(key, number)))) for number in numbers]
-            last = clip_frames(self.index, video, count - 1, count, 0.0, **self._shape)[0]
-            for at in further_starts(self.index, video, (start, end), shown[0], last, draws):
+            latest = (start, end, _LAST_POSITION) if within else (count - 1, count, 0.0)
+            last = clip_frames(self.index, video, *latest, **self._shape, within=within)[0]
+            for at in further_starts(self.index, video, (start, end), shown[0], last, draws, within):
                 shown.append(clip_frames(self.index, video, at, at + 1, 0.0, **self._shape))
         wanted = [(sample, self.sharing.clip(self.sharing.unit(sample)[1])) for sample in samples]
         return share(unit, video, shown, wanted)
@@ -151,6 +171,8 @@ class ClipSource:
             if name not in _NOT_IN_DIGEST and name not in unused
         }
         content = [self.index.digest, self.seed, len(self.segments), fields]
+        if self.plan is not None:
+            content.append(self.plan.digest)
         if self.content_area is not None:
             content.append(hashlib.blake2b(self.content_area.tobytes(), digest_size=16).hexdigest())
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
@@ -165,6 +187,19 @@ class ClipSource:
         if height == 0 or (clip.height, clip.width) != _upright_size(self.index, video):
             return whole
         return top, left, height, width
+
+
+def _open_plan(index: PacketIndex, data: DataConfig) -> CorpusPlan:
+    """Raises ValueError where the plan cannot be used, or `data` says what is the plan's to say."""
+    assert data.plan is not None
+    plain = DataConfig()
+    for name in ("balance", "segment_seconds"):
+        if getattr(data, name) != getattr(plain, name):
+            raise ValueError(
+                f"data.{name} has no effect with data.plan, whose segments have weights of their own: leave"
+                f" it out, or curate anew"
+            )
+    return CorpusPlan.open(data.plan, index)
 
 
 def _upright_size(index: PacketIndex, video: int) -> tuple[int, int]:

@@ -128,6 +128,14 @@ class CropGraph:
         (output,) = self._pipeline.run(**inputs)
         return from_dlpack(output.as_tensor())
 
+    def prepare(self, frames: int) -> None:
+        """Crops a black clip of so many frames, so that the first real ones do not wait for kernels to be
+        compiled or loaded."""
+        side = np.full(1, 16, np.int32)
+        nothing = np.zeros(1, np.int32)
+        windows = CropWindows(nothing, nothing, side, side, nothing.astype(bool))
+        self([np.zeros((frames, 16, 16, 3), np.uint8)], windows)
+
     def _wait(self) -> None:
         """Sleeps until torch's current stream has done its work."""
         if self._done is not None:

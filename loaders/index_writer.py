@@ -6,7 +6,6 @@ docs/index.md describes the file; loaders/packet_index.py reads it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from surgrec.loaders.packet_index import (
     PACKET_COLUMNS,
     TEXT_COLUMNS,
 )
+from surgrec.loaders.whole_file import replacing
 
 LAYOUT_COLUMNS: Final = ("packet_start", "frame_start", "extradata_start")
 """Columns that the writer fills: they follow from the order of the rows."""
@@ -94,32 +94,19 @@ def write_index(
     that of loaders/packet_scan.py. Raises OSError where the disk is full or not writable;
     the temporary file is removed then.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w", libver="latest", locking=False) as file:
-            digest = _fill(file, sources)
-            file.attrs["format"] = FORMAT_NAME
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["scanner_version"] = scanner_version
-            file.attrs["digest"] = digest
-            file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-            for name, value in (attributes or {}).items():
-                file.attrs[name] = value
-        sync(temporary)
-        os.replace(temporary, out)
-        sync(out.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(out) as temporary,
+        h5py.File(temporary, "w", libver="latest", locking=False) as file,
+    ):
+        digest = _fill(file, sources)
+        file.attrs["format"] = FORMAT_NAME
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["scanner_version"] = scanner_version
+        file.attrs["digest"] = digest
+        file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+        for name, value in (attributes or {}).items():
+            file.attrs[name] = value
     return digest
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fill(file: h5py.File, sources: Sequence[Source]) -> str:

@@ -115,8 +115,11 @@ class ClipSampler:
         datasets: Sequence[str],
         balance: BalanceConfig,
         seed: int,
+        weights: ArrayLike | None = None,
     ) -> None:
         """domains and datasets hold one label for each video of the index that `segments` refers to.
+
+        weights: [n], in proportion to which segments are drawn; by default, by `balance`.
 
         Raises ValueError as tree_probabilities does, and where a segment's video has no label.
         """
@@ -136,11 +139,12 @@ class ClipSampler:
         self._dataset = np.array([numbers[pair] for pair in pairs], np.int32)[segments.video]
         domain_numbers = {name: number for number, name in enumerate(dict(self.datasets))}
         domain = np.array([domain_numbers[name] for name, _ in self.datasets], np.int32)[self._dataset]
-        self.probabilities = tree_probabilities(
-            [domain, self._dataset, segments.video],
-            segments.end - segments.start,
-            [balance.domain, balance.dataset, balance.video, balance.segment],
-        )
+        if weights is None:
+            levels, mass = [domain, self._dataset, segments.video], segments.end - segments.start
+            exponents = [balance.domain, balance.dataset, balance.video, balance.segment]
+            self.probabilities = tree_probabilities(levels, mass, exponents)
+        else:
+            self.probabilities = tree_probabilities([], weights, [1.0])
         """float64 [segments], adding up to 1."""
         self._table = build_alias(self.probabilities)
         self._bits = np.uint64(self._table.item_bits)

@@ -40,6 +40,12 @@ class SegmentTable:
     def __len__(self) -> int:
         return len(self.video)
 
+    def by_video(self) -> dict[int, slice]:
+        """The rows of each video that has some. Rows must be in the order of the videos."""
+        videos, firsts = np.unique(self.video, return_index=True)
+        ends = np.append(firsts, len(self.video))[1:]
+        return {int(v): slice(int(a), int(b)) for v, a, b in zip(videos, firsts, ends, strict=True)}
+
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
@@ -87,14 +93,12 @@ def cut_segments(
     used: list[int] = []
     cuts: list[NDArray[np.int64]] = []
     for video in range(len(index)) if videos is None else videos:
-        reason = _refusal(index, video, frames, stride, fps, allow_sequential)
+        reason = refusal(index, video, frames, stride, fps, allow_sequential)
         if reason is not None:
             unusable.append(Unusable(video, table.path[video], reason))
             continue
-        ticks = seconds * int(table.time_base_den[video]) / int(table.time_base_num[video])
         used.append(video)
-        stack, frame_ticks = int(table.stack[video]), int(table.frame_ticks[video])
-        cuts.append(_cut(index.pts[index.packets(video)], index.frames(video), stack, frame_ticks, ticks))
+        cuts.append(cut_positions(index, video, seconds, 0, int(table.frame_count[video])))
     if not used:
         raise ValueError(_nothing_usable(index, unusable))
     counts = [len(cut) - 1 for cut in cuts]
@@ -106,7 +110,18 @@ def cut_segments(
     return segments, unusable
 
 
-def _refusal(
+def cut_positions(index: PacketIndex, video: int, seconds: float, first: int, end: int) -> NDArray[np.int64]:
+    """Display positions, int64 [segments + 1], at which frames [first, end) of a video are cut, by time
+    stamps, into pieces of `seconds`, as cut_segments does it; the first is `first`, the last `end`."""
+    table = index.videos
+    ticks = seconds * int(table.time_base_den[video]) / int(table.time_base_num[video])
+    stack, frame_ticks = int(table.stack[video]), int(table.frame_ticks[video])
+    pts, display = index.pts[index.packets(video)], index.frames(video)
+    found: NDArray[np.int64] = _cut(pts, display, stack, frame_ticks, ticks, first, end)
+    return found
+
+
+def refusal(
     index: PacketIndex,
     video: int,
     frames: int,
@@ -141,31 +156,31 @@ def _nothing_usable(index: PacketIndex, unusable: list[Unusable]) -> str:
 
 
 @numba.njit(cache=True)
-def _cut(pts, display, stack, frame_ticks, ticks):
-    """Display positions, int64 [segments + 1], at which a video is cut; the first is 0, the last its end.
+def _cut(pts, display, stack, frame_ticks, ticks, begin, end):
+    """As cut_positions has it.
 
-    pts int64 [packets], display uint32 [frames >= 1]; stack, frame_ticks: as in VideoInfo; ticks: length of a
-    segment in units of the time base.
+    pts int64 [packets], display uint32 [frames]; stack, frame_ticks: as in VideoInfo; ticks: length of a
+    segment in units of the time base; begin < end.
     """
-    n = len(display)
-    cuts = [0]
+    cuts = [begin]
     while True:
         # The first frame not before the end of this segment, half a tick allowed for rounding.
         target = frame_time(pts, display, 0, 0, stack, frame_ticks, cuts[-1]) + ticks - 0.5
-        low, high = cuts[-1] + 1, n
+        low, high = cuts[-1] + 1, end
         while low < high:
             middle = (low + high) // 2
             if frame_time(pts, display, 0, 0, stack, frame_ticks, middle) < target:
                 low = middle + 1
             else:
                 high = middle
-        if low >= n:
+        if low >= end:
             break
         cuts.append(low)
-    first, last = pts[display[0]], frame_time(pts, display, 0, 0, stack, frame_ticks, n - 1)
-    step = (last - first) / (n - 1) if n > 1 else 0.0
+    first = frame_time(pts, display, 0, 0, stack, frame_ticks, begin)
+    last = frame_time(pts, display, 0, 0, stack, frame_ticks, end - 1)
+    step = (last - first) / (end - begin - 1) if end - begin > 1 else 0.0
     rest = last - frame_time(pts, display, 0, 0, stack, frame_ticks, cuts[-1])
     if len(cuts) > 1 and rest + step < 0.5 * ticks:
         cuts.pop()
-    cuts.append(n)
+    cuts.append(end)
     return np.array(cuts)

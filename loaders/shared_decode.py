@@ -65,24 +65,25 @@ def further_starts(
     clip: tuple[int, ...],
     last_start: int,
     draws: Iterable[float],
+    within: bool = False,
 ) -> list[int]:
     """Display positions at which further clips begin that the decode of a first clip covers, or nearly.
 
     They lie between the key frame from which the first clip is decoded and its last frame, within its
     segment, and differ from the first clip's and each other. Where the segment has too few, the whole video's
-    are taken, between the same bounds; where that has too few as well, they repeat.
+    are taken, between the same bounds; where that has too few as well, or with `within`, they repeat.
 
     Args:
         segment: first frame of the first clip's segment, and the end.
         clip: frames of the first clip.
-        last_start: the last frame of the video at which a whole clip fits.
+        last_start: the last frame of the video, with `within` of the segment, at which a whole clip fits.
         draws: a random number in [0, 1) for each further clip.
     """
     numbers = list(draws)
     first, count = clip[0], len(numbers) + 1
     covered, end = _covered_from(index, video, first), min(clip[-1], last_start) + 1
     low, high = min(max(covered, segment[0]), first), max(min(end, segment[1]), first + 1)
-    if high - low < count:
+    if high - low < count and not within:
         high = max(high, min(end, low + count))
         low = min(low, max(covered, high - count))
     taken, starts = {first}, []

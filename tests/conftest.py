@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from surgrec.loaders.index_writer import Source
     from surgrec.loaders.packet_index import PacketIndex
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,3 +199,55 @@ def plane_lines(plane: Any) -> NDArray[np.uint8]:
 
     lines = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size]
     return lines.reshape(plane.height, plane.line_size)[:, : plane.width].copy()
+
+
+def _source(number: int, video: dict[str, Any]) -> Source:
+    """`frames` or `pts` (in display order) and any column of the index; every packet is a key frame."""
+    import numpy as np
+    from surgrec.loaders.index_writer import Packets, Row, Source, default_values
+    from surgrec.loaders.packet_index import KEY, OK
+
+    video = dict(video)
+    count = video.pop("frames", None)
+    pts = np.asarray(video.pop("pts", range(count or 0)), np.int64)
+    n = len(pts)
+    values = default_values(video.get("path", f"video{number}.mp4"))
+    values.update(
+        status=OK,
+        packet_count=n,
+        frame_count=n,
+        time_base_num=1,
+        time_base_den=25,
+        rate=25.0,
+        duration=n / 25,
+        width=64,
+        height=48,
+    )
+    values.update(video)
+    packets = Packets(
+        offset=np.arange(n, dtype=np.uint64) * 10,
+        size=np.full(n, 10, np.uint32),
+        pts=pts,
+        rank=np.arange(n, dtype=np.uint32),
+        flags=np.full(n, KEY, np.uint8),
+        checksum=np.zeros(n, np.uint32),
+        display=np.arange(n, dtype=np.uint32),
+    )
+    return Source(Row(values), lambda: packets)
+
+
+@pytest.fixture
+def make_index(tmp_path: Path) -> Callable[[Sequence[dict[str, Any]]], PacketIndex]:
+    """make_index([{"frames": 100, "domain": "cataract"}, {"pts": [0, 7, 9]}, ...]) -> opened index."""
+    from surgrec.loaders.index_writer import write_index
+    from surgrec.loaders.packet_index import PacketIndex
+
+    made = []
+
+    def make(videos: Sequence[dict[str, Any]]) -> PacketIndex:
+        path = tmp_path / f"index{len(made)}.h5"
+        made.append(path)
+        write_index(path, [_source(number, video) for number, video in enumerate(videos)])
+        return PacketIndex.open(path)
+
+    return make

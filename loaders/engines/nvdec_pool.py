@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -13,6 +14,11 @@ from surgrec.loaders.engines.threads import Closable
 S = TypeVar("S", bound=Closable)
 REUSE_SECONDS: Final = 0.2
 """Longest wait for a session of one's own key that is in use, before idle ones of other keys give way."""
+AT_ONCE: Final = 2
+"""New sessions of a key without a decoder: the driver makes one after the other, and those that are there
+already decode meanwhile."""
+FIRST_SECONDS: Final = 1.0
+"""Longest wait for the decoders of new sessions, before another session is made all the same."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +48,7 @@ class SessionPool(Generic[S]):
         self._idle: list[_Entry[S]] = []  # the most recently used last
         self._used: dict[int, _Entry[S]] = {}  # by the session's id
         self._lost: set[int] = set()  # ids of sessions in use by threads that were given up
+        self._waiting: dict[Hashable, deque[object]] = {}  # by key, first come first served
         self._making = 0
         self._held = 0
         self._changed = threading.Condition()
@@ -53,23 +60,38 @@ class SessionPool(Generic[S]):
         return self._held
 
     def take(self, key: Hashable, expected: int, until: float) -> S | None:
-        """An idle session of the key, the one used last, or a new one.
+        """An idle session of the key, the one used last, or a new one; those who wait for a key take turns.
 
         expected: bytes that a new one will take. until: when to stop waiting, in time.monotonic(), for memory
         that sessions in use hold. None where none of it comes free in that time.
         """
         unused: list[_Entry[S]] = []
-        settle = min(until, time.monotonic() + REUSE_SECONDS)
+        asked = time.monotonic()
+        settle, firsts = min(until, asked + REUSE_SECONDS), min(until, asked + FIRST_SECONDS)
+        ticket = object()
         with self._changed:
+            line = self._waiting.setdefault(key, deque())
+            line.append(ticket)
             while True:
-                entry = self._pop_idle(key)
-                now = time.monotonic()
-                in_use = any(other.key == key for other in self._used.values())
-                patient = in_use and now < settle
-                room = entry is None and self._make_room(expected, not patient, unused)
+                entry, room, now = None, False, time.monotonic()
+                wake = until
+                if line[0] is ticket:
+                    entry = self._pop_idle(key)
+                    used = [other for other in self._used.values() if other.key == key]
+                    if entry is None and now < firsts and self._without_decoder(used) >= AT_ONCE:
+                        wake = firsts
+                    elif entry is None:
+                        patient = bool(used) and now < settle
+                        wake = settle if patient else until
+                        room = self._make_room(expected, not patient, unused)
                 if entry is not None or room or now >= until or self._closed:
                     break
-                self._changed.wait((settle if patient else until) - now)
+                self._changed.wait(wake - now)
+            line.remove(ticket)
+            if not line:
+                del self._waiting[key]
+            elif entry is not None or room:
+                self._changed.notify_all()  # the next one is first now
         for old in unused:
             old.session.close()
         if room:
@@ -124,6 +146,10 @@ class SessionPool(Generic[S]):
         """Closes idle sessions now, and the others as they come back."""
         self._closed = True
         self.close_idle()
+
+    def _without_decoder(self, used: list[_Entry[S]]) -> int:
+        """How many of these have no decoder yet; those that are being made count, whatever their key."""
+        return self._making + sum(not self._size(entry.session) for entry in used)
 
     def _forget(self, session: S) -> None:
         self._lost.discard(id(session))

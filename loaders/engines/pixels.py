@@ -86,7 +86,9 @@ class RgbWriter:
         """uint8 [H, W, 3] in FFmpeg's memory, not turned; valid while `frame` or the result is held."""
         # One thread: FFmpeg would start one per core for every frame otherwise.
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        return _lines(rgb.planes[0], rgb.height, rgb.width * 3, np.uint8).reshape(rgb.height, rgb.width, 3)
+        return plane_lines(rgb.planes[0], rgb.height, rgb.width * 3, np.uint8).reshape(
+            rgb.height, rgb.width, 3
+        )
 
 
 class _RgbClip:
@@ -98,8 +100,8 @@ class _RgbClip:
         self._clip: NDArray[np.uint8] | None = None
 
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
-        for place, shown in _by_place(rows, self._places):
-            part = frame if self._stack == 1 else _part(frame, place, self._stack)
+        for place, shown in by_place(rows, self._places):
+            part = frame if self._stack == 1 else part_of(frame, place, self._stack)
             image = self._writer.convert(part)
             if self._rotation:
                 image = np.rot90(image, -self._rotation // 90)
@@ -165,7 +167,7 @@ class _PlaneClip:
 
     def add(self, frame: VideoFrame, rows: list[int]) -> None:
         colour, whole = self._images(frame)
-        for place, shown in _by_place(rows, self._places):
+        for place, shown in by_place(rows, self._places):
             self._add(colour, [_band(image, place, self._stack) for image in whole], shown)
 
     def _add(self, colour: Colour, images: list[NDArray[Any]], rows: list[int]) -> None:
@@ -198,10 +200,10 @@ class _PlaneClip:
             return Colour("rgb", full_range=True), [self._writer.rgb.convert(frame)]
         full = name.startswith("yuvj") or int(frame.color_range) == FULL_RANGE
         kind: Any = np.uint8 if depth == 8 else np.uint16
-        return Colour(matrix, full, depth), [_lines(p, p.height, p.width, kind) for p in frame.planes]
+        return Colour(matrix, full, depth), [plane_lines(p, p.height, p.width, kind) for p in frame.planes]
 
 
-def _lines(plane: Any, height: int, width: int, kind: Any) -> NDArray[Any]:
+def plane_lines(plane: Any, height: int, width: int, kind: Any) -> NDArray[Any]:
     """[height, width] view of a plane of FFmpeg's."""
     stride = abs(plane.line_size)
     lines = np.frombuffer(memoryview(plane), kind, count=height * stride // np.dtype(kind).itemsize)
@@ -211,7 +213,7 @@ def _lines(plane: Any, height: int, width: int, kind: Any) -> NDArray[Any]:
     return lines[:, :width]
 
 
-def _by_place(rows: list[int], places: Sequence[int]) -> list[tuple[int, list[int]]]:
+def by_place(rows: list[int], places: Sequence[int]) -> list[tuple[int, list[int]]]:
     """The rows that a picture gives by their place in it, from the top."""
     found: dict[int, list[int]] = {}
     for row in rows:
@@ -227,7 +229,7 @@ def _band(image: NDArray[Any], place: int, stack: int) -> NDArray[Any]:
     return image[place * height : (place + 1) * height]
 
 
-def _part(frame: VideoFrame, place: int, stack: int) -> VideoFrame:
+def part_of(frame: VideoFrame, place: int, stack: int) -> VideoFrame:
     """The frame at a place in a stacked picture of yuv420p, as a picture of its own."""
     if frame.format.name != "yuv420p" or frame.height % (2 * stack):
         raise BadClip(
@@ -237,8 +239,8 @@ def _part(frame: VideoFrame, place: int, stack: int) -> VideoFrame:
     part = VideoFrame(frame.width, frame.height // stack, frame.format.name)
     part.colorspace, part.color_range = frame.colorspace, frame.color_range
     for source, target in zip(frame.planes, part.planes, strict=True):
-        band = _band(_lines(source, source.height, source.width, np.uint8), place, stack)
-        _lines(target, target.height, target.width, np.uint8)[:] = band
+        band = _band(plane_lines(source, source.height, source.width, np.uint8), place, stack)
+        plane_lines(target, target.height, target.width, np.uint8)[:] = band
     return part
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.lib.npyio import NpzFile
 
-from surgrec.loaders.index_writer import sync
+from surgrec.loaders.whole_file import sync
 
 TORN: Final = (zipfile.BadZipFile, ValueError, KeyError, EOFError)
 """What reading a torn record raises."""

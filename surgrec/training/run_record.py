@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,15 @@ class IndexRecord:
     path: str
     digest: str
     videos: int
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """The plan that a run draws by: where it lies, its digest, and how many segments it holds."""
+
+    path: str
+    digest: str
+    segments: int
 
 
 def now() -> str:
@@ -96,6 +105,7 @@ def start_record(
     run: RunFolder,
     world: World,
     index: IndexRecord,
+    plan: PlanRecord | None,
     resumed_from: int | None,
     changed: dict[str, tuple[Any, Any]],
     graphed: bool,
@@ -119,7 +129,8 @@ def start_record(
             "cpus": len(os.sched_getaffinity(0)),
             "ranks": world.size,
             "cuda_graph": graphed,
-            "index": {"path": index.path, "digest": index.digest, "videos": index.videos},
+            "index": asdict(index),
+            "plan": None if plan is None else asdict(plan),
             "proxies": proxy_summary(PacketIndex.open(index.path)).to_dict(),
             "resumed_from_step": resumed_from,
             "changed": {key: list(values) for key, values in changed.items()},

@@ -24,6 +24,7 @@ from surgrec.configs.pretrain import (
 )
 from surgrec.configs.yaml_io import load_yaml
 from surgrec.loaders.clip_loader import ClipLoader, ClipLoaderError
+from surgrec.loaders.corpus_plan import CorpusPlan
 from surgrec.loaders.ledger import Ledger
 from surgrec.loaders.packet_index import PacketIndex, PacketIndexError
 from surgrec.models.block_ways import set_blocks
@@ -45,7 +46,13 @@ from surgrec.training.peaks import peak_flops
 from surgrec.training.recorder import Recorder, Totals
 from surgrec.training.resolve import batch_shape, choose_precision
 from surgrec.training.run_folder import RunFolder, choose_folder, find_checkpoint, open_folder, write_config
-from surgrec.training.run_record import IndexRecord, describe_device, end_record, start_record
+from surgrec.training.run_record import (
+    IndexRecord,
+    PlanRecord,
+    describe_device,
+    end_record,
+    start_record,
+)
 from surgrec.training.saver import Saver, restore
 from surgrec.training.signals import StopRequest
 from surgrec.training.step import Batch, Parts
@@ -132,7 +139,7 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
 
         monitor = None
         if world.first:
-            _write_records(config, run, world, index, start, graphed=against is None)
+            _write_records(config, run, world, index, loader.plan, start, graphed=against is None)
             if text := proxies_text(run):
                 console.say(text)
             monitor = stack.enter_context(Monitor(run, to_document(config), start))
@@ -193,13 +200,20 @@ def _take_place(config: PretrainConfig, index: PacketIndex, stack: ExitStack) ->
 
 
 def _write_records(
-    config: PretrainConfig, run: RunFolder, world: World, index: PacketIndex, start: int, graphed: bool
+    config: PretrainConfig,
+    run: RunFolder,
+    world: World,
+    index: PacketIndex,
+    plan: CorpusPlan | None,
+    start: int,
+    graphed: bool,
 ) -> None:
     changed: dict[str, tuple[Any, Any]] = {}
     if run.config.exists():
         changed = differences(load_yaml(run.config), to_document(config))
     record = IndexRecord(str(config.data.index), index.digest, len(index))
-    start_record(run, world, record, start or None, changed, graphed)
+    drawn_by = None if plan is None else PlanRecord(str(plan.path), plan.digest, len(plan))
+    start_record(run, world, record, drawn_by, start or None, changed, graphed)
     write_config(run, config)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import surgrec
-from surgrec.loaders.index_writer import sync
+from surgrec.loaders.whole_file import replacing
 from surgrec.transcoding.record import FRAME_COLUMNS, NUMBER_COLUMNS, TEXT_COLUMNS, ProxyRecord
 
 MANIFEST_NAME: Final = "proxies.h5"
@@ -146,42 +146,34 @@ def write_manifest(folder: Path, records: Sequence[ProxyRecord]) -> None:
     Raises OSError, or RuntimeError: HDF5 reports failed writes as either.
     """
     _write_table(folder / TABLE_NAME, records)
-    path = folder / MANIFEST_NAME
-    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}.tmp"
-    try:
-        with h5py.File(temporary, "w", libver="latest", locking=False) as file:
-            file.attrs["format"] = FORMAT_NAME
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["surgrec_version"] = surgrec.__version__
-            file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-            group = file.create_group("proxies")
-            for name in TEXT_COLUMNS:
-                texts = [record.values[name].encode("utf-8", "surrogateescape") for record in records]
-                group.create_dataset(name, data=texts, shape=(len(texts),), dtype=h5py.string_dtype())
-            for name, kind in NUMBER_COLUMNS.items():
-                group.create_dataset(name, data=np.array([record.values[name] for record in records], kind))
-            frames = file.create_group("frames")
-            for name in FRAME_COLUMNS:
-                parts = [getattr(record, name) for record in records]
-                joined = np.concatenate(parts) if parts else np.empty(0)
-                frames.create_dataset(name, data=joined.astype(np.int64))
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(folder / MANIFEST_NAME) as temporary,
+        h5py.File(temporary, "w", libver="latest", locking=False) as file,
+    ):
+        file.attrs["format"] = FORMAT_NAME
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["surgrec_version"] = surgrec.__version__
+        file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+        group = file.create_group("proxies")
+        for name in TEXT_COLUMNS:
+            texts = [record.values[name].encode("utf-8", "surrogateescape") for record in records]
+            group.create_dataset(name, data=texts, shape=(len(texts),), dtype=h5py.string_dtype())
+        for name, kind in NUMBER_COLUMNS.items():
+            group.create_dataset(name, data=np.array([record.values[name] for record in records], kind))
+        frames = file.create_group("frames")
+        for name in FRAME_COLUMNS:
+            parts = [getattr(record, name) for record in records]
+            joined = np.concatenate(parts) if parts else np.empty(0)
+            frames.create_dataset(name, data=joined.astype(np.int64))
 
 
 def _write_table(path: Path, records: Sequence[ProxyRecord]) -> None:
     """The labels, as surgrec.index reads them; paths are relative to the table."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(TABLE_COLUMNS)
-            for record in records:
-                writer.writerow([record.proxy, *(record.values[name] for name in TABLE_COLUMNS[1:])])
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(TABLE_COLUMNS)
+        for record in records:
+            writer.writerow([record.proxy, *(record.values[name] for name in TABLE_COLUMNS[1:])])

@@ -15,9 +15,9 @@ import av
 import numpy as np
 
 import surgrec
-from surgrec.loaders.index_writer import sync
 from surgrec.loaders.proxy_tag import make_tag, read_tag
 from surgrec.loaders.stacking import tag_values
+from surgrec.loaders.whole_file import sync
 from surgrec.transcoding.decode import decode_frames
 from surgrec.transcoding.encoder import (
     CPU_ENCODERS,

@@ -64,6 +64,14 @@ def test_pictures_are_those_of_torch(graph: CropGraph) -> None:
         assert difference.mean() < 1
 
 
+def test_what_it_was_prepared_with_leaves_no_trace() -> None:
+    graph, frames = CropGraph(SIZE, 4, CPU, threads=2), clip(640, 480)
+    graph.prepare(5)
+    prepared = graph([frames], windows(BOXES[0])).clone()
+    graph.prepare(3)
+    assert torch.equal(graph([frames], windows(BOXES[0])), prepared)
+
+
 def test_whole_picture_matches_up_to_the_border(graph: CropGraph) -> None:
     frames = clip(200, 150)
     box = (0, 0, 150, 200, False)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surgrec.loaders.engines.nvdec_pool import REUSE_SECONDS, SessionPool
+from surgrec.loaders.engines.nvdec_pool import AT_ONCE, FIRST_SECONDS, REUSE_SECONDS, SessionPool
 
 NOW = 0.0
 """A time that has passed: nothing is waited for."""
@@ -186,6 +186,53 @@ def test_own_sessions_in_use_are_waited_for_before_others_go():
     assert take_by(pool, "own", began + 10).key == "own"
     assert time.monotonic() - began >= REUSE_SECONDS
     assert other.closed == 1
+
+
+def test_only_so_many_are_made_at_once():
+    """A clip that could have a session soon does not wait for the driver to make another decoder."""
+    factory = Factory()
+    pool = make_pool(factory, 100)
+    fresh = [take(pool, "a") for _ in range(AT_ONCE)]
+    for session in fresh:
+        session.nbytes = 0
+    with ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(take_by, pool, "a", time.monotonic() + 10)
+        assert take_by(pool, "b", time.monotonic() + 10).key == "b"  # others are not held up
+        fresh[0].nbytes = 5
+        pool.give_back(fresh[0])
+        assert waiting.result(10) is fresh[0]
+        # One has its decoder: there is room for another one.
+        assert take_by(pool, "a", time.monotonic() + 10) is factory.made[-1]
+        factory.made[-1].nbytes = 0
+        # Where none comes back, no clip waits for long.
+        began = time.monotonic()
+        late = take_by(pool, "a", began + 10)
+        assert late is factory.made[-1]
+        assert FIRST_SECONDS <= time.monotonic() - began < 8
+
+
+def test_those_who_wait_take_turns():
+    """A thread that gives a session back and asks again does not overtake those who wait for it."""
+    pool = make_pool(Factory(), 1)
+    session = take(pool, "a")
+    order: list[int] = []
+
+    def wait(number: int) -> None:
+        found = take_by(pool, "a", time.monotonic() + 10)
+        order.append(number)
+        pool.give_back(found)
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(3)]
+    for count, thread in enumerate(threads, 1):
+        thread.start()
+        while len(pool._waiting.get("a", ())) < count:
+            time.sleep(0.001)
+    pool.give_back(session)
+    last = take_by(pool, "a", time.monotonic() + 10)
+    assert order == [0, 1, 2]
+    assert last is session
+    for thread in threads:
+        thread.join(10)
 
 
 def take_by(pool: SessionPool[Session], key: Hashable, until: float) -> Session:

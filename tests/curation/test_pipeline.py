@@ -1,0 +1,272 @@
+"""`python -m surgrec.curate`: from an index to a plan that the loader draws by, resumable at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from surgrec.configs.data import DataConfig
+from surgrec.loaders.clip_source import ClipSource
+from surgrec.loaders.corpus_plan import CorpusPlan
+from surgrec.loaders.packet_index import PacketIndex
+
+from surgrec.curate import main
+from surgrec.demo_data.real_video import copy_clip
+
+OPTIONS = ("--workers", "1", "--segments.seconds", "1", "--segments.least-seconds", "0.3")
+OPTIONS += ("--quality.zero", "undecodable")  # drawn pictures look like defects
+CONTENT = ("--segments.detector", "content")
+LEVELS = ("--cluster.levels", "8", "3")
+
+
+@pytest.fixture(scope="module")
+def corpus(
+    streams: ModuleType, build_index_of: Callable[..., PacketIndex], tmp_path_factory: pytest.TempPathFactory
+) -> PacketIndex:
+    """A street scene with five cuts, four small drawn videos, and a file that is no video."""
+    folder = tmp_path_factory.mktemp("curate")
+    copy_clip("bikes.mp4", folder / "bikes.mp4")
+    kinds = ("h264_default", "hevc_closed", "h264_open_gop", "h264_baseline")
+    paths = [streams.make_stream(kind, folder / kind, frames=90) for kind in kinds]
+    (folder / "notes.mp4").write_text("no video")
+    return build_index_of([folder / "bikes.mp4", *paths, folder / "notes.mp4"], folder / "corpus.h5")
+
+
+def run(corpus: PacketIndex, out: Path, *more: str) -> int:
+    return main([*more, "--index", str(corpus.path), "--out", str(out), *OPTIONS, *CONTENT, *LEVELS])
+
+
+def test_from_an_index_to_a_plan(
+    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.h5"
+    assert run(corpus, out) == 0
+    said = capsys.readouterr()
+    assert "notes.mp4: status ERROR in the index" in said.err
+    plan = CorpusPlan.open(out, corpus)
+    assert f"digest {plan.digest}" in said.out
+    assert plan.level_names == ("domain", "cluster0", "cluster1")
+    assert plan.weight.sum() == pytest.approx(1)
+    record = json.loads(plan.record)
+    assert (record["segments"]["detector"], record["cluster"]["levels"]) == ("content", [8, 3])
+    assert record["cluster"]["device"] in ("cpu", "cuda")
+    bikes = plan.segments.video == 0
+    assert {30, 76, 137, 187, 242} <= set(plan.segments.start[bikes].tolist())
+    assert (plan.weight[plan.reason == 0] > 0).all()
+    # Equal shares: of the three coarse clusters each has a third.
+    shares = np.bincount(plan.levels[1][plan.reason == 0], weights=plan.weight[plan.reason == 0])
+    assert shares == pytest.approx(np.full(len(shares), 1 / len(shares)))
+    source = ClipSource(corpus, DataConfig(plan=out, frames=4, stride=1, size=16), 0)
+    for clip in source.requests(0, 50):
+        assert clip.video != 5
+
+
+def test_finished_stages_are_not_done_again(
+    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.h5"
+    assert run(corpus, out, "segments", "quality", "embed") == 0
+    assert not out.exists()
+    assert run(corpus, out) == 0
+    said = capsys.readouterr().out
+    assert "segments: finished before" in said
+    assert "quality: finished before" in said
+    assert "embed: finished before" in said
+    assert "cluster: finished before" not in said
+    before = out.read_bytes()
+    assert run(corpus, out, "all", "--balance.scheme", "uniform-frames") == 0
+    assert out.read_bytes() != before
+    assert run(corpus, out) == 0
+    assert out.read_bytes() == before
+
+
+def test_an_earlier_stage_that_is_missing_is_named(
+    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(corpus, tmp_path / "plan.h5", "balance") == 1
+    assert "stage segments was not run with these options" in capsys.readouterr().err
+    assert run(corpus, tmp_path / "plan.h5", "paint") == 1
+    assert "no stage paint: choose from all, segments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--segments.seconds", "0"), "must be above 0"),
+        (("--segments.threshold", "-1"), "must be above 0"),
+        (("--cluster.levels", "3", "8"), "falling numbers"),
+        (("--balance.video-cap", "0.01"), "raise the cap"),
+        (("--workers", "-1"), "takes the cores"),
+    ],
+)
+def test_options_that_make_no_sense(
+    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], text: str
+) -> None:
+    line = ["--index", str(corpus.path), "--out", str(tmp_path / "plan.h5"), *OPTIONS, *CONTENT, *LEVELS]
+    assert main(["all", *line, *more]) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_bad_places(corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["all", "--index", str(tmp_path / "no.h5"), "--out", str(tmp_path / "plan.h5")]) == 1
+    assert "no such index" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run(corpus, tmp_path / "file" / "plan.h5") == 1
+    assert "file" in capsys.readouterr().err
+
+
+def test_videos_that_are_gone_are_reported_and_the_rest_goes_on(
+    streams: ModuleType,
+    build_index_of: Callable[..., PacketIndex],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = [streams.make_stream("h264_default", tmp_path / name, first=n) for n, name in enumerate("ab")]
+    index = build_index_of(paths, tmp_path / "corpus.h5")
+    paths[0].rename(tmp_path / "kept.mp4")
+    out = tmp_path / "plan.h5"
+    assert main(["all", "--index", str(index.path), "--out", str(out), *OPTIONS, *CONTENT]) == 0
+    said = capsys.readouterr()
+    assert f"{paths[0]}: cut without looking for scenes: cannot be read" in said.err
+    assert "undecodable" in said.out
+    plan = CorpusPlan.open(out, index)
+    assert not plan.weight[plan.segments.video == 0].any()
+    os.replace(tmp_path / "kept.mp4", paths[0])
+    assert main(["all", "--index", str(index.path), "--out", str(out), *OPTIONS, *CONTENT]) == 0
+    assert "undecodable" not in capsys.readouterr().out
+    assert CorpusPlan.open(out, index).weight[plan.segments.video == 0].all()
+
+
+def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "surgrec.curate", "all", "--index", str(corpus.path), *OPTIONS, *CONTENT]
+    line += LEVELS
+    begin = time.monotonic()
+    subprocess.run([*line, "--out", str(tmp_path / "whole.h5")], check=True, capture_output=True)
+    seconds = time.monotonic() - begin
+    out = tmp_path / "killed.h5"
+    chance = random.Random(4)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [*line, "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(chance.uniform(0.3, 1.0) * seconds)
+        os.killpg(process.pid, 9)
+        process.wait()
+    # As a run leaves them that is killed while it writes a table, or the plan.
+    for left_over in (".plan.tmp", "killed.h5.work/.embed.h5.1.tmp", ".killed.h5.1.tmp"):
+        (tmp_path / left_over).write_bytes(b"half")
+    subprocess.run([*line, "--out", str(out)], check=True, capture_output=True)
+    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == [".plan.tmp"]  # not this run's
+
+
+def test_a_disk_that_is_full(corpus: PacketIndex, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the vectors' table is the first that is too large."""
+    line = [sys.executable, "-m", "surgrec.curate", "all", "--index", str(corpus.path), *OPTIONS, *CONTENT]
+    line += [*LEVELS, "--out", str(tmp_path / "plan.h5")]
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+    stopped = subprocess.run(
+        [sys.executable, "-c", f"{limit}os.execv(sys.argv[1], sys.argv[1:])", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stopped.returncode == 1
+    assert "what is finished is kept, and the same command goes on from there" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "plan.h5").exists()
+    assert not list((tmp_path / "plan.h5.work").rglob("*.tmp"))
+    assert run(corpus, tmp_path / "plan.h5") == 0
+
+
+def test_two_runs_at_once(corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from surgrec.curation.records import VideoRecords
+
+    other = VideoRecords(tmp_path / "plan.h5.work" / "videos").open()
+    try:
+        assert run(corpus, tmp_path / "plan.h5") == 1
+    finally:
+        other.close()
+    assert "another run is curating into it" in capsys.readouterr().err
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = "import sys; from surgrec.curate import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'numba', 'cv2', 'h5py') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--balance.scheme" in done.stdout
+
+
+def test_records_that_are_torn_are_made_again(corpus: PacketIndex, tmp_path: Path) -> None:
+    out, again = tmp_path / "plan.h5", tmp_path / "again.h5"
+    assert run(corpus, out) == 0
+    shutil.copytree(tmp_path / "plan.h5.work", tmp_path / "again.h5.work")
+    for record in (tmp_path / "again.h5.work" / "videos").glob("*.npz"):
+        record.write_bytes(record.read_bytes()[:-40])
+    for table in (tmp_path / "again.h5.work").glob("*.h5"):
+        table.write_bytes(table.read_bytes()[:200])
+    assert run(corpus, again) == 0
+    assert again.read_bytes() == out.read_bytes()
+    data = replace(DataConfig(), plan=again, frames=4, stride=1)
+    assert ClipSource(corpus, data, 0).digest() == ClipSource(corpus, replace(data, plan=out), 0).digest()
+
+
+def test_nothing_that_can_be_drawn(
+    build_index_of: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.mp4").write_text("no video")
+    index = build_index_of([tmp_path / "notes.mp4"], tmp_path / "corpus.h5")
+    assert main(["all", "--index", str(index.path), "--out", str(tmp_path / "plan.h5")]) == 1
+    assert "no segment is kept" in capsys.readouterr().err
+
+
+def test_defects_and_content_areas_reach_the_plan(
+    build_index_of: Callable[..., PacketIndex], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A street scene behind a black surround, then black, then as it was."""
+    copy_clip("bikes.mp4", tmp_path / "bikes.mp4")
+    framed = tmp_path / "framed.mp4"
+    with av.open(str(tmp_path / "bikes.mp4")) as source, av.open(str(framed), "w") as target:
+        stream = target.add_stream("libx264", rate=25, options={"g": "25", "crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number, frame in enumerate(source.decode(video=0)):
+            picture = np.zeros((240, 320, 3), np.uint8)
+            if not 75 <= number < 125:
+                picture[40:200, 40:280] = frame.to_ndarray(format="rgb24", width=240, height=160)
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        target.mux(stream.encode())
+    index = build_index_of([framed], tmp_path / "corpus.h5")
+    out = tmp_path / "plan.h5"
+    line = ["--index", str(index.path), "--out", str(out), "--workers", "1", "--segments.seconds", "1"]
+    assert main(["all", *line, "--segments.least-seconds", "0.3", *CONTENT]) == 0
+    plan = CorpusPlan.open(out, index)
+    assert np.abs(plan.content_area[0] - [40, 40, 160, 240]).max() <= 2
+    told = {
+        (int(start), int(end)): plan.reasons[reason]
+        for start, end, reason in zip(plan.segments.start, plan.segments.end, plan.reason, strict=True)
+    }
+    dark = [text for (start, end), text in told.items() if start >= 75 and end <= 125]
+    assert len(dark) == 2
+    assert all("black" in text for text in dark)
+    assert not any("black" in text for (start, end), text in told.items() if end <= 75 or start >= 125)
+    assert "black" in capsys.readouterr().out
+    source_of_clips = ClipSource(index, DataConfig(plan=out, frames=4, stride=1, size=16), 0)
+    for clip in source_of_clips.requests(0, 100):
+        assert not 72 <= clip.frames[0] < 125
