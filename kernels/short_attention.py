@@ -1,0 +1,311 @@
+"""Attention of many short sequences of one length, such as the tokens that MAE's encoder sees.
+
+Libraries walk along a sequence's keys and add up what they find; gradients of queries in a float32 memory of
+their own. In a sequence of at most 256 tokens a query sees all keys at once, and what the backward pass adds
+up for a tile of queries, or of keys, stays in registers: one kernel each for queries and for keys and values.
+On a GPU Triton's kernels do it; elsewhere PyTorch's own attention.
+"""
+
+# In Triton's kernels only the constants have types.
+# mypy: allow-incomplete-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import triton
+import triton.language as tl
+from surgrec.kernels.join_heads import side_by_side
+from surgrec.kernels.triton_mode import on_triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOG2_E: Final = 1.4426950408889634
+LONGEST: Final = 256
+LEAST: Final = 16
+"""Tokens of the smallest tile that tensor cores take."""
+WIDTHS: Final = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """rows: of the output, of one program. others: tokens of the other side that it has at a time."""
+
+    rows: int = 64
+    others: int = 32
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tilings:
+    """Of the three kernels; the forward one has all keys at once."""
+
+    forward: Tiling = Tiling(stages=1)
+    queries: Tiling = Tiling()
+    keys: Tiling = Tiling()
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor, tilings: Tilings | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, each head and each sequence by itself: [B, N, heads, d] of N up to 256.
+
+    Where q, k and v lie side by side, [B, N, 3, heads, d], so do their gradients. Raises NotImplementedError
+    for longer sequences, and for heads whose width is no power of two from 16 to 128.
+    """
+    width = q.shape[-1]
+    if q.shape[1] > LONGEST or width not in WIDTHS:
+        raise NotImplementedError(f"it takes up to {LONGEST} tokens, and heads of 16, 32, 64 or 128 columns")
+    if not on_triton(q.device):
+        raise NotImplementedError("it runs on GPUs only")
+    joined = side_by_side(q, k, v) is not None
+    if not joined:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    found: Tensor = _Short.apply(q, k, v, joined, tilings or Tilings())
+    return found
+
+
+def parts_of(tokens: int) -> tuple[int, int]:
+    """Two powers of two, the second maybe 0, that have room for so many tokens, and little more."""
+    first = max(LEAST, 1 << (tokens.bit_length() - 1))
+    rest = tokens - first
+    return first, max(LEAST, triton.next_power_of_2(rest)) if rest > 0 else 0
+
+
+class _Short(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, joined: bool, tilings: Tilings) -> Tensor:
+        batch, tokens, heads, width = q.shape
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        sums = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
+        tiling = tilings.forward
+        first, second = parts_of(tokens)
+        if out.numel():
+            with torch.cuda.device_of(q):
+                _forward_kernel[(triton.cdiv(tokens, tiling.rows), batch * heads)](
+                    q,
+                    k,
+                    v,
+                    out,
+                    sums,
+                    tokens,
+                    heads,
+                    q.stride(1),
+                    LOG2_E * width**-0.5,
+                    ROWS=tiling.rows,
+                    FIRST=first,
+                    SECOND=second,
+                    MASKED=first > tokens,
+                    WIDTH=width,
+                    num_warps=tiling.warps,
+                    num_stages=tiling.stages,
+                )
+        ctx.save_for_backward(q, k, v, out, sums)
+        ctx.joined, ctx.tilings = joined, tilings
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, sums = ctx.saved_tensors
+        batch, tokens, heads, width = q.shape
+        gradient = gradient.contiguous()
+        if ctx.joined:
+            parts = torch.empty(batch, tokens, 3, heads, width, dtype=q.dtype, device=q.device).unbind(2)
+        else:
+            parts = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        along = torch.empty_like(sums)
+        if out.numel():
+            sizes = tokens, heads, q.stride(1), width**-0.5
+            with torch.cuda.device_of(q):
+                one = ctx.tilings.queries
+                _queries_kernel[(triton.cdiv(tokens, one.rows), batch * heads)](
+                    q,
+                    k,
+                    v,
+                    out,
+                    gradient,
+                    sums,
+                    along,
+                    parts[0],
+                    *sizes,
+                    ROWS=one.rows,
+                    KEYS=one.others,
+                    WIDTH=width,
+                    num_warps=one.warps,
+                    num_stages=one.stages,
+                )
+                other = ctx.tilings.keys
+                _keys_kernel[(triton.cdiv(tokens, other.rows), batch * heads)](
+                    q,
+                    k,
+                    v,
+                    gradient,
+                    sums,
+                    along,
+                    parts[1],
+                    parts[2],
+                    *sizes,
+                    ROWS=other.others,
+                    KEYS=other.rows,
+                    WIDTH=width,
+                    num_warps=other.warps,
+                    num_stages=other.stages,
+                )
+        return *parts, None, None
+
+
+@triton.jit
+def _tile(base, first, tokens, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """ROWS tokens of one head from the `first` on; zeros behind the last."""
+    row = first + tl.arange(0, ROWS)
+    at = row[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    return tl.load(base + at, mask=row[:, None] < tokens, other=0.0)
+
+
+@triton.jit
+def _store(base, first, tokens, stride, values, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    row = first + tl.arange(0, ROWS)
+    at = row[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    tl.store(base + at, values.to(base.dtype.element_ty), mask=row[:, None] < tokens)
+
+
+@triton.jit
+def _forward_kernel(
+    q,
+    k,
+    v,
+    out,
+    sums,
+    tokens,
+    heads,
+    stride,
+    scale,
+    ROWS: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    MASKED: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """One program: ROWS queries of one head. sums: the logarithm, to base 2, of the softmax's denominator."""
+    first = tl.program_id(0) * ROWS
+    pair = tl.program_id(1)
+    sequence, head = (pair // heads).to(tl.int64), pair % heads
+    start = sequence * tokens * stride + head * WIDTH
+    queries = _tile(q + start, first, tokens, stride, ROWS, WIDTH)
+    keys = _tile(k + start, 0, tokens, stride, FIRST, WIDTH)
+    values = _tile(v + start, 0, tokens, stride, FIRST, WIDTH)
+    logits = tl.dot(queries, tl.trans(keys)) * scale
+    if MASKED:
+        logits = tl.where((tl.arange(0, FIRST) < tokens)[None, :], logits, float("-inf"))
+    largest = tl.max(logits, 1)
+    if SECOND > 0:
+        more_keys = _tile(k + start, FIRST, tokens, stride, SECOND, WIDTH)
+        more_values = _tile(v + start, FIRST, tokens, stride, SECOND, WIDTH)
+        there = (FIRST + tl.arange(0, SECOND) < tokens)[None, :]
+        more_logits = tl.where(there, tl.dot(queries, tl.trans(more_keys)) * scale, float("-inf"))
+        largest = tl.maximum(largest, tl.max(more_logits, 1))
+        more_weights = tl.exp2(more_logits - largest[:, None])
+    weights = tl.exp2(logits - largest[:, None])
+    total = tl.sum(weights, 1)
+    found = tl.dot(weights.to(values.dtype), values)
+    if SECOND > 0:
+        total += tl.sum(more_weights, 1)
+        found = tl.dot(more_weights.to(more_values.dtype), more_values, found)
+    row = first + tl.arange(0, ROWS)
+    tl.store(sums + pair * tokens + row, largest + tl.log2(total), mask=row < tokens)
+    own = heads * WIDTH
+    place = out + sequence * tokens * own + head * WIDTH
+    _store(place, first, tokens, own, found / total[:, None], ROWS, WIDTH)
+
+
+@triton.jit
+def _queries_kernel(
+    q,
+    k,
+    v,
+    out,
+    gradient,
+    sums,
+    along,
+    q_gradient,
+    tokens,
+    heads,
+    stride,
+    scale,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """One program: the gradients of ROWS queries of one head. along: their outputs times the outputs' gradients."""
+    first = tl.program_id(0) * ROWS
+    pair = tl.program_id(1)
+    sequence, head = (pair // heads).to(tl.int64), pair % heads
+    start = sequence * tokens * stride + head * WIDTH
+    own = heads * WIDTH
+    dense = sequence * tokens * own + head * WIDTH
+    queries = _tile(q + start, first, tokens, stride, ROWS, WIDTH)
+    of_out = _tile(gradient + dense, first, tokens, own, ROWS, WIDTH)
+    outs = _tile(out + dense, first, tokens, own, ROWS, WIDTH)
+    beside = tl.sum(outs.to(tl.float32) * of_out.to(tl.float32), 1)
+    row = first + tl.arange(0, ROWS)
+    tl.store(along + pair * tokens + row, beside, mask=row < tokens)
+    # Behind the last token all weights are zero; keys there are zeros, and add none.
+    below = tl.load(sums + pair * tokens + row, mask=row < tokens, other=float("inf"))
+    found = tl.zeros([ROWS, WIDTH], tl.float32)
+    for block in range(0, tokens, KEYS):
+        keys = _tile(k + start, block, tokens, stride, KEYS, WIDTH)
+        values = _tile(v + start, block, tokens, stride, KEYS, WIDTH)
+        logits = tl.dot(queries, tl.trans(keys)) * (scale * 1.4426950408889634)
+        weights = tl.exp2(logits - below[:, None])
+        of_weights = tl.dot(of_out, tl.trans(values))
+        of_logits = (weights * (of_weights - beside[:, None])).to(queries.dtype)
+        found = tl.dot(of_logits, keys, found)
+    _store(q_gradient + start, first, tokens, stride, found * scale, ROWS, WIDTH)
+
+
+@triton.jit
+def _keys_kernel(
+    q,
+    k,
+    v,
+    gradient,
+    sums,
+    along,
+    k_gradient,
+    v_gradient,
+    tokens,
+    heads,
+    stride,
+    scale,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """One program: the gradients of KEYS keys of one head, and of their values."""
+    first = tl.program_id(0) * KEYS
+    pair = tl.program_id(1)
+    sequence, head = (pair // heads).to(tl.int64), pair % heads
+    start = sequence * tokens * stride + head * WIDTH
+    own = heads * WIDTH
+    dense = sequence * tokens * own + head * WIDTH
+    keys = _tile(k + start, first, tokens, stride, KEYS, WIDTH)
+    values = _tile(v + start, first, tokens, stride, KEYS, WIDTH)
+    of_keys = tl.zeros([KEYS, WIDTH], tl.float32)
+    of_values = tl.zeros([KEYS, WIDTH], tl.float32)
+    for block in range(0, tokens, ROWS):
+        queries = _tile(q + start, block, tokens, stride, ROWS, WIDTH)
+        of_out = _tile(gradient + dense, block, tokens, own, ROWS, WIDTH)
+        row = block + tl.arange(0, ROWS)
+        below = tl.load(sums + pair * tokens + row, mask=row < tokens, other=float("inf"))
+        beside = tl.load(along + pair * tokens + row, mask=row < tokens, other=0.0)
+        # Turned: weights, and their gradients, are the left factor of what follows, straight from registers.
+        logits = tl.dot(keys, tl.trans(queries)) * (scale * 1.4426950408889634)
+        weights = tl.exp2(logits - below[None, :])
+        of_values = tl.dot(weights.to(of_out.dtype), of_out, of_values)
+        of_weights = tl.dot(values, tl.trans(of_out))
+        of_logits = (weights * (of_weights - beside[None, :])).to(queries.dtype)
+        of_keys = tl.dot(of_logits, queries, of_keys)
+    _store(k_gradient + start, first, tokens, stride, of_keys * scale, KEYS, WIDTH)
+    _store(v_gradient + start, first, tokens, stride, of_values, KEYS, WIDTH)
