@@ -96,8 +96,8 @@ class PretrainConfig:
     blocks: BlockWay = "auto"
     """How the transformer's blocks compute: `plain`, operation by operation; `compiled`, by torch.compile,
     whose result PyTorch keeps for later starts; `fused`, by functions with gradients of their own around the
-    matrix products, on an H100 or H200 with the GELU within them where quack-kernels is installed. `auto` is
-    fused on a GPU, plain elsewhere."""
+    matrix products, which on an H100 or H200 are quack-kernels' where it is installed, with the GELU within
+    them. `auto` is fused on a GPU, plain elsewhere."""
     graph: Graph = "auto"
     """`auto` captures forward and backward of a micro-batch in a CUDA graph and replays it, where that can
     be: on GPUs, one or several under DDP, for an objective whose shapes never change (MAE). `off` launches

@@ -17,11 +17,13 @@ import torch
 import triton
 import triton.language as tl
 from surgrec.kernels.column_sums import column_sums
-from surgrec.kernels.triton_mode import on_triton, programs_at_once
+from surgrec.kernels.triton_mode import on_triton, programs_at_once, warps_across
 from torch import Tensor
 
-ELEMENTS, BACKWARD_ELEMENTS = 2048, 4096
+ELEMENTS = 2048
 """Values that a program has at a time."""
+BACKWARD_ELEMENTS = 1024
+"""Going back, for each of its warps."""
 
 
 def add_norm(
@@ -85,8 +87,8 @@ def _forward(
             _add_norm_kernel[(triton.cdiv(rows, lines),)](
                 stream,
                 stream if rest is None else rest.contiguous(),
-                stream if bias is None else bias,
-                stream if picked is None else picked,
+                stream if bias is None else bias.contiguous(),
+                stream if picked is None else picked.contiguous(),
                 stream if total is None else total,
                 normalised,
                 scale,
@@ -169,9 +171,10 @@ def _backward(
     """Writes gradients to `out`, those of picked rows to their places; their sum over rows."""
     rows, columns = gradient.shape
     device = out.device
-    programs = min(programs_at_once(device), max(1, rows))
-    sums = torch.empty(programs, columns, dtype=torch.float32, device=device) if summed else None
     width = triton.next_power_of_2(columns)
+    warps = warps_across(width)
+    programs = min(programs_at_once(device, warps), max(1, rows))
+    sums = torch.empty(programs, columns, dtype=torch.float32, device=device) if summed else None
     if rows:
         with torch.cuda.device_of(out):
             _add_norm_backward_kernel[(programs,)](
@@ -179,17 +182,17 @@ def _backward(
                 normalised,
                 scale,
                 out if sum_gradient is None else sum_gradient.contiguous(),
-                out if picked is None else picked,
+                out if picked is None else picked.contiguous(),
                 out,
                 out if sums is None else sums,
                 rows,
                 columns,
-                ROWS=max(1, BACKWARD_ELEMENTS // width),
+                ROWS=max(1, BACKWARD_ELEMENTS * warps // width),
                 WIDTH=width,
                 USED=sum_gradient is not None,
                 SUMMED=summed,
                 PICKED=picked is not None,
-                num_warps=4,
+                num_warps=warps,
             )
     elif sums is not None:
         sums.zero_()

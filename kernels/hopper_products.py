@@ -6,7 +6,7 @@
 
 What a product has summed up is in registers when the GELU needs it: nothing is written to be read again by a
 kernel behind it. The products are those of quack-kernels (https://github.com/Dao-AILab/quack), which NVIDIA's
-CuTe DSL compiles at first use, in one to three seconds each; a model needs two to five. They are kept beside
+CuTe DSL compiles at first use, in one to three seconds each; a model needs about ten. They are kept beside
 Triton's kernels on disk, or where QUACK_CACHE_DIR says.
 
 To import this is to import quack; kernels/mlp_products.py does so where it is of use.

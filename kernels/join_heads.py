@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from surgrec.kernels.column_sums import column_sums
 from surgrec.kernels.rotary import plain_rotate, turn
-from surgrec.kernels.triton_mode import on_triton, programs_at_once
+from surgrec.kernels.triton_mode import on_triton, programs_at_once, warps_across
 from torch import Tensor
 
-ELEMENTS = 4096
-"""Values that a program has at a time."""
+ELEMENTS = 1024
+"""Values that each warp of a program has at a time."""
 
 
 def turn_(qkv: Tensor, factors: Tensor) -> None:
@@ -64,9 +64,8 @@ def join(q: Tensor, k: Tensor, v: Tensor, factors: Tensor | None) -> tuple[Tenso
     out = joined
     if out is None:
         out = torch.empty(rows, 3, heads, width, dtype=q.dtype, device=q.device)
-    sums = torch.empty(
-        programs_at_once(q.device), summed * heads * width, dtype=torch.float32, device=q.device
-    )
+    programs = programs_at_once(q.device, warps_across(triton.next_power_of_2(heads * width)))
+    sums = torch.empty(programs, summed * heads * width, dtype=torch.float32, device=q.device)
     count = 3 if joined is None else summed
     _launch(parts[0], parts[1], parts[2], factors, out, sums, count, joined is None, backward=True)
     return out, column_sums(sums)
@@ -124,7 +123,8 @@ def _launch(
     parts = [x if x.dim() == 4 else x[None] for x in (q, k, v)]
     batch, tokens, heads, width = parts[0].shape
     padded = triton.next_power_of_2(heads * width)
-    lines = max(1, ELEMENTS // padded)
+    warps = warps_across(padded)
+    lines = max(1, ELEMENTS * warps // padded)
     programs = len(sums) if sums is not None else max(1, triton.cdiv(batch * tokens, lines))
     with torch.cuda.device_of(out):
         _join_kernel[(programs, count)](
@@ -147,7 +147,7 @@ def _launch(
             MOVED=moved,
             SUMMED=0 if sums is None else summed_parts(factors),
             BACKWARD=backward,
-            num_warps=4,
+            num_warps=warps,
         )
 
 

@@ -37,6 +37,9 @@ def pixel_loss(
 ) -> Tensor:
     """Mean squared error of predicted pixels over all tokens given: float32 [].
 
+    Its gradient can be taken once. On a GPU it is rounded to the type of the predictions before it is scaled,
+    where the loss is: by another number than a power of two, twice.
+
     Args:
         predicted: [B, N, tubelet * patch * patch * 3] of any floating type; the arithmetic is float32.
         frames: uint8 [B, T, H, W, 3].
@@ -55,7 +58,8 @@ def pixel_loss(
         )
     if not on_triton(frames.device):
         return plain_errors(predicted, frames, tokens, tubelet, patch, normalise).mean() / values
-    loss: Tensor = _Loss.apply(predicted, frames, tokens, tubelet, patch, normalise)
+    differentiated = torch.is_grad_enabled() and predicted.requires_grad
+    loss: Tensor = _Loss.apply(predicted, frames, tokens, tubelet, patch, normalise, differentiated)
     return loss
 
 
@@ -77,14 +81,15 @@ class _Loss(torch.autograd.Function):
         tubelet: int,
         patch: int,
         normalise: bool,
+        differentiated: bool,
     ) -> Tensor:
         check_frames(frames, tokens)
         predicted, frames, tokens = predicted.contiguous(), frames.contiguous(), tokens.contiguous()
         errors = predicted.new_empty(tokens.shape, dtype=torch.float32)
-        gradient = torch.empty_like(predicted) if ctx.needs_input_grad[0] else None
+        gradient = torch.empty_like(predicted) if differentiated else None
         share = 1.0 / max(1, predicted.numel())
         # In float16 the share of one value in the mean may be too small a number: it comes in at the end.
-        ctx.kept = 1.0 if predicted.dtype == torch.float16 else share
+        ctx.kept = 0.5 if predicted.dtype == torch.float16 else share
         if tokens.numel():
             with torch.cuda.device_of(frames):
                 _error_kernel[(tokens.numel(),)](
@@ -98,11 +103,11 @@ class _Loss(torch.autograd.Function):
                     2.0 * ctx.kept,
                     **layout(frames, tubelet, patch),
                     NORMALISE=normalise,
-                    DIFFERENTIATED=gradient is not None,
+                    DIFFERENTIATED=differentiated,
                     num_warps=1,  # it is bound by instructions, of which more warps need more for their sums
                 )
         ctx.share, ctx.gradient = share, gradient
-        return errors.sum() * share
+        return errors.mean() / predicted.shape[-1]
 
     @staticmethod
     @once_differentiable
@@ -112,7 +117,7 @@ class _Loss(torch.autograd.Function):
         if gradient is None:
             raise RuntimeError("the gradient of this pixel loss has been taken; compute the loss again")
         _scale(gradient, upstream, ctx.share / ctx.kept)
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 def _scale(values: Tensor, by: Tensor, factor: float) -> None:

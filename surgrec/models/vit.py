@@ -267,7 +267,10 @@ class VisionTransformer(nn.Module):
         return norm_of(self.norm, self.before_norm(patches, tokens, lengths))
 
     def before_norm(self, patches: Tensor, tokens: Tensor, lengths: Lengths = None) -> State:
-        """What the last block gives, for `linear_of_norm` with `norm`. Arguments as in a call."""
+        """What the last block gives, for `linear_of_norm` with `norm`. Arguments as in a call.
+
+        Hooks on the transformer as a module are not called, those on its embedding are.
+        """
         x = self.positions.add(self.patch_embedding(patches), tokens)
         state: State = self.blocks(x, lengths, self.positions.factors(tokens))
         return state

@@ -6,7 +6,16 @@ import copy
 
 import pytest
 import torch
-from surgrec.kernels.add_norm import add_norm, add_norm_backward, plain_add_norm, plain_add_norm_backward
+from surgrec.kernels.add_norm import (
+    add_norm,
+    add_norm_backward,
+    norm_of_sum,
+    norm_of_sum_backward,
+    plain_add_norm,
+    plain_add_norm_backward,
+    plain_norm_of_sum,
+    plain_norm_of_sum_backward,
+)
 from surgrec.kernels.column_sums import column_sums
 from surgrec.kernels.fold import folded, folded_backward, plain_folded, plain_folded_backward
 from surgrec.kernels.gelu import gelu, gelu_backward, plain_gelu_backward
@@ -57,6 +66,23 @@ def test_sum_and_norm(columns: int, added: bool) -> None:
         assert (sums is None) == (not added)
         if sums is not None and expected_sums is not None:
             same(sums, expected_sums, ROWS)
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("share", [None, 0.9, 1.0])
+def test_norm_of_some_rows_of_a_sum(columns: int, share: float | None) -> None:
+    stream, rest, bias = draw(ROWS, columns), draw(ROWS, columns, dtype=LOW), draw(columns)
+    order = torch.randperm(ROWS, device="cuda")
+    picked = None if share is None else order[: round(share * ROWS)]
+    arguments = (stream, rest, bias, 1e-6, LOW, picked)
+    ours, theirs = norm_of_sum(*arguments), plain_norm_of_sum(*arguments)
+    for one, other in zip(ours, theirs, strict=True):
+        same(one, other)
+    gradient = draw(len(ours[0]), columns, dtype=LOW)
+    found, sums = norm_of_sum_backward(gradient, *ours, LOW, picked, ROWS)
+    expected, expected_sums = plain_norm_of_sum_backward(gradient, *ours, LOW, picked, ROWS)
+    same(found, expected)
+    same(sums, expected_sums, ROWS)
 
 
 @pytest.mark.parametrize("columns", [4 * width for width in WIDTHS])

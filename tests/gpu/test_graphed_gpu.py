@@ -330,7 +330,7 @@ from surgrec.training.resolve import batch_shape
 config = PRESETS["demo"][1]
 world = World(0, 0, 1, torch.device("cuda", 0))
 objective = build_objective(config.model, 0, config.data.frames, config.data.size).cuda()
-objective.encoder.register_forward_hook(lambda module, given, out: print(float(out.sum())))
+objective.encoder.patch_embedding.register_forward_hook(lambda module, given, out: print(float(out.sum())))
 passes = graphed_passes(
     config, objective, graph_stream(config, objective, world), batch_shape(config, 1), torch.float32
 )

@@ -82,6 +82,10 @@ def test_interpreted_norm_of_some_rows_of_a_sum(rows: int, columns: int, share: 
     ours = norm_of_sum(*arguments)
     for one, other in zip(ours, plain_norm_of_sum(*arguments), strict=True):
         same(one, other, half=True)
+    # Every second of twice as many: in memory they are not side by side.
+    loose = None if picked is None else picked.repeat_interleave(2)[::2]
+    again = norm_of_sum(stream, rest, bias.repeat_interleave(2)[::2], 1e-6, torch.float16, loose)
+    assert torch.equal(again[0], ours[0])
     gradient = draw(len(ours[0]), columns, seed=3, dtype=torch.float16)
     found, sums = norm_of_sum_backward(gradient, *ours, torch.float16, picked, rows)
     expected, expected_sums = plain_norm_of_sum_backward(gradient, *ours, torch.float16, picked, rows)

@@ -21,7 +21,7 @@ from surgrec.kernels import (
     place_tokens,
     rotary,
 )
-from surgrec.kernels.triton_mode import INTERPRETED
+from surgrec.kernels.triton_mode import INTERPRETED, warps_across
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -36,7 +36,9 @@ ALIGNED |= {"batch_stride", "rows", "columns", "count"}
 CROP = {"facts": "*i64", "out": "*u8"}
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> Any:
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int = 4
+) -> Any:
     names = kernel.arg_names
     assert set(names) == set(types) | set(constants)
     aligned = [name for name in names if name in ALIGNED or types.get(name, "").startswith("*")]
@@ -46,7 +48,7 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capa
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 @pytest.fixture(autouse=True)
@@ -135,16 +137,16 @@ def test_sum_and_norm(capability: int, width: int, added: int, kept: int, picked
     numbers = {"rows": "i32", "columns": "i32", "picked": "*i64"}
     types = {"stream": "*fp32", "rest": "*bf16", "bias": "*fp32", "total": "*fp32", "normalised": "*bf16"}
     types |= numbers | {"scale": "*fp32", "epsilon": "fp32"}
-    single = NARROW | ({"ld.global.b64"} if picked else set())
     kernel = compiled(add_norm._add_norm_kernel, types, constants, capability)
-    assert WIDE <= accesses(kernel) <= WIDE | single
-    constants = {"ROWS": add_norm.BACKWARD_ELEMENTS // width, "WIDTH": width, "PICKED": picked}
+    assert WIDE <= accesses(kernel) <= WIDE | NARROW
+    warps = warps_across(width)
+    constants = {"ROWS": add_norm.BACKWARD_ELEMENTS * warps // width, "WIDTH": width, "PICKED": picked}
     types = dict.fromkeys(("gradient", "normalised", "sum_gradient", "out"), "*bf16") | numbers
     types |= {"sums": "*fp32", "scale": "*fp32"}
     for used in (False, True):
         both = constants | {"USED": used, "SUMMED": added}
-        kernel = compiled(add_norm._add_norm_backward_kernel, types, both, capability)
-        assert WIDE <= accesses(kernel) <= WIDE | single
+        kernel = compiled(add_norm._add_norm_backward_kernel, types, both, capability, warps)
+        assert WIDE <= accesses(kernel) <= WIDE | NARROW
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -180,10 +182,25 @@ def test_joining(capability: int, turn: bool, moved: bool, summed: int) -> None:
     types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"factors": "*fp32", "sums": "*fp32"}
     names = ("rows", "tokens", "batch_stride", "token_stride", "head_stride", "columns")
     types |= dict.fromkeys(names, "i32")
-    constants = {"HEAD": 64, "ROWS": join_heads.ELEMENTS // 1024, "WIDTH": 1024}
+    warps = warps_across(1024)
+    constants = {"HEAD": 64, "ROWS": join_heads.ELEMENTS * warps // 1024, "WIDTH": 1024}
     constants |= {"TURN": turn, "MOVED": moved, "SUMMED": summed, "BACKWARD": summed > 0}
-    kernel = compiled(join_heads._join_kernel, types, constants, capability)
+    kernel = compiled(join_heads._join_kernel, types, constants, capability, warps)
     assert WIDE <= accesses(kernel) <= WIDE | NARROW
+
+
+@pytest.mark.parametrize("width", [512, 1024, 2048])
+def test_sums_over_rows_stay_within_threads(width: int) -> None:
+    """No warp waits for another within the loop over rows: one barrier, behind it."""
+    types = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"factors": "*fp32", "sums": "*fp32"}
+    names = ("rows", "tokens", "batch_stride", "token_stride", "head_stride", "columns")
+    types |= dict.fromkeys(names, "i32")
+    warps = warps_across(width)
+    constants = {"HEAD": 64, "ROWS": join_heads.ELEMENTS * warps // width, "WIDTH": width}
+    constants |= {"TURN": False, "MOVED": False, "SUMMED": 1, "BACKWARD": True}
+    kernel = compiled(join_heads._join_kernel, types, constants, 90, warps)
+    assert kernel.asm["ptx"].count("bar.sync") <= 1
+    assert "shfl.sync" not in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

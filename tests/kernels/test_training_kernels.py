@@ -92,17 +92,23 @@ def test_interpreted_loss_in_half_precision_has_a_gradient_for_a_loss_scaler() -
 
 
 @needs_interpreter
-def test_interpreted_loss_is_differentiated_once_and_only_where_it_is_asked_for() -> None:
+def test_interpreted_loss_is_differentiated_once_and_only_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     frames, tokens = clips(1, 8)
     predicted = torch.randn(*tokens.shape, 192, requires_grad=True)
     loss = pixel_loss(predicted, frames, tokens, 1, 8)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute the loss again"):
         loss.backward()
+    made: list[torch.Size] = []
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: made.append(x.shape))
     with torch.no_grad():
         alone = pixel_loss(predicted, frames, tokens, 1, 8)
-    assert alone.grad_fn is None
+    other = pixel_loss(predicted.detach(), frames, tokens, 1, 8)
+    assert not made
     assert torch.equal(alone, loss)
+    assert torch.equal(other, loss)
 
 
 @needs_interpreter
