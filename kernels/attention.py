@@ -8,6 +8,7 @@ mask), without padding; where all are of one length, they are a batch.
 |---|---|---|
 | `xformers` | `memory_efficient_attention` | the same with `BlockDiagonalMask` |
 | `cudnn` | cuDNN's, see `cudnn_attention` | the same, with their lengths |
+| `short` | of up to 256 tokens, `short_attention` | not |
 | `flash4` | FlashAttention 4's, see `flash4_attention` | the same, with their starts |
 | `flash` | PyTorch's by FlashAttention | the same, `torch.nn.attention.varlen` |
 | `sdpa` | PyTorch's, whichever it takes | the same, length by length |
@@ -32,11 +33,12 @@ from surgrec.kernels.cudnn_attention import cudnn_attention
 from surgrec.kernels.flash4_attention import CAPABILITY as FLASH4_CAPABILITY
 from surgrec.kernels.flash4_attention import flash4_attention
 from surgrec.kernels.sequences import Sizes, starts_of, stream_of
+from surgrec.kernels.short_attention import short_attention
 from torch import Tensor
 from torch.nn import attention as torch_attention
 from torch.nn import functional
 
-Backend = Literal["auto", "xformers", "cudnn", "flash4", "flash", "sdpa"]
+Backend = Literal["auto", "xformers", "cudnn", "short", "flash4", "flash", "sdpa"]
 
 HALF: Final = (torch.bfloat16, torch.float16)
 NEWER_FLASH: Final = (("FA4", "flash_attn.cute"), ("FA3", "flash_attn_interface"))
@@ -250,15 +252,21 @@ def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
     return out[0]
 
 
+def _short_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
+    raise NotImplementedError("it takes sequences of one length only")
+
+
 DENSE: Final[dict[str, Callable[..., Tensor]]] = {
     "xformers": _xformers_dense,
     "cudnn": cudnn_attention,
+    "short": short_attention,
     "flash4": flash4_attention,
     "flash": _flash,
     "sdpa": _sdpa,
 }
 """By backend: q, k, v [B, N, heads, d] -> [B, N, heads, d]."""
 PACKED: Final[dict[str, Callable[..., Tensor]]] = {
+    "short": _short_packed,
     "cudnn": cudnn_attention,
     "flash4": flash4_attention,
     "xformers": _xformers_packed,

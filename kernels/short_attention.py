@@ -27,6 +27,7 @@ LONGEST: Final = 256
 LEAST: Final = 16
 """Tokens of the smallest tile that tensor cores take."""
 WIDTHS: Final = (16, 32, 64, 128)
+DTYPES: Final = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,20 @@ class Tilings:
 def short_attention(q: Tensor, k: Tensor, v: Tensor, tilings: Tilings | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, each head and each sequence by itself: [B, N, heads, d] of N up to 256.
 
-    Where q, k and v lie side by side, [B, N, 3, heads, d], so do their gradients. Raises NotImplementedError
-    for longer sequences, and for heads whose width is no power of two from 16 to 128.
+    Args:
+        q, k, v: [B, N, heads, d] on a GPU, bfloat16 or float16. Where they lie side by side,
+            [B, N, 3, heads, d], so do their gradients.
+        tilings: of the three kernels; None takes those that were measured to be fast.
+
+    Raises:
+        NotImplementedError: for longer sequences, for heads whose width is no power of two from 16 to 128,
+            and for what is not in half precision.
     """
     width = q.shape[-1]
     if q.shape[1] > LONGEST or width not in WIDTHS:
         raise NotImplementedError(f"it takes up to {LONGEST} tokens, and heads of 16, 32, 64 or 128 columns")
-    if not on_triton(q.device):
-        raise NotImplementedError("it runs on GPUs only")
+    if not on_triton(q.device) or (q.is_cuda and q.dtype not in DTYPES):
+        raise NotImplementedError("it takes bfloat16 or float16 on a GPU")
     joined = side_by_side(q, k, v) is not None
     if not joined:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -180,7 +187,7 @@ def _forward_kernel(
     sums,
     tokens,
     heads,
-    stride,
+    token_stride,
     scale,
     ROWS: tl.constexpr,
     FIRST: tl.constexpr,
@@ -192,17 +199,17 @@ def _forward_kernel(
     first = tl.program_id(0) * ROWS
     pair = tl.program_id(1)
     sequence, head = (pair // heads).to(tl.int64), pair % heads
-    start = sequence * tokens * stride + head * WIDTH
-    queries = _tile(q + start, first, tokens, stride, ROWS, WIDTH)
-    keys = _tile(k + start, 0, tokens, stride, FIRST, WIDTH)
-    values = _tile(v + start, 0, tokens, stride, FIRST, WIDTH)
+    start = sequence * tokens * token_stride + head * WIDTH
+    queries = _tile(q + start, first, tokens, token_stride, ROWS, WIDTH)
+    keys = _tile(k + start, 0, tokens, token_stride, FIRST, WIDTH)
+    values = _tile(v + start, 0, tokens, token_stride, FIRST, WIDTH)
     logits = tl.dot(queries, tl.trans(keys)) * scale
     if MASKED:
         logits = tl.where((tl.arange(0, FIRST) < tokens)[None, :], logits, float("-inf"))
     largest = tl.max(logits, 1)
     if SECOND > 0:
-        more_keys = _tile(k + start, FIRST, tokens, stride, SECOND, WIDTH)
-        more_values = _tile(v + start, FIRST, tokens, stride, SECOND, WIDTH)
+        more_keys = _tile(k + start, FIRST, tokens, token_stride, SECOND, WIDTH)
+        more_values = _tile(v + start, FIRST, tokens, token_stride, SECOND, WIDTH)
         there = (FIRST + tl.arange(0, SECOND) < tokens)[None, :]
         more_logits = tl.where(there, tl.dot(queries, tl.trans(more_keys)) * scale, float("-inf"))
         largest = tl.maximum(largest, tl.max(more_logits, 1))
@@ -232,20 +239,20 @@ def _queries_kernel(
     q_gradient,
     tokens,
     heads,
-    stride,
+    token_stride,
     scale,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One program: the gradients of ROWS queries of one head. along: their outputs times the outputs' gradients."""
+    """One program: the gradients of ROWS queries of one head. along: sums of outputs times their gradients."""
     first = tl.program_id(0) * ROWS
     pair = tl.program_id(1)
     sequence, head = (pair // heads).to(tl.int64), pair % heads
-    start = sequence * tokens * stride + head * WIDTH
+    start = sequence * tokens * token_stride + head * WIDTH
     own = heads * WIDTH
     dense = sequence * tokens * own + head * WIDTH
-    queries = _tile(q + start, first, tokens, stride, ROWS, WIDTH)
+    queries = _tile(q + start, first, tokens, token_stride, ROWS, WIDTH)
     of_out = _tile(gradient + dense, first, tokens, own, ROWS, WIDTH)
     outs = _tile(out + dense, first, tokens, own, ROWS, WIDTH)
     beside = tl.sum(outs.to(tl.float32) * of_out.to(tl.float32), 1)
@@ -255,14 +262,14 @@ def _queries_kernel(
     below = tl.load(sums + pair * tokens + row, mask=row < tokens, other=float("inf"))
     found = tl.zeros([ROWS, WIDTH], tl.float32)
     for block in range(0, tokens, KEYS):
-        keys = _tile(k + start, block, tokens, stride, KEYS, WIDTH)
-        values = _tile(v + start, block, tokens, stride, KEYS, WIDTH)
+        keys = _tile(k + start, block, tokens, token_stride, KEYS, WIDTH)
+        values = _tile(v + start, block, tokens, token_stride, KEYS, WIDTH)
         logits = tl.dot(queries, tl.trans(keys)) * (scale * 1.4426950408889634)
         weights = tl.exp2(logits - below[:, None])
         of_weights = tl.dot(of_out, tl.trans(values))
         of_logits = (weights * (of_weights - beside[:, None])).to(queries.dtype)
         found = tl.dot(of_logits, keys, found)
-    _store(q_gradient + start, first, tokens, stride, found * scale, ROWS, WIDTH)
+    _store(q_gradient + start, first, tokens, token_stride, found * scale, ROWS, WIDTH)
 
 
 @triton.jit
@@ -277,7 +284,7 @@ def _keys_kernel(
     v_gradient,
     tokens,
     heads,
-    stride,
+    token_stride,
     scale,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -287,15 +294,15 @@ def _keys_kernel(
     first = tl.program_id(0) * KEYS
     pair = tl.program_id(1)
     sequence, head = (pair // heads).to(tl.int64), pair % heads
-    start = sequence * tokens * stride + head * WIDTH
+    start = sequence * tokens * token_stride + head * WIDTH
     own = heads * WIDTH
     dense = sequence * tokens * own + head * WIDTH
-    keys = _tile(k + start, first, tokens, stride, KEYS, WIDTH)
-    values = _tile(v + start, first, tokens, stride, KEYS, WIDTH)
+    keys = _tile(k + start, first, tokens, token_stride, KEYS, WIDTH)
+    values = _tile(v + start, first, tokens, token_stride, KEYS, WIDTH)
     of_keys = tl.zeros([KEYS, WIDTH], tl.float32)
     of_values = tl.zeros([KEYS, WIDTH], tl.float32)
     for block in range(0, tokens, ROWS):
-        queries = _tile(q + start, block, tokens, stride, ROWS, WIDTH)
+        queries = _tile(q + start, block, tokens, token_stride, ROWS, WIDTH)
         of_out = _tile(gradient + dense, block, tokens, own, ROWS, WIDTH)
         row = block + tl.arange(0, ROWS)
         below = tl.load(sums + pair * tokens + row, mask=row < tokens, other=float("inf"))
@@ -307,5 +314,5 @@ def _keys_kernel(
         of_weights = tl.dot(values, tl.trans(of_out))
         of_logits = (weights * (of_weights - beside[None, :])).to(queries.dtype)
         of_keys = tl.dot(of_logits, queries, of_keys)
-    _store(k_gradient + start, first, tokens, stride, of_keys * scale, KEYS, WIDTH)
-    _store(v_gradient + start, first, tokens, stride, of_values, KEYS, WIDTH)
+    _store(k_gradient + start, first, tokens, token_stride, of_keys * scale, KEYS, WIDTH)
+    _store(v_gradient + start, first, tokens, token_stride, of_values, KEYS, WIDTH)
