@@ -245,7 +245,7 @@ def _queries_kernel(
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One program: the gradients of ROWS queries of one head. along: sums of outputs times their gradients."""
+    """One program: the gradients of ROWS queries of one head. along: sums of outputs times gradients."""
     first = tl.program_id(0) * ROWS
     pair = tl.program_id(1)
     sequence, head = (pair // heads).to(tl.int64), pair % heads
