@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import RESULTS, Row, print_machine, print_table, repeat, row, timed, write_results
+from harness import RESULTS, Row, all_known, print_machine, repeat, report, row, timed
 
 if TYPE_CHECKING:
     import torch
@@ -96,9 +96,7 @@ def main(args: Args) -> int:
     import torch
 
     known = SHAPES | SMALL
-    unknown = set(args.shapes) - set(known)
-    if unknown:
-        print(f"unknown shapes {sorted(unknown)}; choose from {', '.join(known)}", file=sys.stderr)
+    if not all_known(args.shapes, known, "shapes"):
         return 2
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
@@ -106,14 +104,9 @@ def main(args: Args) -> int:
     rows: list[Row] = []
     for name in args.shapes or (SHAPES if gpu else SMALL):
         rows += measure_shape(name, known[name], args, device)
-    if not rows:
-        return 1
-    print_table(rows)
-    if gpu:
+    if gpu and rows:
         print("\n".join(table_rows(rows, known, torch.cuda.get_device_capability(device)[0])))
-    if args.save:
-        print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 0
+    return report(__file__, args, rows)
 
 
 def measure_shape(name: str, shape: Shape, args: Args, device: torch.device) -> list[Row]:

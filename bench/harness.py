@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -206,6 +206,24 @@ def write_results(script: str, args: Any, rows: Sequence[Row], folder: Path = RE
             continue
         return path
     raise FileExistsError(f"{folder}: 999 results of {name} from today; remove some")
+
+
+def report(script: str, args: Any, rows: Sequence[Row]) -> int:
+    """Prints the table, writes the file where args.save says so, to args.out; 1 where no row was measured."""
+    if not rows:
+        return 1
+    print_table(rows)
+    if args.save:
+        print(f"written: {write_results(script, args, rows, args.out)}")
+    return 0
+
+
+def all_known(names: Iterable[str], known: Iterable[str], what: str) -> bool:
+    """Whether all names are known; what is not is printed, with what is."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        print(f"unknown {what} {unknown}; choose from {', '.join(known)}", file=sys.stderr)
+    return not unknown
 
 
 def print_machine(file: Any = None) -> None:

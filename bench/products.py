@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import RESULTS, Row, print_machine, print_table, repeat, row, timed, write_results
+from harness import RESULTS, Row, all_known, print_machine, repeat, report, row, timed
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +66,7 @@ def main(args: Args) -> int:
     gpu = torch.cuda.is_available()
     known = {layer: TOKENS[min(layer)] for layer in LAYERS} | SMALL
     named = {f"{outputs}x{inputs}": (outputs, inputs) for outputs, inputs in known}
-    unknown = set(args.layers) - set(named)
-    if unknown:
-        print(f"unknown layers {sorted(unknown)}; choose from {', '.join(named)}", file=sys.stderr)
+    if not all_known(args.layers, named, "layers"):
         return 2
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
     print_machine()
@@ -76,12 +74,7 @@ def main(args: Args) -> int:
     for layer in [named[name] for name in args.layers] or (LAYERS if gpu else SMALL):
         for tokens in known[layer]:
             rows += measure_layer(layer, tokens, args, device)
-    if not rows:
-        return 1
-    print_table(rows)
-    if args.save:
-        print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 0
+    return report(__file__, args, rows)
 
 
 def measure_layer(layer: Layer, tokens: int, args: Args, device: torch.device) -> list[Row]:

@@ -11,7 +11,8 @@ measurement runs in a process of its own, so that one that runs out of memory en
 Rows, by case or peer and input: clips_per_s; mfu, the FLOPs of the matrix products that the mathematics ask
 for (as `--dry-run` prints them) over the bf16 peak of the GPU; peak_gib, of torch's allocator; data_wait, the
 share of time that the step waited for clips; first_step_s, with all compilation. On a CPU mfu and peak_gib
-are left out.
+are left out. On a GPU the rows of clips_per_s hold the clocks and watts that it ran at, for at its limit of
+power a GPU slows down.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from surgrec.configs.pretrain import BlockWay, Graph
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import RESULTS, Row, print_machine, print_table, row, write_results
+from gpu_clocks import gpu_clocks
+from harness import RESULTS, Row, print_machine, report, row
 from training_contestants import PEERS, Repeated, Setup, surgrec, with_batch
 
 if TYPE_CHECKING:
@@ -99,7 +101,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process found. rates: clips a second of each run; waits: share of time waited."""
+    """What a process found. rates: clips a second of each run; waits: share of time waited; clocks: medians
+    over the runs, as in gpu_clocks.py.
+    """
 
     first: float
     rates: list[float]
@@ -107,6 +111,7 @@ class Measured:
     flops: float
     peak_gib: float
     device: str
+    clocks: dict[str, float] = field(default_factory=dict)
 
 
 def main(args: Args) -> int:
@@ -129,15 +134,15 @@ def main(args: Args) -> int:
         speed = statistics.median(found.rates)
         print(
             f"{work.name} {work.source} batch {work.batch}: {speed:.1f} clips/s, first step "
-            f"{found.first:.1f} s, peak {found.peak_gib:.1f} GiB",
+            f"{found.first:.1f} s, peak {found.peak_gib:.1f} GiB{shown(found.clocks)}",
             flush=True,
         )
-    if not rows:
-        return 1
-    print_table(rows)
-    if args.save:
-        print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 0
+    return report(__file__, args, rows)
+
+
+def shown(clocks: dict[str, float]) -> str:
+    """The multiprocessors' clock and the power, where they are known."""
+    return f", {clocks['sm_mhz']:.0f} MHz, {clocks['watts']:.0f} W" if clocks else ""
 
 
 def plan(args: Args) -> list[Work]:
@@ -221,7 +226,8 @@ def measure(args: Args, work: Work) -> Measured:
         step = peer.open(setup, peer.compiled) if peer else surgrec(setup, args.blocks)
         first = seconds_of(step, 1, device)[0]
         seconds_of(step, args.warmup, device)
-        runs = [seconds_of(step, args.steps, device) for _ in range(args.runs)]
+        with gpu_clocks() as clocks:
+            runs = [seconds_of(step, args.steps, device) for _ in range(args.runs)]
     finally:
         getattr(batches, "close", lambda: None)()
     return Measured(
@@ -232,6 +238,7 @@ def measure(args: Args, work: Work) -> Measured:
         # From the first step on: what a CUDA graph works in is allocated while it is captured, never again.
         torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
         describe_device(device),
+        clocks if device.type == "cuda" else {},
     )
 
 
@@ -280,7 +287,7 @@ def rows_of(args: Args, work: Work, found: Measured) -> list[Row]:
     if work.name not in PEERS:
         same |= {"blocks": args.blocks, "graph": args.graph}
     about = PEERS[work.name].about if work.name in PEERS else "this project"
-    rows = [row(work.name, work.source, "clips_per_s", found.rates, **same, about=about)]
+    rows = [row(work.name, work.source, "clips_per_s", found.rates, **same, about=about, **found.clocks)]
     peak = peak_flops(found.device, torch.bfloat16)
     values = {"data_wait": found.waits, "first_step_s": [found.first]}
     if peak:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 
 from surgrec.diagnostics.check import Check, one_line
@@ -152,13 +153,7 @@ def try_attention() -> dict[str, str | None]:
 
 def check_products() -> Check:
     """Matrix products with the GELU in one kernel, tried on a small shape; for a Hopper GPU."""
-    version = version_of(FUSED_PRODUCTS)
-    if version is None:
-        return Check(GROUP, FUSED_PRODUCTS, "warn", "not installed", FUSED_REMEDY)
-    error = try_products()
-    if error is not None:
-        return Check(GROUP, FUSED_PRODUCTS, "warn", f"{version} ({error})", FUSED_REMEDY)
-    return Check(GROUP, FUSED_PRODUCTS, "ok", f"{version}, MLPs are computed by it")
+    return _extra(FUSED_PRODUCTS, FUSED_REMEDY, "MLPs are computed by it", try_products)
 
 
 def try_products() -> str | None:
@@ -180,13 +175,18 @@ def try_products() -> str | None:
 
 def check_flash4() -> Check:
     """FlashAttention 4, tried on a small shape; for a Hopper GPU."""
-    version = version_of(FLASH4)
+    return _extra(FLASH4, FLASH4_REMEDY, "attention of long sequences is computed by it", try_flash4)
+
+
+def _extra(package: str, remedy: str, use: str, trial: Callable[[], str | None]) -> Check:
+    """A package that is not needed, but makes a GPU faster. trial: why it does not run, or None."""
+    version = version_of(package)
     if version is None:
-        return Check(GROUP, FLASH4, "warn", "not installed", FLASH4_REMEDY)
-    error = try_flash4()
+        return Check(GROUP, package, "warn", "not installed", remedy)
+    error = trial()
     if error is not None:
-        return Check(GROUP, FLASH4, "warn", f"{version} ({error})", FLASH4_REMEDY)
-    return Check(GROUP, FLASH4, "ok", f"{version}, attention of long sequences is computed by it")
+        return Check(GROUP, package, "warn", f"{version} ({error})", remedy)
+    return Check(GROUP, package, "ok", f"{version}, {use}")
 
 
 def try_flash4() -> str | None:

@@ -122,3 +122,14 @@ def test_the_script_leaves_out_what_fails(tmp_path: Path) -> None:
         [*command, "--inputs", "none"], capture_output=True, text=True, check=False, timeout=60
     )
     assert wrong.returncode == 2
+
+
+def test_rows_hold_the_clocks_that_the_gpu_ran_at(bench: ModuleType) -> None:
+    work = bench.Work("mae-vitb", "mae-vitb", "synthetic", 128)
+    clocks = {"video_mhz": 1545.0, "sm_mhz": 1410.0, "watts": 698.5}
+    found = bench.Measured(2.0, [1700.0], [0.0], 2e11, 12.9, "NVIDIA H100 80GB HBM3", clocks)
+    rows = {row.metric: row for row in bench.rows_of(bench.Args(), work, found)}
+    assert rows["clips_per_s"].extra["watts"] == 698.5
+    assert rows["mfu"].extra.get("watts") is None
+    assert bench.shown(clocks) == ", 1410 MHz, 698 W"
+    assert bench.shown({}) == ""
