@@ -99,16 +99,16 @@ def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize("backend", ["auto", "xformers", "cudnn", "short", "flash4", "flash", "sdpa"])
+@pytest.mark.parametrize("backend", ["auto", "xformers", "cudnn", "triton", "flash4", "flash", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [64, 32])
 @pytest.mark.parametrize("lengths", [[160, 160, 160], [301, 17, 1, 640]])
 def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: list[int]) -> None:
     if backend == "xformers" and not xformers_runs():
         pytest.skip("xformers has no kernels for this PyTorch")
-    if backend == "short" and len(set(lengths)) > 1:
+    if backend == "triton" and len(set(lengths)) > 1:
         pytest.skip("for sequences of one length only")
-    if backend in ("cudnn", "short", "flash4", "flash") and dtype == torch.float32:
+    if backend in ("cudnn", "triton", "flash4", "flash") and dtype == torch.float32:
         pytest.skip("for half precision only")
     if backend == "flash4" and torch.cuda.get_device_capability()[0] != flash4_attention.CAPABILITY:
         pytest.skip("needs a GPU of compute capability 9.x")
@@ -156,14 +156,14 @@ def test_cudnn_takes_heads_that_lie_side_by_side_and_gives_their_gradients_so(
         assert torch.equal(attention(q, k, v, lengths, "cudnn"), out)
 
 
-@pytest.mark.parametrize("tokens", [1, 16, 49, 160, 196, 256])
+@pytest.mark.parametrize("tokens", [1, 16, 49, 160, 196, 256, 257, 1568])
 @pytest.mark.parametrize("width", [32, 64, 128])
-def test_short_sequences(tokens: int, width: int) -> None:
+def test_triton_attention(tokens: int, width: int) -> None:
     torch.manual_seed(0)
     qkv = torch.randn(5, tokens, 3, 6, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     q, k, v = qkv.unbind(2)
     weights = torch.randn(5, tokens, 6, width, device="cuda", dtype=torch.bfloat16)
-    out = attention(q, k, v, backend="short")
+    out = attention(q, k, v, backend="triton")
     flat = [x.detach().flatten(0, 1).requires_grad_() for x in (q, k, v)]
     expected = reference(flat[0], flat[1], flat[2], [tokens] * 5)
     assert float((out.flatten(0, 1) - expected).norm() / expected.norm()) < 5e-3

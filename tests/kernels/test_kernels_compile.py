@@ -20,7 +20,7 @@ from surgrec.kernels import (
     pixel_loss,
     place_tokens,
     rotary,
-    short_attention,
+    triton_attention,
 )
 from surgrec.kernels.triton_mode import INTERPRETED, warps_across
 from triton.backends.compiler import GPUTarget
@@ -213,27 +213,32 @@ def test_column_sums(capability: int) -> None:
 
 
 @pytest.mark.parametrize("width", [32, 64])
-def test_short_attention(width: int) -> None:
+def test_attention(width: int) -> None:
     """On tensor cores, with the loads of 16 bytes, and in as many registers as four programs may have."""
     types = dict.fromkeys(("q", "k", "v", "out", "gradient"), "*bf16")
     types |= dict.fromkeys(("q_gradient", "k_gradient", "v_gradient"), "*bf16")
     types |= dict.fromkeys(("sums", "along"), "*fp32")
     types |= {"tokens": "i32", "heads": "i32", "token_stride": "i32", "scale": "fp32"}
-    tilings = short_attention.Tilings()
-    first, second = short_attention.parts_of(160)
+    tilings = triton_attention.Tilings()
+    first, second = triton_attention.parts_of(160)
     kernels = (
         (
-            short_attention._forward_kernel,
-            tilings.forward,
-            {"ROWS": tilings.forward.rows, "FIRST": first, "SECOND": second, "MASKED": False},
+            triton_attention._whole_kernel,
+            tilings.whole,
+            {"ROWS": tilings.whole.rows, "FIRST": first, "SECOND": second, "MASKED": False},
         ),
         (
-            short_attention._queries_kernel,
+            triton_attention._running_kernel,
+            tilings.running,
+            {"ROWS": tilings.running.rows, "KEYS": tilings.running.others},
+        ),
+        (
+            triton_attention._queries_kernel,
             tilings.queries,
             {"ROWS": tilings.queries.rows, "KEYS": tilings.queries.others},
         ),
         (
-            short_attention._keys_kernel,
+            triton_attention._keys_kernel,
             tilings.keys,
             {"ROWS": tilings.keys.others, "KEYS": tilings.keys.rows},
         ),

@@ -1,9 +1,9 @@
-"""Attention of many short sequences of one length, such as the tokens that MAE's encoder sees.
+"""Attention of sequences of one length, where libraries are slow: short sequences, and narrow heads.
 
-Libraries walk along a sequence's keys and add up what they find; gradients of queries in a float32 memory of
-their own. In a sequence of at most 256 tokens a query sees all keys at once, and what the backward pass adds
-up for a tile of queries, or of keys, stays in registers: one kernel each for queries and for keys and values.
-On a GPU Triton's kernels do it; elsewhere PyTorch's own attention.
+Libraries divide a sequence's keys among programs, and add up the gradients of queries in a float32 memory
+of their own; heads of 32 columns they multiply as if they had 64. Here what the backward pass adds up, for a
+tile of queries or for one of keys, stays in registers: one kernel each, for which the weights are computed
+twice. Of up to 256 keys a query sees all at once, without a running softmax.
 """
 
 # In Triton's kernels only the constants have types.
@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOG2_E: Final = 1.4426950408889634
-LONGEST: Final = 256
+AT_ONCE: Final = 256
+"""Keys that a query may see all at once."""
 LEAST: Final = 16
 """Tokens of the smallest tile that tensor cores take."""
 WIDTHS: Final = (16, 32, 64, 128)
@@ -42,34 +43,34 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class Tilings:
-    """Of the three kernels; the forward one has all keys at once."""
+    """Of the forward kernel, where it has all keys at once, and where not; and of the two on the way back."""
 
-    forward: Tiling = Tiling(stages=1)
+    whole: Tiling = Tiling(stages=1)
+    running: Tiling = Tiling(others=64)
     queries: Tiling = Tiling()
     keys: Tiling = Tiling()
 
 
-def short_attention(q: Tensor, k: Tensor, v: Tensor, tilings: Tilings | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, each head and each sequence by itself: [B, N, heads, d] of N up to 256.
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, tilings: Tilings | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, each head and each sequence by itself: [B, N, heads, d].
 
     Args:
         q, k, v: [B, N, heads, d] on a GPU, bfloat16 or float16. Where they lie side by side,
             [B, N, 3, heads, d], so do their gradients.
-        tilings: of the three kernels; None takes those that were measured to be fast.
+        tilings: of the kernels; None takes those that were measured to be fast.
 
     Raises:
-        NotImplementedError: for longer sequences, for heads whose width is no power of two from 16 to 128,
-            and for what is not in half precision.
+        NotImplementedError: for heads whose width is no power of two from 16 to 128, and for what is not in
+            half precision.
     """
-    width = q.shape[-1]
-    if q.shape[1] > LONGEST or width not in WIDTHS:
-        raise NotImplementedError(f"it takes up to {LONGEST} tokens, and heads of 16, 32, 64 or 128 columns")
+    if q.shape[-1] not in WIDTHS:
+        raise NotImplementedError("it takes heads of 16, 32, 64 or 128 columns")
     if not on_triton(q.device) or (q.is_cuda and q.dtype not in DTYPES):
         raise NotImplementedError("it takes bfloat16 or float16 on a GPU")
     joined = side_by_side(q, k, v) is not None
     if not joined:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    found: Tensor = _Short.apply(q, k, v, joined, tilings or Tilings())
+    found: Tensor = _Attention.apply(q, k, v, joined, tilings or Tilings())
     return found
 
 
@@ -80,34 +81,14 @@ def parts_of(tokens: int) -> tuple[int, int]:
     return first, max(LEAST, triton.next_power_of_2(rest)) if rest > 0 else 0
 
 
-class _Short(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, joined: bool, tilings: Tilings) -> Tensor:
-        batch, tokens, heads, width = q.shape
+        batch, tokens, heads, _ = q.shape
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         sums = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
-        tiling = tilings.forward
-        first, second = parts_of(tokens)
         if out.numel():
-            with torch.cuda.device_of(q):
-                _forward_kernel[(triton.cdiv(tokens, tiling.rows), batch * heads)](
-                    q,
-                    k,
-                    v,
-                    out,
-                    sums,
-                    tokens,
-                    heads,
-                    q.stride(1),
-                    LOG2_E * width**-0.5,
-                    ROWS=tiling.rows,
-                    FIRST=first,
-                    SECOND=second,
-                    MASKED=first > tokens,
-                    WIDTH=width,
-                    num_warps=tiling.warps,
-                    num_stages=tiling.stages,
-                )
+            _forward(q, k, v, out, sums, tilings)
         ctx.save_for_backward(q, k, v, out, sums)
         ctx.joined, ctx.tilings = joined, tilings
         return out
@@ -163,6 +144,22 @@ class _Short(torch.autograd.Function):
         return *parts, None, None
 
 
+def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, tilings: Tilings) -> None:
+    batch, tokens, heads, width = q.shape
+    sizes = tokens, heads, q.stride(1), LOG2_E * width**-0.5
+    whole = tokens <= AT_ONCE
+    tiling = tilings.whole if whole else tilings.running
+    grid = triton.cdiv(tokens, tiling.rows), batch * heads
+    options = {"ROWS": tiling.rows, "WIDTH": width, "num_warps": tiling.warps, "num_stages": tiling.stages}
+    with torch.cuda.device_of(q):
+        if whole:
+            first, second = parts_of(tokens)
+            options |= {"FIRST": first, "SECOND": second, "MASKED": first > tokens}
+            _whole_kernel[grid](q, k, v, out, sums, *sizes, **options)
+        else:
+            _running_kernel[grid](q, k, v, out, sums, *sizes, KEYS=tiling.others, **options)
+
+
 @triton.jit
 def _tile(base, first, tokens, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """ROWS tokens of one head from the `first` on; zeros behind the last."""
@@ -179,7 +176,7 @@ def _store(base, first, tokens, stride, values, ROWS: tl.constexpr, WIDTH: tl.co
 
 
 @triton.jit
-def _forward_kernel(
+def _whole_kernel(
     q,
     k,
     v,
@@ -224,6 +221,58 @@ def _forward_kernel(
         found = tl.dot(more_weights.to(more_values.dtype), more_values, found)
     row = first + tl.arange(0, ROWS)
     tl.store(sums + pair * tokens + row, largest + tl.log2(total), mask=row < tokens)
+    own = heads * WIDTH
+    place = out + sequence * tokens * own + head * WIDTH
+    _store(place, first, tokens, own, found / total[:, None], ROWS, WIDTH)
+
+
+@triton.jit
+def _running_kernel(
+    q,
+    k,
+    v,
+    out,
+    sums,
+    tokens,
+    heads,
+    token_stride,
+    scale,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The same, KEYS at a time."""
+    first = tl.program_id(0) * ROWS
+    pair = tl.program_id(1)
+    sequence, head = (pair // heads).to(tl.int64), pair % heads
+    start = sequence * tokens * token_stride + head * WIDTH
+    queries = _tile(q + start, first, tokens, token_stride, ROWS, WIDTH)
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    found = tl.zeros([ROWS, WIDTH], tl.float32)
+    # Whole tiles first: only in the last one keys may be missing.
+    full = tokens // KEYS * KEYS
+    for block in range(0, full, KEYS):
+        at = (block + tl.arange(0, KEYS))[:, None] * token_stride + tl.arange(0, WIDTH)[None, :]
+        logits = tl.dot(queries, tl.trans(tl.load(k + start + at)))
+        before, largest = largest, tl.maximum(largest, tl.max(logits, 1))
+        weights = tl.exp2(logits * scale - (largest * scale)[:, None])
+        shrunk = tl.exp2((before - largest) * scale)
+        total = total * shrunk + tl.sum(weights, 1)
+        values = tl.load(v + start + at)
+        found = tl.dot(weights.to(values.dtype), values, found * shrunk[:, None])
+    if full < tokens:
+        keys = _tile(k + start, full, tokens, token_stride, KEYS, WIDTH)
+        values = _tile(v + start, full, tokens, token_stride, KEYS, WIDTH)
+        there = (full + tl.arange(0, KEYS) < tokens)[None, :]
+        logits = tl.where(there, tl.dot(queries, tl.trans(keys)), float("-inf"))
+        before, largest = largest, tl.maximum(largest, tl.max(logits, 1))
+        weights = tl.exp2(logits * scale - (largest * scale)[:, None])
+        shrunk = tl.exp2((before - largest) * scale)
+        total = total * shrunk + tl.sum(weights, 1)
+        found = tl.dot(weights.to(values.dtype), values, found * shrunk[:, None])
+    row = first + tl.arange(0, ROWS)
+    tl.store(sums + pair * tokens + row, largest * scale + tl.log2(total), mask=row < tokens)
     own = heads * WIDTH
     place = out + sequence * tokens * own + head * WIDTH
     _store(place, first, tokens, own, found / total[:, None], ROWS, WIDTH)
