@@ -179,14 +179,18 @@ def measure(
 
 
 def table_rows(rows: Sequence[Row], shapes: dict[str, Shape], capability: int) -> list[str]:
-    """Lines for kernels/attention_table.py: for each length that was measured, the backends by their speed.
+    """Lines for kernels/attention_table.py: for each head's width and length that were measured, the backends
+    by their speed.
 
     Neighbouring lengths of one order share a row; `sdpa`, the last resort, is left out.
     """
     lines = []
-    for packed in (False, True):
+    kinds = sorted({(shapes[row.corpus].packed, shapes[row.corpus].width) for row in rows})
+    for kind in kinds:
+        packed, width = kind
+        widest = "ANY_WIDTH" if width == max(other for also, other in kinds if also == packed) else width
         orders: list[tuple[int, tuple[str, ...]]] = []
-        names = {row.corpus for row in rows if shapes[row.corpus].packed == packed}
+        names = {row.corpus for row in rows if (shapes[row.corpus].packed, shapes[row.corpus].width) == kind}
         for name in sorted(names, key=lambda name: shapes[name].longest):
             ranked = sorted((r for r in rows if r.corpus == name), key=lambda r: -r.value)
             order = tuple(r.name for r in ranked if r.name != "sdpa")
@@ -195,7 +199,7 @@ def table_rows(rows: Sequence[Row], shapes: dict[str, Shape], capability: int) -
             orders.append((shapes[name].longest, order))
         for number, (longest, order) in enumerate(orders, 1):
             limit = "ANY_LENGTH" if number == len(orders) else str(longest)
-            lines.append(f"    Row({capability}, {packed}, {limit}, {order}),")
+            lines.append(f"    Row({capability}, {packed}, {widest}, {limit}, {order}),")
     return lines
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
 Position = Literal["sinusoid_1d", "sincos_3d", "rotary_3d"]
-AttentionBackend = Literal["auto", "xformers", "cudnn", "flash4", "flash", "sdpa"]
+AttentionBackend = Literal["auto", "xformers", "cudnn", "triton", "flash4", "flash", "sdpa"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

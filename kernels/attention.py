@@ -8,6 +8,7 @@ mask), without padding; where all are of one length, they are a batch.
 |---|---|---|
 | `xformers` | `memory_efficient_attention` | the same with `BlockDiagonalMask` |
 | `cudnn` | cuDNN's, see `cudnn_attention` | the same, with their lengths |
+| `triton` | this project's kernels, see `triton_attention` | not |
 | `flash4` | FlashAttention 4's, see `flash4_attention` | the same, with their starts |
 | `flash` | PyTorch's by FlashAttention | the same, `torch.nn.attention.varlen` |
 | `sdpa` | PyTorch's, whichever it takes | the same, length by length |
@@ -32,11 +33,12 @@ from surgrec.kernels.cudnn_attention import cudnn_attention
 from surgrec.kernels.flash4_attention import CAPABILITY as FLASH4_CAPABILITY
 from surgrec.kernels.flash4_attention import flash4_attention
 from surgrec.kernels.sequences import Sizes, starts_of, stream_of
+from surgrec.kernels.triton_attention import triton_attention
 from torch import Tensor
 from torch.nn import attention as torch_attention
 from torch.nn import functional
 
-Backend = Literal["auto", "xformers", "cudnn", "flash4", "flash", "sdpa"]
+Backend = Literal["auto", "xformers", "cudnn", "triton", "flash4", "flash", "sdpa"]
 
 HALF: Final = (torch.bfloat16, torch.float16)
 NEWER_FLASH: Final = (("FA4", "flash_attn.cute"), ("FA3", "flash_attn_interface"))
@@ -116,7 +118,7 @@ def _by(
         return _insist(backend, ways, q, k, v, *sizes)
     if q.is_cuda and q.numel():
         differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        for name in order_for(_capability(q.device), packed, tokens):
+        for name in order_for(_capability(q.device), packed, q.shape[-1], tokens):
             case = (name, q.device, q.dtype, q.shape[-1], None if packed else tokens, differentiated)
             if case in _refused:
                 continue
@@ -250,15 +252,21 @@ def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
     return out[0]
 
 
+def _triton_packed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
+    raise NotImplementedError("it takes sequences of one length only")
+
+
 DENSE: Final[dict[str, Callable[..., Tensor]]] = {
     "xformers": _xformers_dense,
     "cudnn": cudnn_attention,
+    "triton": triton_attention,
     "flash4": flash4_attention,
     "flash": _flash,
     "sdpa": _sdpa,
 }
 """By backend: q, k, v [B, N, heads, d] -> [B, N, heads, d]."""
 PACKED: Final[dict[str, Callable[..., Tensor]]] = {
+    "triton": _triton_packed,
     "cudnn": cudnn_attention,
     "flash4": flash4_attention,
     "xformers": _xformers_packed,

@@ -140,7 +140,7 @@ def try_attention() -> dict[str, str | None]:
     from surgrec.kernels.attention_table import order_for
 
     outcome: dict[str, str | None] = {}
-    for backend in order_for(torch.cuda.get_device_capability()[0], True, 64):
+    for backend in order_for(torch.cuda.get_device_capability()[0], True, 32, 64):
         q = torch.randn(96, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         try:
             attention(q, q, q, [32, 64], backend).sum().backward()  # type: ignore[arg-type]

@@ -47,20 +47,23 @@ def test_rows_of_the_table(bench: ModuleType) -> None:
         "middle": bench.Shape(8, 500, 500, 4),
         "long": bench.Shape(8, 900, 900, 4),
         "ragged": bench.Shape(8, 50, 900, 4),
+        "narrow": bench.Shape(8, 900, 900, 4, 32),
     }
     speeds = {
         "short": {"flash": 3, "cudnn": 2, "sdpa": 9},
         "middle": {"flash": 2, "cudnn": 3, "sdpa": 1},
         "long": {"flash": 4, "cudnn": 5},
         "ragged": {"xformers": 1, "flash": 2},
+        "narrow": {"triton": 2, "cudnn": 1},
     }
     rows = [
         bench.row(name, shape, "tflops", [value]) for shape, s in speeds.items() for name, value in s.items()
     ]
     assert bench.table_rows(rows, shapes, 9) == [
-        "    Row(9, False, 100, ('flash', 'cudnn')),",
-        "    Row(9, False, ANY_LENGTH, ('cudnn', 'flash')),",
-        "    Row(9, True, ANY_LENGTH, ('flash', 'xformers')),",
+        "    Row(9, False, 32, ANY_LENGTH, ('triton', 'cudnn')),",
+        "    Row(9, False, ANY_WIDTH, 100, ('flash', 'cudnn')),",
+        "    Row(9, False, ANY_WIDTH, ANY_LENGTH, ('cudnn', 'flash')),",
+        "    Row(9, True, ANY_WIDTH, ANY_LENGTH, ('flash', 'xformers')),",
     ]
 
 

@@ -99,14 +99,16 @@ def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize("backend", ["auto", "xformers", "cudnn", "flash4", "flash", "sdpa"])
+@pytest.mark.parametrize("backend", ["auto", "xformers", "cudnn", "triton", "flash4", "flash", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [64, 32])
 @pytest.mark.parametrize("lengths", [[160, 160, 160], [301, 17, 1, 640]])
 def test_attention(backend: Backend, dtype: torch.dtype, width: int, lengths: list[int]) -> None:
     if backend == "xformers" and not xformers_runs():
         pytest.skip("xformers has no kernels for this PyTorch")
-    if backend in ("cudnn", "flash4", "flash") and dtype == torch.float32:
+    if backend == "triton" and len(set(lengths)) > 1:
+        pytest.skip("for sequences of one length only")
+    if backend in ("cudnn", "triton", "flash4", "flash") and dtype == torch.float32:
         pytest.skip("for half precision only")
     if backend == "flash4" and torch.cuda.get_device_capability()[0] != flash4_attention.CAPABILITY:
         pytest.skip("needs a GPU of compute capability 9.x")
@@ -152,6 +154,25 @@ def test_cudnn_takes_heads_that_lie_side_by_side_and_gives_their_gradients_so(
     assert [part.storage_offset() for part in found] == [0, 6 * width, 12 * width]
     with torch.no_grad():
         assert torch.equal(attention(q, k, v, lengths, "cudnn"), out)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 49, 160, 196, 256, 257, 1568])
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_triton_attention(tokens: int, width: int) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(5, tokens, 3, 6, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    q, k, v = qkv.unbind(2)
+    weights = torch.randn(5, tokens, 6, width, device="cuda", dtype=torch.bfloat16)
+    out = attention(q, k, v, backend="triton")
+    flat = [x.detach().flatten(0, 1).requires_grad_() for x in (q, k, v)]
+    expected = reference(flat[0], flat[1], flat[2], [tokens] * 5)
+    assert float((out.flatten(0, 1) - expected).norm() / expected.norm()) < 5e-3
+    found = torch.autograd.grad(out, (q, k, v), weights)
+    wanted = torch.autograd.grad(expected, flat, weights.flatten(0, 1).double())
+    scale = sum(float(other.square().sum()) for other in wanted) ** 0.5
+    for one, other in zip(found, wanted, strict=True):
+        assert float((one.flatten(0, 1) - other).norm()) / scale < 8e-3
+    assert [part.stride(1) for part in found] == [3 * 6 * width] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -97,11 +97,11 @@ def test_the_table_names_backends_that_there_are() -> None:
     cases = [(row.packed, row.order) for row in TABLE] + [(packed, ELSEWHERE) for packed in (True, False)]
     for packed, order in cases:
         assert set(order) <= set(PACKED if packed else DENSE)
-    lengths = [(row.capability, row.packed, row.tokens) for row in TABLE]
+    lengths = [(row.capability, row.packed, row.width, row.tokens) for row in TABLE]
     assert lengths == sorted(lengths), "the first row that is long enough counts"
-    assert order_for(9, False, 160)[:2] == order_for(9, True, 1568)[:2] == ("cudnn", "flash4")
-    assert order_for(9, False, 1568)[:2] == ("flash4", "cudnn")
-    assert order_for(99, False, 1568) == ELSEWHERE
+    assert order_for(9, False, 64, 160)[:2] == order_for(9, True, 64, 1568)[:2] == ("cudnn", "flash4")
+    assert order_for(9, False, 64, 1568)[:2] == ("flash4", "cudnn")
+    assert order_for(99, False, 64, 1568) == ELSEWHERE
 
 
 def test_a_backend_that_refuses_gives_way_once(monkeypatch: pytest.MonkeyPatch) -> None:

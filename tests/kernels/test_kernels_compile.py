@@ -20,6 +20,7 @@ from surgrec.kernels import (
     pixel_loss,
     place_tokens,
     rotary,
+    triton_attention,
 )
 from surgrec.kernels.triton_mode import INTERPRETED, warps_across
 from triton.backends.compiler import GPUTarget
@@ -209,6 +210,45 @@ def test_column_sums(capability: int) -> None:
     constants = {"ROWS": column_sums.ROWS, "COLUMNS": column_sums.COLUMNS}
     kernel = compiled(column_sums._sum_kernel, types, constants, capability)
     assert {"ld.global.v4.b32"} <= accesses(kernel) <= WIDE | NARROW
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_attention(width: int) -> None:
+    """On tensor cores, with the loads of 16 bytes, and in as many registers as four programs may have."""
+    types = dict.fromkeys(("q", "k", "v", "out", "gradient"), "*bf16")
+    types |= dict.fromkeys(("q_gradient", "k_gradient", "v_gradient"), "*bf16")
+    types |= dict.fromkeys(("sums", "along"), "*fp32")
+    types |= {"tokens": "i32", "heads": "i32", "token_stride": "i32", "scale": "fp32"}
+    tilings = triton_attention.Tilings()
+    first, second = triton_attention.parts_of(160)
+    kernels = (
+        (
+            triton_attention._whole_kernel,
+            tilings.whole,
+            {"ROWS": tilings.whole.rows, "FIRST": first, "SECOND": second, "MASKED": False},
+        ),
+        (
+            triton_attention._running_kernel,
+            tilings.running,
+            {"ROWS": tilings.running.rows, "KEYS": tilings.running.others},
+        ),
+        (
+            triton_attention._queries_kernel,
+            tilings.queries,
+            {"ROWS": tilings.queries.rows, "KEYS": tilings.queries.others},
+        ),
+        (
+            triton_attention._keys_kernel,
+            tilings.keys,
+            {"ROWS": tilings.keys.others, "KEYS": tilings.keys.rows},
+        ),
+    )
+    for kernel, tiling, constants in kernels:
+        names = set(kernel.arg_names) - set(constants) - {"WIDTH"}
+        chosen = {name: types[name] for name in names}
+        made = compiled(kernel, chosen, constants | {"WIDTH": width}, 90, tiling.warps)
+        assert "wgmma.mma_async" in made.asm["ptx"]
+        assert re.search(r"cp\.async\.cg|ld\.global\.v4", made.asm["ptx"])
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
