@@ -80,19 +80,28 @@ def python(name: str, seconds: float, *arguments: object, until: Path | None = N
 
 
 def tests(_: Args) -> list[Together]:
-    """tests/gpu, in nine processes with about as much to do each."""
+    """tests/gpu, in ten processes with about as much to do each."""
 
     def pytest(name: str, *arguments: object) -> Step:
         options = ("-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "--durations=3")
         return python(name, 400, *options, *arguments)
 
-    dali, engines, loader, fast, graphed, training = (
+    dali, engines, loader, fast, flash4, graphed, training = alone = tuple(
         GPU_TESTS / f"test_{name}_gpu.py"
-        for name in ("dali_engine", "engines", "loader", "fast_path", "graphed", "training")
+        for name in (
+            "dali_engine",
+            "engines",
+            "loader",
+            "fast_path",
+            "flash4_attention",
+            "graphed",
+            "training",
+        )
     )
-    others = sorted(set(GPU_TESTS.glob("test_*.py")) - {dali, engines, loader, fast, graphed, training})
+    others = sorted(set(GPU_TESTS.glob("test_*.py")) - set(alone))
     together = (
         pytest("tests-others", *others),
+        pytest("tests-flash4", flash4),
         pytest("tests-graphed", graphed),
         pytest("tests-training", training),
         pytest("tests-loader", loader),
