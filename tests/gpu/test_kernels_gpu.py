@@ -203,15 +203,17 @@ def test_pixel_loss_and_its_gradient(dtype: torch.dtype, normalise: bool, scale:
 def test_rotation_and_its_gradient(dtype: torch.dtype) -> None:
     qkv = torch.randn(300, 3, 16, 64).to(dtype)
     factors, weights = torch.randn(300, 2, 64), torch.randn(300, 16, 64).to(dtype)
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-8  # the result is rounded once
     for part in (0, 1):
-        ours, theirs = qkv.cuda().requires_grad_(), qkv.clone().requires_grad_()
+        # In bfloat16 PyTorch rounds both parts of the gradient before it adds them up.
+        ours, theirs = qkv.cuda().requires_grad_(), qkv.float().requires_grad_()
         turned, wanted = rotate(ours[:, part], factors.cuda()), plain_rotate(theirs[:, part], factors)
-        torch.testing.assert_close(turned.cpu(), wanted, rtol=tolerance, atol=tolerance)
+        assert turned.dtype == dtype
+        torch.testing.assert_close(turned.float().cpu(), wanted, rtol=tolerance, atol=1e-5)
         turned.backward(weights.cuda())
-        wanted.backward(weights)
+        wanted.backward(weights.float())
         assert ours.grad is not None
-        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(ours.grad.float().cpu(), theirs.grad, rtol=tolerance, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
