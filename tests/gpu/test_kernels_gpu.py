@@ -203,7 +203,7 @@ def test_pixel_loss_and_its_gradient(dtype: torch.dtype, normalise: bool, scale:
 def test_rotation_and_its_gradient(dtype: torch.dtype) -> None:
     qkv = torch.randn(300, 3, 16, 64).to(dtype)
     factors, weights = torch.randn(300, 2, 64), torch.randn(300, 16, 64).to(dtype)
-    tolerance = 1e-5 if dtype == torch.float32 else 2**-8  # the result is rounded once
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-7  # the result is rounded once
     for part in (0, 1):
         # In bfloat16 PyTorch rounds both parts of the gradient before it adds them up.
         ours, theirs = qkv.cuda().requires_grad_(), qkv.float().requires_grad_()
