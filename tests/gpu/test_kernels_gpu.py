@@ -206,7 +206,7 @@ def test_rotation_and_its_gradient(dtype: torch.dtype) -> None:
     tolerance = 1e-5 if dtype == torch.float32 else 2**-7  # the result is rounded once
     for part in (0, 1):
         # In bfloat16 PyTorch rounds both parts of the gradient before it adds them up.
-        ours, theirs = qkv.cuda().requires_grad_(), qkv.float().requires_grad_()
+        ours, theirs = qkv.cuda().requires_grad_(), qkv.clone().float().requires_grad_()
         turned, wanted = rotate(ours[:, part], factors.cuda()), plain_rotate(theirs[:, part], factors)
         assert turned.dtype == dtype
         torch.testing.assert_close(turned.float().cpu(), wanted, rtol=tolerance, atol=1e-5)
