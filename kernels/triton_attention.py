@@ -43,12 +43,15 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class Tilings:
-    """Of the forward kernel, where it has all keys at once, and where not; and of the two on the way back."""
+    """Of the forward kernel, where it has all keys at once, and where not; and of the two on the way back.
+
+    Tried on an H100 with 128 x 12 heads of 64 columns and 160 tokens, seven to ten of each.
+    """
 
     whole: Tiling = Tiling(stages=1)
     running: Tiling = Tiling(others=64)
-    queries: Tiling = Tiling()
-    keys: Tiling = Tiling()
+    queries: Tiling = Tiling(stages=3)
+    keys: Tiling = Tiling(stages=3)
 
 
 def triton_attention(q: Tensor, k: Tensor, v: Tensor, tilings: Tilings | None = None) -> Tensor:

@@ -99,7 +99,9 @@ def test_the_table_names_backends_that_there_are() -> None:
         assert set(order) <= set(PACKED if packed else DENSE)
     lengths = [(row.capability, row.packed, row.width, row.tokens) for row in TABLE]
     assert lengths == sorted(lengths), "the first row that is long enough counts"
-    assert order_for(9, False, 64, 160)[:2] == order_for(9, True, 64, 1568)[:2] == ("cudnn", "flash4")
+    assert order_for(9, False, 64, 160)[:2] == ("triton", "cudnn")
+    assert order_for(9, False, 128, 160)[:2] == order_for(9, True, 64, 1568)[:2] == ("cudnn", "flash4")
+    assert order_for(9, False, 64, 257)[:2] == ("cudnn", "flash4")
     assert order_for(9, False, 64, 1568)[:2] == ("flash4", "cudnn")
     assert order_for(99, False, 64, 1568) == ELSEWHERE
 
