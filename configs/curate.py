@@ -112,6 +112,22 @@ class QualityThresholds:
 
 
 @dataclass(frozen=True)
+class EmbedOptions:
+    """What describes a segment as a vector."""
+
+    embedder: str = "descriptor"
+    """descriptor: colours, edges and coarse shapes of a few pictures, no weights needed. timm:MODEL: an image
+    model of timm with its pretrained weights, over the same pictures; timm:MODEL@FILE with those of a file
+    (.safetensors, .pth). ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints, over a clip
+    from the middle."""
+    batch: int = 32
+    """Segments of a video that a network sees at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a network computes, and frames are wanted; on a GPU in bfloat16. auto takes a GPU where there is
+    one."""
+
+
+@dataclass(frozen=True)
 class ClusterOptions:
     """Hierarchical k-means over the vectors, in each domain by itself."""
 
@@ -145,9 +161,15 @@ class CurateConfig:
     """The plan. What stages have found is kept beside it, in OUT.work/."""
     workers: int = 0
     """Processes that look at videos side by side; 0 takes the cores of this machine."""
+    engine: Literal["local", "ray"] = "local"
+    """What looks at videos: processes of this machine, or a Ray cluster (pip install 'surgrec[ray]')."""
+    address: str = "auto"
+    """Of the Ray cluster: HOST:PORT, ray://HOST:PORT, auto for the one that this machine belongs to, or local
+    to start Ray on this machine with `workers` processes."""
     seed: int = 0
     """Of every random draw."""
     segments: SegmentOptions = field(default_factory=SegmentOptions)
     quality: QualityThresholds = field(default_factory=QualityThresholds)
+    embed: EmbedOptions = field(default_factory=EmbedOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     balance: BalanceOptions = field(default_factory=BalanceOptions)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.curation.descriptor import DIMENSIONS, describe
-from surgrec.curation.per_video import Progress, find_all
+from surgrec.curation.per_video import Progress, Workers, find_all
 from surgrec.curation.pictures import NoPictures, PictureReader
 from surgrec.curation.quality_stage import Bounds, tasks_of
 from surgrec.curation.records import Arrays, Found, VideoRecords, digest_of, key_of
@@ -25,7 +25,7 @@ def embed_segments(
     segments: Arrays,
     crop: NDArray[np.int32],
     records: VideoRecords,
-    workers: int,
+    workers: Workers,
     progress: Progress,
 ) -> Found:
     """vectors: float16 [n, 384] of unit length; failed: bool [n], segments without one, whose row is 0. Noted

@@ -21,8 +21,11 @@ from surgrec.configs.curate import CurateConfig, Stage
 from surgrec.curation.balance import Labels, numbers_of, segment_weights
 from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
 from surgrec.curation.embed_stage import embed_key, embed_segments
+from surgrec.curation.local_workers import LocalWorkers
+from surgrec.curation.per_video import Workers
 from surgrec.curation.plan_file import write_plan
 from surgrec.curation.quality_stage import find_quality, judged, quality_key
+from surgrec.curation.ray_workers import RayWorkers
 from surgrec.curation.records import Arrays, CurationError, Found, VideoRecords, load_table, save_table
 from surgrec.curation.scenes import choose_detector
 from surgrec.curation.segment_stage import find_segments, segments_key
@@ -69,13 +72,22 @@ def curate(config: CurateConfig, workers: int, progress: Progress) -> Report:
     stages = stages_of(config.stages)
     index = PacketIndex.open(config.index)
     work = config.out.with_name(f"{config.out.name}.work")
-    run = _Run(config, index, work, workers, progress, stages)
-    with _records(work / "videos") as records:
+    with workers_of(config, workers) as processes, _records(work / "videos") as records:
+        run = _Run(config, index, work, processes, progress, stages, records)
         # This run has the lock: what is left unfinished is that of a killed one.
         for left_over in (*work.glob(".*.tmp"), *config.out.parent.glob(f".{config.out.name}.*.tmp")):
             left_over.unlink()
-        run.records = records
         return run.all()
+
+
+@contextmanager
+def workers_of(config: CurateConfig, processes: int) -> Iterator[Workers]:
+    """What looks at videos. Raises CurationError for a Ray that is not installed."""
+    if config.engine == "local":
+        yield LocalWorkers(processes)
+    else:
+        with RayWorkers(config.address, processes) as workers:
+            yield workers
 
 
 @contextmanager
@@ -92,17 +104,15 @@ class _Run:
     config: CurateConfig
     index: PacketIndex
     work: Path
-    workers: int
+    workers: Workers
     progress: Progress
     stages: tuple[Stage, ...]
+    records: VideoRecords
     report: Report = field(default_factory=Report)
-    records: VideoRecords | None = None
 
     def all(self) -> Report:
         """Runs the stages."""
-        config, index = self.config, self.index
-        assert self.records is not None
-        records = self.records
+        config, index, records = self.config, self.index, self.records
         key = segments_key(index, config.segments)
         segments = self._stage(
             "segments",
@@ -237,6 +247,6 @@ def _record(config: CurateConfig) -> dict[str, Any]:
     record = asdict(config)
     record["segments"]["detector"] = choose_detector(config.segments.detector)
     record["cluster"]["device"] = device_of(config.cluster)
-    for name in ("stages", "index", "out", "workers"):
+    for name in ("stages", "index", "out", "workers", "engine", "address"):
         del record[name]
     return record
