@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from surgrec.configs.curate import CurateConfig, Stage
 from surgrec.curation.balance import Labels, numbers_of, segment_weights
 from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
-from surgrec.curation.embed_stage import embed_key, embed_segments
+from surgrec.curation.embed_stage import Embedding, embed_key, embed_segments, start_embedding
 from surgrec.curation.local_workers import LocalWorkers
 from surgrec.curation.per_video import Workers
 from surgrec.curation.plan_file import write_plan
@@ -63,21 +63,37 @@ def stages_of(names: Sequence[str]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if "all" in names or stage in names)
 
 
-def curate(config: CurateConfig, workers: int, progress: Progress) -> Report:
-    """Runs the stages of the configuration, and writes the plan if `balance` is one of them.
+def curate(config: CurateConfig, workers: int, progress: Progress) -> Report | None:
+    """Runs the stages of the configuration, and writes the plan if `balance` is one of them. Of several ranks
+    all call it; those that help rank 0 have no report.
 
     Raises CurationError where an earlier stage is missing or a process dies, PacketIndexError, ValueError for
-    options that make no sense, and OSError.
+    options that make no sense, UserError for a device that is not there, and OSError.
     """
     stages = stages_of(config.stages)
     index = PacketIndex.open(config.index)
     work = config.out.with_name(f"{config.out.name}.work")
-    with workers_of(config, workers) as processes, _records(work / "videos") as records:
-        run = _Run(config, index, work, processes, progress, stages, records)
+    with start_embedding(config, workers) as embedding:
+        if not embedding.ranks.world.first:
+            embedding.help(index, VideoRecords(work / "videos"))
+            return None
+        return _lead(config, index, work, workers, progress, stages, embedding)
+
+
+def _lead(
+    config: CurateConfig,
+    index: PacketIndex,
+    work: Path,
+    processes: int,
+    progress: Progress,
+    stages: tuple[Stage, ...],
+    embedding: Embedding,
+) -> Report:
+    with workers_of(config, processes) as workers, _records(work / "videos") as records:
         # This run has the lock: what is left unfinished is that of a killed one.
         for left_over in (*work.glob(".*.tmp"), *config.out.parent.glob(f".{config.out.name}.*.tmp")):
             left_over.unlink()
-        return run.all()
+        return _Run(config, index, work, workers, progress, stages, records, embedding).all()
 
 
 @contextmanager
@@ -108,6 +124,7 @@ class _Run:
     progress: Progress
     stages: tuple[Stage, ...]
     records: VideoRecords
+    embedding: Embedding
     report: Report = field(default_factory=Report)
 
     def all(self) -> Report:
@@ -130,12 +147,12 @@ class _Run:
         )
         if self.stages[-1] == "quality":
             return self.report
-        key = embed_key(index, segments, seen["crop"])
+        key = embed_key(index, segments, seen["crop"], self.embedding.identity)
         embedded = self._stage(
             "embed",
             key,
             lambda: embed_segments(
-                index, segments, seen["crop"], records, self.workers, self._shown("embed")
+                index, segments, seen["crop"], self.embedding, records, self.workers, self._shown("embed")
             ),
         )
         if self.stages[-1] == "embed":
@@ -225,7 +242,7 @@ class _Run:
             reasons,
             levels,
             crop,
-            _record(config),
+            _record(config, self.embedding),
         )
 
 
@@ -242,10 +259,11 @@ def seconds_of(index: PacketIndex, segments: SegmentTable) -> NDArray[np.float64
     return found
 
 
-def _record(config: CurateConfig) -> dict[str, Any]:
+def _record(config: CurateConfig, embedding: Embedding) -> dict[str, Any]:
     """What a plan was made with: all but where things lie and how many worked. `auto` is what it came to."""
     record = asdict(config)
     record["segments"]["detector"] = choose_detector(config.segments.detector)
+    record["embed"] = embedding.identity
     record["cluster"]["device"] = device_of(config.cluster)
     for name in ("stages", "index", "out", "workers", "engine", "address"):
         del record[name]
