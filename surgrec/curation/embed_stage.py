@@ -42,7 +42,7 @@ class Embedding:
         assert self.workers is not None
         workers = self.workers
         self.ranks.follow(
-            lambda tasks: _share(tasks, records, index, workers, lambda done, of: None), records
+            self.identity, lambda own: _share(own, records, index, workers, lambda done, of: None), records
         )
 
 
@@ -135,7 +135,9 @@ def _by_ranks(
 
     workers = embedding.workers
     assert workers is not None
-    embedding.ranks.lead(missing, lambda own: _share(own, records, index, workers, tell), records)
+    embedding.ranks.lead(
+        missing, embedding.identity, lambda own: _share(own, records, index, workers, tell), records
+    )
     return shown
 
 

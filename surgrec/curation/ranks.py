@@ -36,23 +36,32 @@ class Ranks:
         self.world = world
         self._awaited = world.size > 1
 
-    def lead(self, tasks: Sequence[Task], share: Share, records: VideoRecords) -> None:
-        """On rank 0: every rank does its share of the tasks, each task knowing as many bounds as segments.
+    def lead(self, tasks: Sequence[Task], how: str, share: Share, records: VideoRecords) -> None:
+        """On rank 0: every rank does its share of the tasks of stage embed. how: the same on all ranks.
 
         Raises CurationError where a rank fails or is lost, or its records are not seen here.
         """
         # The longest first, so that shares are of like size.
         ordered = sorted(tasks, key=lambda task: (-len(task.argument[0]), task.video))
         self._awaited = False
-        self._talk(lambda: self.world.share(ordered))
+        self._talk(lambda: self.world.share((how, ordered)))
         for rank, keys in enumerate(self._do(ordered, share, records)):
             self._see(rank, keys, records)
 
-    def follow(self, share: Share, records: VideoRecords) -> None:
+    def follow(self, how: str, share: Share, records: VideoRecords) -> None:
         """On any other rank: waits for tasks, and does its share. Raises CurationError and OSError."""
-        tasks: list[Task] | None = self._talk(lambda: self.world.share(None))
-        if tasks is not None:
-            self._do(tasks, share, records)
+        told: tuple[str, list[Task]] | None = self._talk(lambda: self.world.share(None))
+        if told is None:
+            return
+
+        def checked(tasks: Sequence[Task]) -> None:
+            if told[0] != how:
+                raise CurationError(
+                    f"it embeds by {how}, rank 0 by {told[0]}: all must have the same weights"
+                )
+            share(tasks)
+
+        self._do(told[1], checked, records)
 
     def dismiss(self) -> None:
         """On rank 0: the others need not wait for tasks any more."""
@@ -92,10 +101,9 @@ class Ranks:
         try:
             return message()
         except RuntimeError as error:
-            lines = str(error).splitlines()
             raise CurationError(
-                f"rank {self.world.rank}: another rank was lost ({lines[0] if lines else error}). Finished"
-                f" videos are kept: run the same command again"
+                f"rank {self.world.rank}: another rank was lost, or does not answer. Finished videos are"
+                f" kept: run the same command again"
             ) from error
 
 

@@ -43,7 +43,10 @@ def timm_embedder(name: str, file: Path | None) -> Embedder:
                 f"{file}, the weights of timm:{name}, cannot be read: {error.strerror}"
             ) from error
         return Embedder(f"timm:{name}@{digest}", lambda device: _network(name, file, device))
-    known = get_pretrained_cfg(name)
+    try:
+        known = get_pretrained_cfg(name)
+    except RuntimeError:  # of a tag that it does not know
+        known = None
     if known is None or not known.has_weights:
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         hint = (
