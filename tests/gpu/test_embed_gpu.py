@@ -104,5 +104,5 @@ def test_a_gpu_that_is_full(index: PacketIndex, embedder: str, monkeypatch: pyte
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("surgrec.curation.network_workers._findings", full)
-    with pytest.raises(CurationError, match="a smaller --embed.batch"):
+    with pytest.raises(CurationError, match=r"a smaller --embed\.batch"):
         vectors(embedder, index, "cuda", [0])
