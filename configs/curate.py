@@ -11,6 +11,8 @@ from surgrec.configs.data import BalanceConfig
 
 Stage = Literal["segments", "quality", "embed", "cluster", "balance"]
 
+Label = Literal["domain", "dataset", "case"]
+
 Scheme = Literal["uniform-frames", "uniform-videos", "dataset", "hierarchical"]
 
 Flag = Literal[
@@ -35,9 +37,11 @@ class BalanceOptions:
 
     scheme: Scheme = "hierarchical"
     """uniform-frames: every frame alike. uniform-videos: every video alike. dataset: down domain, data set,
-    video and segment by `shares`. hierarchical: down domain and the levels of clusters."""
+    video and segment by `shares`. hierarchical: down `cluster.within` and the levels of
+    clusters."""
     shares: BalanceConfig = field(default_factory=BalanceConfig)
-    """Exponents of the shares between domains, data sets, videos and segments."""
+    """Exponents of the shares between domains, data sets, videos and segments; between cases, where they are
+    levels above clusters, that of videos."""
     cluster: float = 0.0
     """Exponent of the shares between the clusters of a level: 1 is natural, 0 is uniform."""
     priors: dict[str, float] = field(default_factory=dict)
@@ -129,10 +133,13 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Hierarchical k-means over the vectors, in each domain by itself."""
+    """Hierarchical k-means over the vectors, in each domain by itself, or in what `within` names."""
 
+    within: tuple[Label, ...] = ("domain",)
+    """Labels of the manifest that are levels above the clusters, from the outside in; each of their groups
+    has clusters of its own. None lets clusters span the corpus."""
     levels: tuple[int, ...] = (8192, 1024, 128, 16)
-    """Clusters of each level, the finest first. Where a domain has less than eight segments for each of the
+    """Clusters of each level, the finest first. Where a group has less than eight segments for each of the
     finest, the levels are made smaller in proportion."""
     metric: Literal["cosine", "l2"] = "cosine"
     """What is near: by angle, or by distance."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.configs.curate import CurateConfig, Stage
-from surgrec.curation.balance import Labels, numbers_of, segment_weights
+from surgrec.curation.balance import Labels, outer_levels, segment_weights
 from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
 from surgrec.curation.embed_stage import Embedding, embed_key, embed_segments, start_embedding
 from surgrec.curation.local_workers import LocalWorkers
@@ -127,6 +127,12 @@ class _Run:
     embedding: Embedding
     report: Report = field(default_factory=Report)
 
+    @property
+    def labels(self) -> Labels:
+        """Of the index's videos."""
+        videos = self.index.videos
+        return Labels(videos.domain, videos.dataset, videos.case)
+
     def all(self) -> Report:
         """Runs the stages."""
         config, index, records = self.config, self.index, self.records
@@ -159,16 +165,18 @@ class _Run:
             return self.report
         why = self._reasons(SegmentTable(**segments), seen["numbers"], embedded["failed"])
         kept = np.array([not text for text in why], bool)
-        domain = numbers_of(index.videos.domain)[segments["video"]]
+        outer = outer_levels(self.labels, config.cluster.within)
+        innermost = (list(outer.values()) or [np.zeros(len(index), np.int32)])[-1]
+        group = innermost[segments["video"]]
         clustered: Arrays = {}
         if config.balance.scheme == "hierarchical" or "cluster" in self.stages:
-            key = cluster_key(embedded["vectors"], kept, domain, config.cluster, config.seed)
+            key = cluster_key(embedded["vectors"], kept, group, config.cluster, config.seed)
             clustered = self._stage(
                 "cluster",
                 key,
                 lambda: Found(
                     cluster_segments(
-                        embedded["vectors"], kept, domain, config.cluster, config.seed, self._shown("cluster")
+                        embedded["vectors"], kept, group, config.cluster, config.seed, self._shown("cluster")
                     )
                 ),
             )
@@ -221,14 +229,15 @@ class _Run:
         crop: NDArray[np.int32],
         clusters: list[NDArray[Any]],
     ) -> None:
-        config, videos = self.config, self.index.videos
+        config = self.config
         reasons = ["", *sorted(set(why) - {""})]
         number = {text: place for place, text in enumerate(reasons)}
         reason = np.array([number[text] for text in why], np.int32)
-        labels = Labels(videos.domain, videos.dataset, videos.case)
-        weight = segment_weights(segments, reason == 0, labels, clusters, config.balance)
+        within = config.cluster.within
+        weight = segment_weights(segments, reason == 0, self.labels, clusters, config.balance, within)
+        outer = outer_levels(self.labels, within if clusters else ("domain",))
         levels: dict[str, NDArray[Any]] = {
-            "domain": numbers_of(videos.domain)[segments.video],
+            **{name: groups[segments.video] for name, groups in outer.items()},
             **{f"cluster{depth}": numbers for depth, numbers in enumerate(clusters)},
         }
         counts = np.bincount(reason, minlength=len(reasons)).tolist()
