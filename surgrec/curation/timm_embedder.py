@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from surgrec.curation.embedders import Embedder, Network, half_precision, unit
 from surgrec.curation.pictures import KEYS, choose_frames
@@ -80,6 +81,8 @@ def _network(name: str, file: Path | None, device: torch.device) -> Network:
             f"timm:{name} wants pictures of {data['input_size']}; square RGB ones are made here"
         )
     mean, std = (torch.tensor(data[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+    # The loader scales by a triangular filter: to twice the side, so that the last halving is bicubic.
+    bicubic = data["interpolation"] == "bicubic"
     model = model.to(device).eval()
 
     @torch.no_grad()
@@ -87,7 +90,10 @@ def _network(name: str, file: Path | None, device: torch.device) -> Network:
         # Rows that repeat a picture only fill up.
         fresh = [[k for k, at in enumerate(row) if k == 0 or at != row[k - 1]] for row in shown]
         pictures = torch.cat([clip[rows] for clip, rows in zip(frames, fresh, strict=True)])
-        values = (pictures.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        pixels = pictures.permute(0, 3, 1, 2).float()
+        if bicubic:
+            pixels = functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+        values = (pixels.clamp(0, 255) / 255 - mean) / std
         with half_precision(device):
             features = model(values)
         if features.ndim != 2:
@@ -95,7 +101,7 @@ def _network(name: str, file: Path | None, device: torch.device) -> Network:
         means = [part.mean(0) for part in features.float().split([len(rows) for rows in fresh])]
         return unit(torch.stack(means))
 
-    return Network(height, _five, encode)
+    return Network(2 * height if bicubic else height, _five, encode)
 
 
 def _five(index: PacketIndex, video: int, start: int, end: int) -> tuple[int, ...]:

@@ -161,8 +161,11 @@ def test_timm_gives_the_mean_over_the_pictures_of_a_segment(corpus: PacketIndex,
         vectors = vectors_of(found[video])
         assert (vectors.shape, vectors.dtype) == ((3, model.num_features), np.float16)
         for row, (start, end) in enumerate(BOUNDS):
-            pictures = pictures_of(corpus, video, choose_frames(corpus, video, start, end), 160)
-            values = ((pictures / 255 - mean) / std).permute(0, 3, 1, 2)
+            pictures = pictures_of(corpus, video, choose_frames(corpus, video, start, end), 320)
+            pixels = torch.nn.functional.interpolate(
+                pictures.permute(0, 3, 1, 2).float(), (160, 160), mode="bicubic", antialias=True
+            )
+            values = (pixels.clamp(0, 255) / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
             with torch.no_grad():
                 features = model.forward_head(model.forward_features(values), pre_logits=True)
             own.append(vectors[row])
@@ -350,7 +353,11 @@ def test_the_identity_is_that_of_the_weights(weights: Path, tmp_path: Path) -> N
 
 
 def test_a_plan_by_a_network(
-    corpus: PacketIndex, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: PacketIndex,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "plan.h5"
     line = ["--index", str(corpus.path), "--out", str(out), *OPTIONS, "--embed.device", "cpu"]
@@ -363,7 +370,15 @@ def test_a_plan_by_a_network(
         assert table["vectors"].shape[1] == 64
     before = out.read_bytes()
     (tmp_path / "plan.h5.work" / "embed.h5").unlink()
-    assert main(["all", *line, "--embed.embedder", f"timm:{MODEL}@{weights}"]) == 0  # from its records
+    with monkeypatch.context() as patched:
+        patched.setattr("surgrec.curation.timm_embedder._network", None)  # its records need no network
+        assert main(["all", *line, "--embed.embedder", f"timm:{MODEL}@{weights}"]) == 0
+    assert out.read_bytes() == before
+    records = sorted((tmp_path / "plan.h5.work" / "videos").glob("*.npz"))
+    (tmp_path / "plan.h5.work" / "embed.h5").unlink()
+    for record in records[::2]:
+        record.unlink()  # as of a run that was killed
+    assert main(["all", *line, "--embed.embedder", f"timm:{MODEL}@{weights}"]) == 0
     assert out.read_bytes() == before
     capsys.readouterr()
     assert main(["all", *line, "--embed.embedder", "timm:nothing"]) == 1

@@ -56,7 +56,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def arguments(corpus: PacketIndex, out: Path, embedder: str) -> list[str]:
-    line = ["all", "--index", str(corpus.path), "--out", str(out), "--workers", "2", "--embed.batch", "2"]
+    line = ["all", "--index", str(corpus.path), "--out", str(out), "--workers", "1", "--embed.batch", "2"]
     line += ["--segments.seconds", "1", "--segments.least-seconds", "0.3", "--segments.detector", "none"]
     line += ["--quality.zero", "undecodable", "--cluster.levels", "3", "--embed.embedder", embedder]
     return line
