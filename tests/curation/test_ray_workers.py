@@ -50,9 +50,10 @@ def corpus(
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ray's workers find this file by its name, as they find what is installed."""
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.chdir(tmp_path)  # Ray puts it before all else in the workers' search path
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setattr(look, "__module__", "test_ray_workers")
     monkeypatch.setitem(sys.modules, "test_ray_workers", sys.modules[__name__])
@@ -95,7 +96,11 @@ def test_the_same_plan_as_by_local_processes(corpus: PacketIndex, tmp_path: Path
     assert main([*line, "--out", str(local)]) == 0
     ray = ["--engine", "ray", "--address", "local", "--out", str(cluster)]
     done = subprocess.run(
-        [sys.executable, "-m", "surgrec.curate", *line, *ray], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "surgrec.curate", *line, *ray],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert cluster.read_bytes() == local.read_bytes()
