@@ -11,6 +11,8 @@ from surgrec.configs.data import BalanceConfig
 
 Stage = Literal["segments", "quality", "embed", "cluster", "balance"]
 
+Label = Literal["domain", "dataset", "case"]
+
 Scheme = Literal["uniform-frames", "uniform-videos", "dataset", "hierarchical"]
 
 Flag = Literal[
@@ -35,9 +37,11 @@ class BalanceOptions:
 
     scheme: Scheme = "hierarchical"
     """uniform-frames: every frame alike. uniform-videos: every video alike. dataset: down domain, data set,
-    video and segment by `shares`. hierarchical: down domain and the levels of clusters."""
+    video and segment by `shares`. hierarchical: down `cluster.within` and the levels of
+    clusters."""
     shares: BalanceConfig = field(default_factory=BalanceConfig)
-    """Exponents of the shares between domains, data sets, videos and segments."""
+    """Exponents of the shares between domains, data sets, videos and segments; between cases, where they are
+    levels above clusters, that of videos."""
     cluster: float = 0.0
     """Exponent of the shares between the clusters of a level: 1 is natural, 0 is uniform."""
     priors: dict[str, float] = field(default_factory=dict)
@@ -112,11 +116,30 @@ class QualityThresholds:
 
 
 @dataclass(frozen=True)
-class ClusterOptions:
-    """Hierarchical k-means over the vectors, in each domain by itself."""
+class EmbedOptions:
+    """What describes a segment as a vector."""
 
+    embedder: str = "descriptor"
+    """descriptor: colours, edges and coarse shapes of a few pictures, no weights needed. timm:MODEL: an image
+    model of timm with its pretrained weights, over the same pictures; timm:MODEL@FILE with those of a file
+    (.safetensors, .pth). ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints, over a clip
+    from the middle."""
+    batch: int = 32
+    """Segments of a video that a network sees at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a network computes, and frames are wanted; on a GPU in bfloat16. auto takes a GPU where there is
+    one."""
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Hierarchical k-means over the vectors, in each domain by itself, or in what `within` names."""
+
+    within: tuple[Label, ...] = ("domain",)
+    """Labels of the manifest that are levels above the clusters, from the outside in; each of their groups
+    has clusters of its own. None lets clusters span the corpus."""
     levels: tuple[int, ...] = (8192, 1024, 128, 16)
-    """Clusters of each level, the finest first. Where a domain has less than eight segments for each of the
+    """Clusters of each level, the finest first. Where a group has less than eight segments for each of the
     finest, the levels are made smaller in proportion."""
     metric: Literal["cosine", "l2"] = "cosine"
     """What is near: by angle, or by distance."""
@@ -145,9 +168,15 @@ class CurateConfig:
     """The plan. What stages have found is kept beside it, in OUT.work/."""
     workers: int = 0
     """Processes that look at videos side by side; 0 takes the cores of this machine."""
+    engine: Literal["local", "ray"] = "local"
+    """What looks at videos: processes of this machine, or a Ray cluster (pip install 'surgrec[ray]')."""
+    address: str = "auto"
+    """Of the Ray cluster: HOST:PORT, ray://HOST:PORT, auto for the one that this machine belongs to, or local
+    to start Ray on this machine with `workers` processes."""
     seed: int = 0
     """Of every random draw."""
     segments: SegmentOptions = field(default_factory=SegmentOptions)
     quality: QualityThresholds = field(default_factory=QualityThresholds)
+    embed: EmbedOptions = field(default_factory=EmbedOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     balance: BalanceOptions = field(default_factory=BalanceOptions)

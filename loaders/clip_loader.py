@@ -116,14 +116,14 @@ class ClipLoader:
             raise ValueError(f"prefetch is {data.prefetch}; at least 1 batch is made ahead")
         if data.picture_mib < 1:
             raise ValueError(f"picture_mib is {data.picture_mib}; decoded pictures need at least 1 MiB")
-        self.device = _device(device)
+        self.device = checked_device(device)
         self.global_batch = global_batch
         self.micro_batch = micro_batch
         self._rows = micro_batch * world_size  # of all ranks, in one micro-batch
         self._offset = rank * micro_batch
         self._source = ClipSource(index, data, seed, global_batch, content_area)
         self._watch = FailureWatch(data.max_failures, ledger)
-        threads = data.threads or _threads_of_this_rank()
+        threads = data.threads or threads_of_this_rank()
         way = choose_way(data.crop, self.device)
         graph = CropGraph(data.size, min(CHUNK, micro_batch), self.device, threads, way)
         if engine is None:
@@ -132,7 +132,7 @@ class ClipLoader:
             batch=micro_batch,
             stride=self._rows,
             ahead=data.prefetch,
-            in_flight=SPARE + AHEAD * _parallel(engine, threads),
+            in_flight=SPARE + AHEAD * parallel_clips(engine, threads),
             picture_bytes=data.picture_mib << 20,
         )
         self._producer = ClipProducer(self._source, engine, graph, self._watch, limits)
@@ -255,7 +255,7 @@ def _shut_down(producer: ClipProducer, engine: Engine) -> None:
     engine.close()
 
 
-def _device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
     """The device with its number. Raises ValueError for a GPU that is not there."""
     found = torch.device(device)
     if found.type == "cpu":
@@ -267,12 +267,12 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 
-def _threads_of_this_rank() -> int:
+def threads_of_this_rank() -> int:
     """The cores that this process may use, shared with the machine's other ranks as torchrun counts them."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _parallel(engine: Engine, threads: int) -> int:
+def parallel_clips(engine: Engine, threads: int) -> int:
     """Clips that an engine works on at a time."""
     return int(getattr(engine, "parallel", 0) or getattr(engine, "threads", threads))
 

@@ -102,7 +102,7 @@ class ClipSource:
         )
         self.crop = RandomCrop(seed, data.crop_scale, data.crop_aspect, data.flip)
         self.sharing = make_sharing(data, global_batch)
-        self.content_area = None if content_area is None else _check_areas(index, content_area)
+        self.content_area = None if content_area is None else check_areas(index, content_area)
         self._share_key = np.uint64(stream_key(seed, "sampler.share"))
 
     def requests(self, first: int, count: int) -> list[ClipRequest]:
@@ -141,12 +141,7 @@ class ClipSource:
 
     def windows(self, clips: Sequence[DecodedClip]) -> CropWindows:
         """The crop window of each clip. A substitute has the random numbers of its sample."""
-        videos = self.index.videos
-        sar = [
-            display_sar((int(videos.sar_num[v]), int(videos.sar_den[v])), int(videos.rotation[v]))
-            for v in (clip.request.video for clip in clips)
-        ]
-        areas = np.array([self._area(clip) for clip in clips], np.int32)
+        areas, sar = content_of(self.index, self.content_area, clips)
         samples = np.array([clip.request.sample for clip in clips], np.int64)
         inside = self.crop.windows(samples, areas[:, 3], areas[:, 2], sar)
         return CropWindows(
@@ -177,16 +172,24 @@ class ClipSource:
             content.append(hashlib.blake2b(self.content_area.tobytes(), digest_size=16).hexdigest())
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
-    def _area(self, clip: DecodedClip) -> tuple[int, int, int, int]:
-        """Top, left, height, width of what a clip's window is drawn in."""
-        whole = (0, 0, clip.height, clip.width)
-        if self.content_area is None:
-            return whole
-        video = clip.request.video
-        top, left, height, width = self.content_area[video].tolist()
-        if height == 0 or (clip.height, clip.width) != _upright_size(self.index, video):
-            return whole
-        return top, left, height, width
+
+def content_of(
+    index: PacketIndex, content_area: NDArray[np.int32] | None, clips: Sequence[DecodedClip]
+) -> tuple[NDArray[np.int32], list[float]]:
+    """Of each clip the rectangle in which its window lies, int32 [B, 4] (top, left, height, width), and the
+    aspect of its pixels as displayed. content_area: as in ClipSource, checked by check_areas."""
+    videos = index.videos
+    areas = np.array([(0, 0, clip.height, clip.width) for clip in clips], np.int32).reshape(-1, 4)
+    sar = []
+    for row, clip in enumerate(clips):
+        v = clip.request.video
+        turned = int(videos.rotation[v])
+        sar.append(display_sar((int(videos.sar_num[v]), int(videos.sar_den[v])), turned))
+        known = content_area is not None and content_area[v, 2] > 0
+        if known and (clip.height, clip.width) == _upright_size(index, v):
+            assert content_area is not None
+            areas[row] = content_area[v]
+    return areas, sar
 
 
 def _open_plan(index: PacketIndex, data: DataConfig) -> CorpusPlan:
@@ -208,7 +211,8 @@ def _upright_size(index: PacketIndex, video: int) -> tuple[int, int]:
     return (width, height) if int(index.videos.rotation[video]) % 180 else (height, width)
 
 
-def _check_areas(index: PacketIndex, content_area: ArrayLike) -> NDArray[np.int32]:
+def check_areas(index: PacketIndex, content_area: ArrayLike) -> NDArray[np.int32]:
+    """Content areas as int32 [V, 4]. Raises ValueError for one that does not lie within its picture."""
     areas = np.ascontiguousarray(content_area, np.int32)
     if areas.shape != (len(index), 4):
         raise ValueError(f"content areas are {areas.shape}; the index asks for {(len(index), 4)}")

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     from surgrec.curation.records import CurationError
     from surgrec.loaders.engines.cpu import count_threads
     from surgrec.loaders.packet_index import PacketIndexError
+    from surgrec.training.errors import UserError
 
     bars: dict[str, Any] = {}
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_workers(config.workers, 1.0)
         report = curate(config, count_threads(config.workers), progress)
-    except (CurationError, PacketIndexError, InputError, ValueError) as error:
+    except (CurationError, PacketIndexError, InputError, UserError, ValueError) as error:
         print(f"surgrec.curate: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -54,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for bar in bars.values():
             bar.close()
-    _print_report(report, config)
+    if report is not None:
+        _print_report(report, config)
     return 0
 
 

@@ -4,7 +4,7 @@
     uniform-frames    segments, by their frames
     uniform-videos    video, equal -> segments
     dataset           domain -> data set -> video -> segments, by the exponents of BalanceConfig
-    hierarchical      domain -> clusters, level by level from the coarsest -> segments
+    hierarchical      domain (cluster.within) -> clusters, level by level from the coarsest -> segments
 
 Each level shares out as loaders/sampler.py has it: mass ** exponent, 0 for equal shares, 1 for natural ones.
 """
@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from surgrec.configs.curate import BalanceOptions
+from surgrec.configs.curate import BalanceOptions, Label
 from surgrec.loaders.sampler import UNLABELLED, tree_probabilities
 from surgrec.loaders.segments import SegmentTable
 
@@ -41,6 +41,7 @@ def segment_weights(
     labels: Labels,
     clusters: Sequence[ArrayLike],
     options: BalanceOptions,
+    within: Sequence[Label] = ("domain",),
 ) -> NDArray[np.float64]:
     """Probability of each segment, float64 [n], adding up to 1; 0 for those not kept.
 
@@ -48,6 +49,7 @@ def segment_weights(
         kept: bool [n]. A segment that is not kept counts nowhere.
         clusters: the cluster tree, outermost level first, integer [n] for each level; used by the scheme
             hierarchical alone. Labels of segments that are not kept are not looked at.
+        within: labels that are levels above the clusters.
 
     Raises:
         ValueError: nothing is kept, no clusters for the scheme hierarchical, a prior for a domain that does
@@ -71,8 +73,11 @@ def segment_weights(
     else:
         if not clusters:
             raise ValueError("the scheme hierarchical needs clusters: run the stage cluster first")
-        levels = [domain, *(np.asarray(level)[keep] for level in clusters)]
-        exponents = [shares.domain, *[options.cluster] * len(clusters), 1.0]
+        outer = outer_levels(labels, within)
+        levels = [level[video] for level in outer.values()]
+        levels += [np.asarray(level)[keep] for level in clusters]
+        by_label = {"domain": shares.domain, "dataset": shares.dataset, "case": shares.video}
+        exponents = [*(by_label[name] for name in outer), *[options.cluster] * len(clusters), 1.0]
         found = tree_probabilities(levels, frames, exponents)
     found = _with_priors(found, labels.domain, video, options.priors)
     found = _bounded(found, video, labels.case, options)
@@ -84,6 +89,28 @@ def segment_weights(
 def numbers_of(names: Sequence[str]) -> NDArray[np.int32]:
     """A number for each distinct name, in the order of the names."""
     return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int32)
+
+
+def outer_levels(labels: Labels, within: Sequence[Label]) -> dict[str, NDArray[np.int32]]:
+    """For each label named, from the outside in, the group of each video: int32 [V]. Groups of a level lie
+    within those of the one above: case 1 of one data set is not case 1 of another.
+
+    Raises ValueError for a label named twice.
+    """
+    if len(set(within)) < len(within):
+        raise ValueError(f"cluster.within names a label twice: {', '.join(within)}")
+    found: dict[str, NDArray[np.int32]] = {}
+    paths = [""] * len(labels.domain)
+    for name in within:
+        own = _cases(labels.case) if name == "case" else getattr(labels, name)
+        paths = [f"{path}\n{label}" for path, label in zip(paths, own, strict=True)]
+        found[name] = numbers_of(paths)
+    return found
+
+
+def _cases(cases: Sequence[str]) -> list[str]:
+    """A name for the case of each video."""
+    return [f"case {case}" if case else f"video {number}" for number, case in enumerate(cases)]
 
 
 def _with_priors(
@@ -125,8 +152,7 @@ def _bounded(
     unbounded = (options.video_floor, options.video_cap, options.case_floor, options.case_cap)
     if unbounded == (0.0, 1.0, 0.0, 1.0):
         return found
-    names = [f"case {case}" if case else f"video {number}" for number, case in enumerate(cases)]
-    case_of_video = numbers_of(names)
+    case_of_video = numbers_of(_cases(cases))
     videos, place = np.unique(video, return_inverse=True)
     share = np.bincount(place, weights=found)
     cases_there, case = np.unique(case_of_video[videos], return_inverse=True)

@@ -1,4 +1,4 @@
-"""Stage `cluster`: a tree of clusters over the segments, in each domain by itself."""
+"""Stage `cluster`: a tree of clusters over the segments, in each group of given labels by itself."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def levels_for(segments: int, levels: tuple[int, ...]) -> tuple[int, ...]:
 def cluster_segments(
     vectors: NDArray[np.float16],
     kept: NDArray[np.bool_],
-    domain: NDArray[np.int32],
+    group: NDArray[np.int32],
     options: ClusterOptions,
     seed: int,
     progress: Progress,
 ) -> Arrays:
     """Clusters of each level, the coarsest first: int32 [n] under "0", "1", ..., -1 for segments not kept.
 
-    Each domain has a tree of its own; numbers are unique within a level over all domains. Domains with fewer
-    levels than others repeat their finest one.
+    Each group, int32 [n], has a tree of its own; numbers are unique within a level over all groups. Groups
+    with fewer levels than others repeat their finest one.
 
     Raises CurationError where nothing is kept, ValueError for options that make no sense.
     """
@@ -60,8 +60,8 @@ def cluster_segments(
         )
     device = device_of(options)
     plans: list[tuple[NDArray[np.int64], HierarchyOptions]] = []
-    for number in np.unique(domain[kept]).tolist():
-        own = np.flatnonzero(kept & (domain == number))
+    for number in np.unique(group[kept]).tolist():
+        own = np.flatnonzero(kept & (group == number))
         levels = levels_for(len(own), options.levels)
         plans.append(
             (own, HierarchyOptions(levels, options.metric, options.rounds, options.resamples, seed=seed))
@@ -87,13 +87,13 @@ def cluster_segments(
 def cluster_key(
     vectors: NDArray[np.float16],
     kept: NDArray[np.bool_],
-    domain: NDArray[np.int32],
+    group: NDArray[np.int32],
     options: ClusterOptions,
     seed: int,
 ) -> str:
     """Of the stage's table."""
     given = asdict(options) | {"device": device_of(options)}
-    content = digest_of({"vectors": vectors, "kept": kept, "domain": domain})
+    content = digest_of({"vectors": vectors, "kept": kept, "group": group})
     return key_of("cluster", VERSION, content, given, seed)
 
 

@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.configs.curate import CurateConfig, Stage
-from surgrec.curation.balance import Labels, numbers_of, segment_weights
+from surgrec.curation.balance import Labels, outer_levels, segment_weights
 from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
-from surgrec.curation.embed_stage import embed_key, embed_segments
+from surgrec.curation.embed_stage import Embedding, embed_key, embed_segments, start_embedding
+from surgrec.curation.local_workers import LocalWorkers
+from surgrec.curation.per_video import Workers
 from surgrec.curation.plan_file import write_plan
 from surgrec.curation.quality_stage import find_quality, judged, quality_key
+from surgrec.curation.ray_workers import RayWorkers
 from surgrec.curation.records import Arrays, CurationError, Found, VideoRecords, load_table, save_table
 from surgrec.curation.scenes import choose_detector
 from surgrec.curation.segment_stage import find_segments, segments_key
@@ -60,22 +63,47 @@ def stages_of(names: Sequence[str]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if "all" in names or stage in names)
 
 
-def curate(config: CurateConfig, workers: int, progress: Progress) -> Report:
-    """Runs the stages of the configuration, and writes the plan if `balance` is one of them.
+def curate(config: CurateConfig, workers: int, progress: Progress) -> Report | None:
+    """Runs the stages of the configuration, and writes the plan if `balance` is one of them. Of several ranks
+    all call it; those that help rank 0 have no report.
 
     Raises CurationError where an earlier stage is missing or a process dies, PacketIndexError, ValueError for
-    options that make no sense, and OSError.
+    options that make no sense, UserError for a device that is not there, and OSError.
     """
     stages = stages_of(config.stages)
     index = PacketIndex.open(config.index)
     work = config.out.with_name(f"{config.out.name}.work")
-    run = _Run(config, index, work, workers, progress, stages)
-    with _records(work / "videos") as records:
+    with start_embedding(config, workers) as embedding:
+        if not embedding.ranks.world.first:
+            embedding.help(index, VideoRecords(work / "videos"))
+            return None
+        return _lead(config, index, work, workers, progress, stages, embedding)
+
+
+def _lead(
+    config: CurateConfig,
+    index: PacketIndex,
+    work: Path,
+    processes: int,
+    progress: Progress,
+    stages: tuple[Stage, ...],
+    embedding: Embedding,
+) -> Report:
+    with workers_of(config, processes) as workers, _records(work / "videos") as records:
         # This run has the lock: what is left unfinished is that of a killed one.
         for left_over in (*work.glob(".*.tmp"), *config.out.parent.glob(f".{config.out.name}.*.tmp")):
             left_over.unlink()
-        run.records = records
-        return run.all()
+        return _Run(config, index, work, workers, progress, stages, records, embedding).all()
+
+
+@contextmanager
+def workers_of(config: CurateConfig, processes: int) -> Iterator[Workers]:
+    """What looks at videos. Raises CurationError for a Ray that is not installed."""
+    if config.engine == "local":
+        yield LocalWorkers(processes)
+    else:
+        with RayWorkers(config.address, processes) as workers:
+            yield workers
 
 
 @contextmanager
@@ -92,17 +120,22 @@ class _Run:
     config: CurateConfig
     index: PacketIndex
     work: Path
-    workers: int
+    workers: Workers
     progress: Progress
     stages: tuple[Stage, ...]
+    records: VideoRecords
+    embedding: Embedding
     report: Report = field(default_factory=Report)
-    records: VideoRecords | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """Of the index's videos."""
+        videos = self.index.videos
+        return Labels(videos.domain, videos.dataset, videos.case)
 
     def all(self) -> Report:
         """Runs the stages."""
-        config, index = self.config, self.index
-        assert self.records is not None
-        records = self.records
+        config, index, records = self.config, self.index, self.records
         key = segments_key(index, config.segments)
         segments = self._stage(
             "segments",
@@ -120,28 +153,30 @@ class _Run:
         )
         if self.stages[-1] == "quality":
             return self.report
-        key = embed_key(index, segments, seen["crop"])
+        key = embed_key(index, segments, seen["crop"], self.embedding.identity)
         embedded = self._stage(
             "embed",
             key,
             lambda: embed_segments(
-                index, segments, seen["crop"], records, self.workers, self._shown("embed")
+                index, segments, seen["crop"], self.embedding, records, self.workers, self._shown("embed")
             ),
         )
         if self.stages[-1] == "embed":
             return self.report
         why = self._reasons(SegmentTable(**segments), seen["numbers"], embedded["failed"])
         kept = np.array([not text for text in why], bool)
-        domain = numbers_of(index.videos.domain)[segments["video"]]
+        outer = outer_levels(self.labels, config.cluster.within)
+        innermost = (list(outer.values()) or [np.zeros(len(index), np.int32)])[-1]
+        group = innermost[segments["video"]]
         clustered: Arrays = {}
         if config.balance.scheme == "hierarchical" or "cluster" in self.stages:
-            key = cluster_key(embedded["vectors"], kept, domain, config.cluster, config.seed)
+            key = cluster_key(embedded["vectors"], kept, group, config.cluster, config.seed)
             clustered = self._stage(
                 "cluster",
                 key,
                 lambda: Found(
                     cluster_segments(
-                        embedded["vectors"], kept, domain, config.cluster, config.seed, self._shown("cluster")
+                        embedded["vectors"], kept, group, config.cluster, config.seed, self._shown("cluster")
                     )
                 ),
             )
@@ -194,14 +229,15 @@ class _Run:
         crop: NDArray[np.int32],
         clusters: list[NDArray[Any]],
     ) -> None:
-        config, videos = self.config, self.index.videos
+        config = self.config
         reasons = ["", *sorted(set(why) - {""})]
         number = {text: place for place, text in enumerate(reasons)}
         reason = np.array([number[text] for text in why], np.int32)
-        labels = Labels(videos.domain, videos.dataset, videos.case)
-        weight = segment_weights(segments, reason == 0, labels, clusters, config.balance)
+        within = config.cluster.within
+        weight = segment_weights(segments, reason == 0, self.labels, clusters, config.balance, within)
+        outer = outer_levels(self.labels, within if clusters else ("domain",))
         levels: dict[str, NDArray[Any]] = {
-            "domain": numbers_of(videos.domain)[segments.video],
+            **{name: groups[segments.video] for name, groups in outer.items()},
             **{f"cluster{depth}": numbers for depth, numbers in enumerate(clusters)},
         }
         counts = np.bincount(reason, minlength=len(reasons)).tolist()
@@ -215,7 +251,7 @@ class _Run:
             reasons,
             levels,
             crop,
-            _record(config),
+            _record(config, self.embedding),
         )
 
 
@@ -232,11 +268,12 @@ def seconds_of(index: PacketIndex, segments: SegmentTable) -> NDArray[np.float64
     return found
 
 
-def _record(config: CurateConfig) -> dict[str, Any]:
+def _record(config: CurateConfig, embedding: Embedding) -> dict[str, Any]:
     """What a plan was made with: all but where things lie and how many worked. `auto` is what it came to."""
     record = asdict(config)
     record["segments"]["detector"] = choose_detector(config.segments.detector)
+    record["embed"] = embedding.identity
     record["cluster"]["device"] = device_of(config.cluster)
-    for name in ("stages", "index", "out", "workers"):
+    for name in ("stages", "index", "out", "workers", "engine", "address"):
         del record[name]
     return record

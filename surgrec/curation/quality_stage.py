@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from surgrec.configs.curate import QualityThresholds
 from surgrec.curation.content_area import content_areas
-from surgrec.curation.per_video import Progress, Task, find_all
+from surgrec.curation.per_video import Progress, Task, Workers, find_all
 from surgrec.curation.quality import NUMBERS, Quality, flags, measure_segments, reasons, weights
 from surgrec.curation.records import Arrays, Found, VideoRecords, digest_of, key_of
 from surgrec.loaders.engines.base import BadClip
@@ -23,7 +23,7 @@ Bounds = list[list[int]]
 
 
 def find_quality(
-    index: PacketIndex, segments: Arrays, records: VideoRecords, workers: int, progress: Progress
+    index: PacketIndex, segments: Arrays, records: VideoRecords, workers: Workers, progress: Progress
 ) -> Found:
     """numbers: float32 [n, len(NUMBERS)], NaN where a segment gave no picture. crop: int32 [V, 4], as
     ClipSource takes content areas. Noted are the videos of which segments gave none, with one reason.

@@ -10,7 +10,7 @@ import numpy as np
 
 from surgrec.configs.curate import SegmentOptions
 from surgrec.curation.frames_in_order import frames_in_order
-from surgrec.curation.per_video import Progress, Task, find_all
+from surgrec.curation.per_video import Progress, Task, Workers, find_all
 from surgrec.curation.records import Arrays, Found, VideoRecords, key_of
 from surgrec.curation.scenes import CONTENT_SIZE, TRANSNET_SIZE, choose_detector, scene_starts
 from surgrec.curation.segment_video import segment_bounds
@@ -21,7 +21,7 @@ VERSION: Final = 1
 
 
 def find_segments(
-    index: PacketIndex, options: SegmentOptions, records: VideoRecords, workers: int, progress: Progress
+    index: PacketIndex, options: SegmentOptions, records: VideoRecords, workers: Workers, progress: Progress
 ) -> Found:
     """The segments of all videos: video int32, start and end int64 [n]. Noted are the videos that have none,
     or whose scenes could not be looked for, with the reason.

@@ -108,8 +108,10 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def start_world(device: str) -> World:
+def start_world(device: str, patience: timedelta = timedelta(hours=1)) -> World:
     """Read torchrun's environment; with WORLD_SIZE above 1 join the group: NCCL on GPUs, else gloo.
+
+    patience: how long a host message waits for ranks that are there, but busy.
 
     Raises UserError where the device is not there, or a restart cannot work.
     """
@@ -127,9 +129,9 @@ def start_world(device: str) -> World:
     else:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=gpu)
     # Host messages have their own group: they wait for slow ranks (a checkpoint) and never touch the GPU.
-    control = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
+    control = dist.new_group(backend="gloo", timeout=patience)
     # Two threads must not use one group: their messages would be taken for one another.
-    storage = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
+    storage = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(control, dist.ProcessGroup)
     assert isinstance(storage, dist.ProcessGroup)
     return World(rank, local_rank, size, chosen, control, storage)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from surgrec.configs.pretrain import CheckpointConfig
 from surgrec.models.objective import Objective
@@ -141,18 +142,34 @@ def restore(
     are not verified: find_checkpoint has done that.
     """
     state = load_state(path)
-    weights, there = objective.state_dict(), stored(path, MODEL)
     try:
-        _check_names(set(there), set(weights))
-        for name, tensor in weights.items():
-            if there[name].shape != tensor.shape:
-                raise ValueError(f"{name} has shape {tuple(there[name].shape)}, here {tuple(tensor.shape)}")
+        weights = _fitting(path, objective)
         room = prepare_state(optimizer, {name: t.shape for name, t in stored(path, OPTIMIZER).items()})
     except ValueError as error:
         raise UserError(f"the checkpoint of step {state['step']} does not fit this run: {error}") from error
     read_into(path, MODEL, weights, world)
     read_into(path, OPTIMIZER, room, world)
     return state["step"], state["values"]
+
+
+def restore_weights(path: Path, objective: Objective) -> None:
+    """Put the weights back, whoever wrote them, in one process. Raises UserError where names or shapes are
+    not those of the objective."""
+    try:
+        weights = _fitting(path, objective)
+    except ValueError as error:
+        raise UserError(f"{path} does not fit the model of its configuration: {error}") from error
+    read_into(path, MODEL, weights)
+
+
+def _fitting(path: Path, objective: Objective) -> dict[str, Tensor]:
+    """The objective's tensors, if the checkpoint holds those. Raises ValueError."""
+    weights, there = objective.state_dict(), stored(path, MODEL)
+    _check_names(set(there), set(weights))
+    for name, tensor in weights.items():
+        if there[name].shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(there[name].shape)}, here {tuple(tensor.shape)}")
+    return weights
 
 
 def _check_names(there: set[str], wanted: set[str]) -> None:

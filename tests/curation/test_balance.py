@@ -13,7 +13,7 @@ from surgrec.configs.data import BalanceConfig
 from surgrec.loaders.sampler import ClipSampler
 from surgrec.loaders.segments import SegmentTable
 
-from surgrec.curation.balance import Labels, clipped_shares, mix_measures, segment_weights
+from surgrec.curation.balance import Labels, clipped_shares, mix_measures, outer_levels, segment_weights
 
 # Three videos of two domains: 4, 2 and 2 segments of 10 frames.
 SEGMENTS = SegmentTable(
@@ -45,6 +45,31 @@ def test_clusters_have_equal_shares_level_by_level() -> None:
     found = segment_weights(SEGMENTS, ALL, LABELS, [coarse, fine], options)
     # Domain by frames: 3/4 and 1/4. Of cataract, coarse clusters 0 and 1 have half each, of 0 the fine ones.
     assert found.tolist() == pytest.approx([1 / 16, 1 / 16, 1 / 16, 3 / 32, 3 / 32, 3 / 8, 1 / 8, 1 / 8])
+
+
+def test_labels_above_clusters() -> None:
+    clusters = [np.array([0, 0, 0, 1, 2, 2, 3, 3])]
+    shares = BalanceConfig(domain=0.0, dataset=1.0, video=0.0)
+    options = BalanceOptions(shares=shares)
+    found = segment_weights(SEGMENTS, ALL, LABELS, clusters, options, ("domain", "dataset"))
+    # Domains half each; of cataract data set a has 2/3 by its frames, in which two clusters are alike.
+    assert by_video(found) == pytest.approx([1 / 3, 1 / 6, 1 / 2])
+    assert found[:4].tolist() == pytest.approx([1 / 18] * 3 + [1 / 6])
+    found = segment_weights(SEGMENTS, ALL, LABELS, clusters, options, ("case",))
+    assert by_video(found)[2] == pytest.approx(1 / 2)  # the video without a case is one
+    found = segment_weights(SEGMENTS, ALL, LABELS, clusters, options, ())
+    assert found[[3, 6]].tolist() == pytest.approx([1 / 4, 1 / 8])  # four clusters of the whole corpus
+    with pytest.raises(ValueError, match="names a label twice: case, case"):
+        segment_weights(SEGMENTS, ALL, LABELS, clusters, options, ("case", "case"))
+
+
+def test_groups_lie_within_those_above() -> None:
+    labels = Labels(["a", "a", "b", "b"], ["x", "y", "x", "x"], ["1", "", "1", ""])
+    found = outer_levels(labels, ("domain", "dataset", "case"))
+    assert list(found) == ["domain", "dataset", "case"]
+    assert [level.tolist() for level in found.values()] == [[0, 0, 1, 1], [0, 1, 2, 2], [0, 1, 2, 3]]
+    assert outer_levels(labels, ("dataset",))["dataset"].tolist() == [0, 1, 0, 0]
+    assert outer_levels(labels, ()) == {}
 
 
 def test_what_is_not_kept_counts_nowhere() -> None:

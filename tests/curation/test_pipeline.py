@@ -93,6 +93,23 @@ def test_finished_stages_are_not_done_again(
     assert out.read_bytes() == before
 
 
+def test_labels_are_levels_above_clusters(corpus: PacketIndex, tmp_path: Path) -> None:
+    out = tmp_path / "plan.h5"
+    assert run(corpus, out, "all", "--cluster.within", "dataset", "case") == 0
+    plan = CorpusPlan.open(out, corpus)
+    assert plan.level_names[:2] == ("dataset", "case")
+    drawn = plan.reason == 0
+    case, coarsest = plan.levels[1][drawn], plan.levels[2][drawn]
+    assert (case == plan.segments.video[drawn]).all()  # no case is named
+    assert len({*zip(case.tolist(), coarsest.tolist(), strict=True)}) == len(set(coarsest.tolist()))
+    # Between cases the exponent of videos holds: 0.5.
+    frames = np.bincount(case, weights=(plan.segments.end - plan.segments.start)[drawn])
+    shares = np.bincount(case, weights=plan.weight[drawn])
+    assert shares == pytest.approx(np.sqrt(frames) / np.sqrt(frames).sum())
+    assert run(corpus, out, "all", "--cluster.within") == 0
+    assert CorpusPlan.open(out, corpus).level_names == ("cluster0", "cluster1")
+
+
 def test_an_earlier_stage_that_is_missing_is_named(
     corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,125 @@
+"""Ranks that torchrun starts and that share the work of one stage: rank 0 leads, the others help and end.
+
+Each rank writes the records of its videos into OUT.work/, which all of them see; rank 0, which holds the
+lock, makes the table from them.
+
+    rank 0   other stages ... | tells tasks | its share | waits | table, further stages ...
+    rank r   waits ...........|             | its share | ends
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from surgrec.curation.per_video import Task
+from surgrec.curation.records import CurationError, VideoRecords
+from surgrec.training.distributed import World, start_world, stop_world
+
+PATIENCE: Final = timedelta(days=30)
+"""How long a rank waits for another that is there: stages that rank 0 does alone take hours."""
+SETTLE_SECONDS: Final = 60.0
+"""How long a record that another rank has written may take to be seen: network file systems keep listings."""
+
+Share = Callable[[Sequence[Task]], None]
+"""Does tasks, and keeps what is found as records."""
+
+
+class Ranks:
+    """The processes of this run; one, unless torchrun has started more."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._awaited = world.size > 1
+
+    def lead(self, tasks: Sequence[Task], how: str, share: Share, records: VideoRecords) -> None:
+        """On rank 0: every rank does its share of the tasks of stage embed. how: the same on all ranks.
+
+        Raises CurationError where a rank fails or is lost, or its records are not seen here.
+        """
+        # The longest first, so that shares are of like size.
+        ordered = sorted(tasks, key=lambda task: (-len(task.argument[0]), task.video))
+        self._awaited = False
+        self._talk(lambda: self.world.share((how, ordered)))
+        for rank, keys in enumerate(self._do(ordered, share, records)):
+            self._see(rank, keys, records)
+
+    def follow(self, how: str, share: Share, records: VideoRecords) -> None:
+        """On any other rank: waits for tasks, and does its share. Raises CurationError and OSError."""
+        told: tuple[str, list[Task]] | None = self._talk(lambda: self.world.share(None))
+        if told is None:
+            return
+
+        def checked(tasks: Sequence[Task]) -> None:
+            if told[0] != how:
+                raise CurationError(
+                    f"it embeds by {how}, rank 0 by {told[0]}: all must have the same weights"
+                )
+            share(tasks)
+
+        self._do(told[1], checked, records)
+
+    def dismiss(self) -> None:
+        """On rank 0: the others need not wait for tasks any more."""
+        if self._awaited:
+            self._awaited = False
+            self._talk(lambda: self.world.share(None))
+
+    def _do(self, tasks: Sequence[Task], share: Share, records: VideoRecords) -> list[list[str]]:
+        """Of each rank, the keys of the records that it has made."""
+        mine = tasks[self.world.rank :: self.world.size]
+        failed: CurationError | OSError | ValueError | None = None
+        try:
+            share(mine)
+        except (CurationError, OSError, ValueError) as error:
+            failed = error
+        keys = [task.key for task in mine if records.get(task.key) is not None]
+        answers = self._talk(lambda: self.world.gather((None if failed is None else str(failed), keys)))
+        if failed is not None:
+            raise failed
+        for rank, (reason, _) in enumerate(answers):
+            if reason is not None:
+                raise CurationError(f"rank {rank}: {reason}")
+        return [made for _, made in answers]
+
+    def _see(self, rank: int, keys: list[str], records: VideoRecords) -> None:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        for key in keys:
+            while records.get(key) is None:
+                if time.monotonic() > deadline:
+                    raise CurationError(
+                        f"rank {rank} has finished {len(keys)} videos, and rank 0 does not see their records"
+                        f" in {records.folder}: --out must lie on a file system that all machines share"
+                    )
+                time.sleep(0.5)
+
+    def _talk(self, message: Callable[[], Any]) -> Any:
+        try:
+            return message()
+        except RuntimeError as error:
+            raise CurationError(
+                f"rank {self.world.rank}: another rank was lost, or does not answer. Finished videos are"
+                f" kept: run the same command again"
+            ) from error
+
+
+@contextmanager
+def start_ranks(device: str) -> Iterator[Ranks]:
+    """Takes this process's place among the ranks. SIGTERM, which torchrun sends where a rank has died, then
+    ends it as Ctrl-C would. Raises UserError for a device that is not there."""
+    world = start_world(device, PATIENCE)
+    if world.size > 1:
+        signal.signal(signal.SIGTERM, _interrupt)
+    ranks = Ranks(world)
+    try:
+        yield ranks
+    finally:
+        stop_world(world)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
