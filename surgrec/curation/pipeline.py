@@ -1,6 +1,6 @@
 """The stages in their order, each from what the one before has found: from an index to a plan.
 
-    segments --> quality --> embed --> cluster --> balance --> plan.h5
+    segments --> quality --> embed --> cluster --> balance --> plan.h5 --> report
 
 A stage's table in OUT.work/ has a key, a digest of all that it depends on. A table with the right key is
 taken as it is; of a stage that was stopped the records of single videos are.
@@ -24,8 +24,10 @@ from surgrec.curation.embed_stage import embed_key, embed_segments
 from surgrec.curation.plan_file import write_plan
 from surgrec.curation.quality_stage import find_quality, judged, quality_key
 from surgrec.curation.records import Arrays, CurationError, Found, VideoRecords, load_table, save_table
+from surgrec.curation.report_stage import make_report, page_of
 from surgrec.curation.scenes import choose_detector
 from surgrec.curation.segment_stage import find_segments, segments_key
+from surgrec.curation.segment_video import seconds_of
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
@@ -42,7 +44,7 @@ Progress = Callable[[Stage, int, int], None]
 class Report:
     """What a run did. reused: stages that were finished before. notes: by stage, what is to be known of
     videos, by path. excluded: segments that are not drawn, by reason. digest: of the plan, if one was
-    written.
+    written. page: the report, if one was written.
     """
 
     reused: list[Stage] = field(default_factory=list)
@@ -50,6 +52,7 @@ class Report:
     segments: int = 0
     excluded: dict[str, int] = field(default_factory=dict)
     digest: str = ""
+    page: Path | None = None
 
 
 def stages_of(names: Sequence[str]) -> tuple[Stage, ...]:
@@ -61,7 +64,7 @@ def stages_of(names: Sequence[str]) -> tuple[Stage, ...]:
 
 
 def curate(config: CurateConfig, workers: int, progress: Progress) -> Report:
-    """Runs the stages of the configuration, and writes the plan if `balance` is one of them.
+    """Runs the stages of the configuration, writes the plan if `balance` is one of them, and then the report.
 
     Raises CurationError where an earlier stage is missing or a process dies, PacketIndexError, ValueError for
     options that make no sense, and OSError.
@@ -69,13 +72,20 @@ def curate(config: CurateConfig, workers: int, progress: Progress) -> Report:
     stages = stages_of(config.stages)
     index = PacketIndex.open(config.index)
     work = config.out.with_name(f"{config.out.name}.work")
+    page = page_of(config.report, config.out)
     run = _Run(config, index, work, workers, progress, stages)
     with _records(work / "videos") as records:
         # This run has the lock: what is left unfinished is that of a killed one.
         for left_over in (*work.glob(".*.tmp"), *config.out.parent.glob(f".{config.out.name}.*.tmp")):
             left_over.unlink()
         run.records = records
-        return run.all()
+        if stages != ("report",):  # a report needs no more than the plan
+            run.all()
+        if "report" in stages:
+            shown = run.shown("report")
+            notes = make_report(index, config.out, page, work, config.report, records, workers, shown)
+            run.report.page, run.report.notes["report"] = page, notes
+        return run.report
 
 
 @contextmanager
@@ -107,7 +117,7 @@ class _Run:
         segments = self._stage(
             "segments",
             key,
-            lambda: find_segments(index, config.segments, records, self.workers, self._shown("segments")),
+            lambda: find_segments(index, config.segments, records, self.workers, self.shown("segments")),
         )
         self.report.segments = len(segments["video"])
         if self.stages == ("segments",):
@@ -116,7 +126,7 @@ class _Run:
         seen = self._stage(
             "quality",
             key,
-            lambda: find_quality(index, segments, records, self.workers, self._shown("quality")),
+            lambda: find_quality(index, segments, records, self.workers, self.shown("quality")),
         )
         if self.stages[-1] == "quality":
             return self.report
@@ -124,9 +134,7 @@ class _Run:
         embedded = self._stage(
             "embed",
             key,
-            lambda: embed_segments(
-                index, segments, seen["crop"], records, self.workers, self._shown("embed")
-            ),
+            lambda: embed_segments(index, segments, seen["crop"], records, self.workers, self.shown("embed")),
         )
         if self.stages[-1] == "embed":
             return self.report
@@ -141,7 +149,7 @@ class _Run:
                 key,
                 lambda: Found(
                     cluster_segments(
-                        embedded["vectors"], kept, domain, config.cluster, config.seed, self._shown("cluster")
+                        embedded["vectors"], kept, domain, config.cluster, config.seed, self.shown("cluster")
                     )
                 ),
             )
@@ -154,7 +162,8 @@ class _Run:
             )
         return self.report
 
-    def _shown(self, stage: Stage) -> Callable[[int, int], None]:
+    def shown(self, stage: Stage) -> Callable[[int, int], None]:
+        """The progress of one stage."""
         return lambda done, total: self.progress(stage, done, total)
 
     def _stage(self, stage: Stage, key: str, work: Callable[[], Found]) -> Arrays:
@@ -219,24 +228,11 @@ class _Run:
         )
 
 
-def seconds_of(index: PacketIndex, segments: SegmentTable) -> NDArray[np.float64]:
-    """How long each segment is on display, by time stamps and, for its last frame, the mean of its others."""
-    found = np.empty(len(segments))
-    for video, own in segments.by_video().items():
-        times = index.frame_pts(video)
-        tick = int(index.videos.time_base_num[video]) / int(index.videos.time_base_den[video])
-        start, last = segments.start[own], segments.end[own] - 1
-        spans = (times[last] - times[start]) * tick
-        steps = np.where(last > start, spans / np.maximum(last - start, 1), 0.0)
-        found[own] = spans + steps
-    return found
-
-
 def _record(config: CurateConfig) -> dict[str, Any]:
     """What a plan was made with: all but where things lie and how many worked. `auto` is what it came to."""
     record = asdict(config)
     record["segments"]["detector"] = choose_detector(config.segments.detector)
     record["cluster"]["device"] = device_of(config.cluster)
-    for name in ("stages", "index", "out", "workers"):
+    for name in ("stages", "index", "out", "workers", "report"):
         del record[name]
     return record
