@@ -10,7 +10,8 @@ import base64
 import csv
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -97,6 +98,14 @@ def readable(text: str) -> str:
     )
 
 
+def folder_of(paths: Sequence[str]) -> str:
+    """The innermost folder that all paths lie in; empty where there is none."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # absolute and relative ones
+        return ""
+
+
 def clock(seconds: float) -> str:
     """h:mm:ss."""
     whole = int(max(0.0, seconds))
@@ -158,6 +167,7 @@ def _values(content: Content) -> dict[str, Any]:
         "name": readable(plan.path.name),
         "index_path": readable(str(index.path)),
         "plan_path": readable(str(plan.path)),
+        "folder": readable(pictures.folder),
         "sections": SECTIONS,
         "style": Markup(style),
         "script": Markup(script),
@@ -201,6 +211,7 @@ class _Pictures:
     def __init__(self, content: Content) -> None:
         index, plan, thumbnails = content.index, content.plan, content.thumbnails
         self._index, self._plan, self._thumbnails = index, plan, thumbnails
+        self.folder = folder_of(index.videos.path)
         self._times: dict[int, str] = {}
         by_video: dict[int, list[int]] = {}
         for row in thumbnails:
@@ -211,6 +222,11 @@ class _Pictures:
             for row in rows:
                 self._times[row] = clock(float(pts[thumbnails[row].frame] - pts[0]) * tick)
 
+    def path(self, video: int) -> str:
+        """Of a video, from the folder that all lie in."""
+        path = self._index.videos.path[video]
+        return readable(os.path.relpath(path, self.folder) if self.folder else path)
+
     def time(self, row: int) -> str:
         """Of the picture of a segment, from the start of its video."""
         return self._times[row]
@@ -219,7 +235,7 @@ class _Pictures:
         """The picture of a segment, with its address."""
         found = self._thumbnails[row]
         address = f"data:image/jpeg;base64,{_base64(found.jpeg)}" if found.jpeg else ""
-        path = readable(self._index.videos.path[int(self._plan.segments.video[row])])
+        path = self.path(int(self._plan.segments.video[row]))
         return Shown(address, found.width, found.height, path, self.time(row), readable(found.reason), more)
 
 
@@ -276,7 +292,7 @@ def _tree_data(content: Content, pictures: _Pictures) -> Markup:
             }
             for level in content.tree.levels
         ],
-        "videos": [readable(content.index.videos.path[video]) for video in videos],
+        "videos": [pictures.path(video) for video in videos],
         "thumbnails": thumbnails,
         "leaves": {str(leaf): [place[row] for row in rows] for leaf, rows in leaves},
     }

@@ -22,6 +22,7 @@
     if (kind) made.className = kind;
     return made;
   };
+  const counted = (count, name) => `${count.toLocaleString("en")} ${name}${count === 1 ? "" : "s"}`;
   const percent = (share) => `${(100 * share).toPrecision(3)} %`;
   const length = (hours) => (hours >= 1 ? `${hours.toFixed(1)} h` : `${(60 * hours).toFixed(1)} min`);
 
@@ -98,11 +99,11 @@
     const facts = [
       `${percent(level.drawn[node])} drawn`,
       `${percent(level.natural[node])} of frames`,
-      `${level.segments[node].toLocaleString("en")} segments`,
+      counted(level.segments[node], "segment"),
       length(level.hours[node]),
     ];
     if (below.length) facts.push(`${below.length.toLocaleString("en")} below`);
-    summary.append(element("span", facts.join(" · "), "figures"));
+    summary.append(" ", element("span", facts.join(" · "), "figures"));
     made.append(summary);
     made.addEventListener("toggle", () => {
       if (!made.open || made.dataset.filled) return;
