@@ -1,4 +1,4 @@
-"""The report's parts without a browser: numbers, the choice of pictures, thumbnails, options, package data."""
+"""The report without a browser: numbers, the choice of pictures, thumbnails, options, package data."""
 
 from __future__ import annotations
 

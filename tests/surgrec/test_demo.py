@@ -48,7 +48,7 @@ def test_run_folders_never_collide(tmp_path: Path) -> None:
 def test_runs_the_commands_of_a_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Index, then pretrain, with the options given; then the summary."""
+    """Index, curate, pretrain, with the options given; then the summary."""
     seen: list[list[str]] = []
 
     def run(arguments: list[str]) -> int:
@@ -60,20 +60,29 @@ def test_runs_the_commands_of_a_user(
     monkeypatch.setattr(demo, "run_command", run)
     monkeypatch.setattr(demo, "gather_videos", lambda config: config.out / "videos" / "manifest.csv")
     assert demo.main(["--out", str(tmp_path), "--steps", "7", "--seed", "3"]) == 0
-    index, pretrain = seen
+    index, curate, pretrain = seen
     assert index == [
         *("-m", "surgrec.index", "--manifest", str(tmp_path / "videos" / "manifest.csv")),
         *("--out", str(tmp_path / "corpus.h5")),
     ]
+    assert curate == [
+        *("-m", "surgrec.curate", "all", "--index", str(tmp_path / "corpus.h5")),
+        *("--out", str(tmp_path / "plan.h5"), "--segments.detector", "content"),
+        *("--workers", "0", "--seed", "3", "--report.samples", str(7 * 16)),
+    ]
     assert pretrain[:5] == ["-m", "surgrec.pretrain", "demo", "--data.index", str(tmp_path / "corpus.h5")]
-    assert pretrain[7:] == ["--seed", "3", "--steps", "7"]
+    assert pretrain[5:7] == ["--data.plan", str(tmp_path / "plan.h5")]
+    assert pretrain[9:] == ["--seed", "3", "--steps", "7"]
     assert (tmp_path / "reconstruction.png").read_bytes() == b"a picture"
     text = capsys.readouterr().out
     assert "0.750" in text
+    assert (tmp_path / "plan.html").as_uri() in text
     assert f"tensorboard.main --logdir {tmp_path / 'runs'}" in text
 
 
-@pytest.mark.parametrize(("failing", "status"), [("surgrec.index", 3), ("surgrec.pretrain", 4)])
+@pytest.mark.parametrize(
+    ("failing", "status"), [("surgrec.index", 3), ("surgrec.curate", 5), ("surgrec.pretrain", 4)]
+)
 def test_stops_at_the_first_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, status: int
 ) -> None:
