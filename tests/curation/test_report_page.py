@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from surgrec.loaders.corpus_plan import CorpusPlan
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
@@ -26,12 +27,6 @@ from surgrec.curation.report_stage import choose
 from surgrec.curation.report_thumbnails import Thumbnail
 from surgrec.curation.report_tree import make_tree
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'surgrec[test]'")
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
-
 SCRIPT = "<script>document.title='owned'<"  # a folder, so that the name has a slash
 NAMES = (
     f"{SCRIPT}/script>.mp4",
@@ -43,28 +38,6 @@ NAMES = (
 DOMAIN = "</script><script>document.title='owned'</script>"
 OPTIONS = ("--workers", "1", "--segments.seconds", "1", "--segments.least-seconds", "0.3")
 OPTIONS += ("--segments.detector", "none", "--quality.zero", "undecodable", "--cluster.levels", "6", "2")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    """One Chromium for all tests. Skips where there is none, but in CI, where .ci/run installs it."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        reason = "chromium or chromedriver is not installed: apt-get install chromium chromium-driver"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    os.environ |= {"SE_OFFLINE": "true", "SE_AVOID_STATS": "true"}
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
-        options.add_argument(argument)
-    options.add_argument("--disable-dev-shm-usage")  # containers have little of it
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture(scope="module")
@@ -92,38 +65,16 @@ def page(index: PacketIndex) -> Path:
     return out.with_suffix(".html")
 
 
-def visit(browser: webdriver.Chrome, page: Path) -> None:
-    """Opens a page; its console and requests are then those of this page alone."""
-    browser.get("about:blank")
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
-    browser.get(page.as_uri())
-
-
-def requested(browser: webdriver.Chrome) -> set[str]:
-    """Addresses that the page asked for, but for those that hold what they name; what its policy stopped is
-    led by `stopped`."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-    failed = [each["params"] for each in messages if each["method"] == "Network.loadingFailed"]
-    stopped = {each["requestId"] for each in failed if each.get("blockedReason") == "csp"}
-    return {
-        "stopped " * (each["requestId"] in stopped) + each["request"]["url"]
-        for each in sent
-        if not each["request"]["url"].startswith("data:")
-    }
-
-
-def nodes(browser: webdriver.Chrome) -> list[Any]:
+def nodes(browser: Any) -> list[Any]:
     return browser.find_elements(By.CSS_SELECTOR, "#tree > details")
 
 
-def test_it_opens_without_errors_or_requests(browser: webdriver.Chrome, page: Path) -> None:
-    visit(browser, page)
+def test_it_opens_without_errors_or_requests(browser: Any, page: Path) -> None:
+    browser.visit(page)
     for summary in browser.find_elements(By.CSS_SELECTOR, "#tree summary"):
         summary.click()
-    assert browser.get_log("browser") == []
-    assert requested(browser) == {page.as_uri()}
+    assert browser.errors() == []
+    assert browser.requested() == {page.as_uri()}
     titles = [each.text for each in browser.find_elements(By.TAG_NAME, "h2")]
     assert titles == [
         "The corpus at a glance",
@@ -147,23 +98,23 @@ def test_it_opens_without_errors_or_requests(browser: webdriver.Chrome, page: Pa
         assert chart.get_dom_attribute("aria-label")
 
 
-def test_the_policy_stops_what_is_not_the_page_s(browser: webdriver.Chrome, page: Path) -> None:
+def test_the_policy_stops_what_is_not_the_page_s(browser: Any, page: Path) -> None:
     """Were a name not escaped, it could still do nothing."""
-    visit(browser, page)
+    browser.visit(page)
     browser.execute_script(
         "const bad = document.createElement('script'); bad.textContent = 'window.ran = 1';"
         "document.body.append(bad);"
         "document.body.insertAdjacentHTML('beforeend', '<img src=https://surgrec.invalid/x.png>');"
     )
     assert browser.execute_script("return window.ran") is None
-    refused = " ".join(entry["message"] for entry in browser.get_log("browser"))
+    refused = " ".join(browser.errors())
     assert "script-src" in refused
     assert "img-src" in refused
-    assert requested(browser) == {page.as_uri(), "stopped https://surgrec.invalid/x.png"}
+    assert browser.requested() == {page.as_uri(), "stopped https://surgrec.invalid/x.png"}
 
 
-def test_hostile_names_are_text(browser: webdriver.Chrome, page: Path) -> None:
-    visit(browser, page)
+def test_hostile_names_are_text(browser: Any, page: Path) -> None:
+    browser.visit(page)
     for summary in browser.find_elements(By.CSS_SELECTOR, "#tree summary"):
         summary.click()
     assert browser.title == "Curation of plan.h5"
@@ -185,10 +136,8 @@ def test_hostile_names_are_text(browser: webdriver.Chrome, page: Path) -> None:
     assert "49&" not in text
 
 
-def test_clicking_through_the_tree_shows_thumbnails(
-    browser: webdriver.Chrome, page: Path, index: PacketIndex
-) -> None:
-    visit(browser, page)
+def test_clicking_through_the_tree_shows_thumbnails(browser: Any, page: Path, index: PacketIndex) -> None:
+    browser.visit(page)
     plan = CorpusPlan.open(page.with_suffix(".h5"), index)
     domains = nodes(browser)
     assert len(domains) == len(np.unique(plan.levels[0]))
@@ -212,8 +161,8 @@ def test_clicking_through_the_tree_shows_thumbnails(
     assert all(caption.endswith(("0:00:00", "0:00:01", "0:00:02", "0:00:03")) for caption in captions)
 
 
-def test_it_is_legible_in_light_dark_and_on_paper(browser: webdriver.Chrome, page: Path) -> None:
-    visit(browser, page)
+def test_it_is_legible_in_light_dark_and_on_paper(browser: Any, page: Path) -> None:
+    browser.visit(page)
     grounds = []
     for scheme, medium in (("light", "screen"), ("dark", "screen"), ("light", "print")):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -228,7 +177,7 @@ def test_it_is_legible_in_light_dark_and_on_paper(browser: webdriver.Chrome, pag
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 
-def colour(browser: webdriver.Chrome, selector: str, name: str) -> list[float]:
+def colour(browser: Any, selector: str, name: str) -> list[float]:
     """Red, green and blue, 0 to 1."""
     text = browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(name)
     return [float(part) / 255 for part in text[text.index("(") + 1 :].rstrip(")").split(",")[:3]]
@@ -246,7 +195,7 @@ def contrast(one: list[float], other: list[float]) -> float:
 
 
 def test_thousands_of_clusters_stay_usable(
-    browser: webdriver.Chrome, make_index: Callable[[Any], PacketIndex], tmp_path: Path
+    browser: Any, make_index: Callable[[Any], PacketIndex], tmp_path: Path
 ) -> None:
     """The paper's tree, and as many thumbnails of the greatest size as there may be."""
     levels, n, videos = (16, 128, 1024, 8192), 40_000, 400
@@ -270,7 +219,7 @@ def test_thousands_of_clusters_stay_usable(
     page = tmp_path / "plan.html"
     write_page(page, Content(index, plan, seconds, made, chosen, pictures, None, None, 1000))
     assert page.stat().st_size < 12e6
-    visit(browser, page)
+    browser.visit(page)
     (domain,) = nodes(browser)
     domain.find_element(By.TAG_NAME, "summary").click()
     node = domain
@@ -285,11 +234,11 @@ def test_thousands_of_clusters_stay_usable(
         assert shares == sorted(shares, reverse=True)
         node = below[0]
         node.find_element(By.TAG_NAME, "summary").click()
-    assert browser.get_log("browser") == []
+    assert browser.errors() == []
 
 
 def test_many_children_come_in_pages(
-    browser: webdriver.Chrome, make_index: Callable[[Any], PacketIndex], tmp_path: Path
+    browser: Any, make_index: Callable[[Any], PacketIndex], tmp_path: Path
 ) -> None:
     """60 clusters in one domain: 24, then 24 more, then the rest; by gain, another order."""
     index = make_index([{"frames": 600, "domain": "cataract"}])
@@ -302,7 +251,7 @@ def test_many_children_come_in_pages(
                np.zeros((1, 4), int), {})  # fmt: skip
     # Later, and without the video: all but the pictures is there.
     assert main(["report", "--index", str(index.path), "--out", str(tmp_path / "plan.h5")]) == 0
-    visit(browser, tmp_path / "plan.html")
+    browser.visit(tmp_path / "plan.html")
     shown = []
     nodes(browser)[0].find_element(By.TAG_NAME, "summary").click()
     while True:
@@ -332,7 +281,7 @@ def test_many_children_come_in_pages(
 
 
 def test_duplicates_and_footage_of_downstream_sets(
-    browser: webdriver.Chrome, page: Path, index: PacketIndex, tmp_path: Path
+    browser: Any, page: Path, index: PacketIndex, tmp_path: Path
 ) -> None:
     """What other stages leave: pairs side by side, and what of downstream sets was found."""
     plan = CorpusPlan.open(page.with_suffix(".h5"), index)
@@ -351,7 +300,7 @@ def test_duplicates_and_footage_of_downstream_sets(
         'path,seconds,shows\n"<i>a</i>, b.mp4",3.0,<i>test</i>/clip.mp4\n'
     )
     assert main(["report", "--index", str(index.path), "--out", str(out), "--workers", "1"]) == 0
-    visit(browser, tmp_path / "plan.html")
+    browser.visit(tmp_path / "plan.html")
     (pair,) = browser.find_elements(By.CSS_SELECTOR, ".pair")
     assert len(pair.find_elements(By.TAG_NAME, "img")) == 2
     assert "stands for it" in pair.text
@@ -359,4 +308,4 @@ def test_duplicates_and_footage_of_downstream_sets(
     assert text.splitlines()[1].startswith("1 segment, 0.0 min, shows footage of downstream sets")
     assert "<i>a</i>, b.mp4 3.0 <i>test</i>/clip.mp4" in text
     assert browser.find_elements(By.CSS_SELECTOR, "main i") == []
-    assert browser.get_log("browser") == []
+    assert browser.errors() == []

@@ -114,7 +114,10 @@ def test_missing_extra_is_explained(
 
 
 def test_from_nothing_to_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """The whole demo, on short operations and for two steps, with the real commands."""
     short = tuple(replace(each, seconds=3) for each in {o.domain: o for o in operations()}.values())
@@ -124,9 +127,17 @@ def test_from_nothing_to_a_picture(
     assert demo.main(["--out", str(tmp_path), "--steps", "2", "--workers", "2"]) == 0
     text = capfd.readouterr().out
     assert "loss at the end (step 2)" in text
+    assert (tmp_path / "plan.html").as_uri() in text
     with Image.open(tmp_path / "reconstruction.png") as picture:
         assert np.asarray(picture.convert("RGB")).std() > 5
     (run,) = (tmp_path / "runs").iterdir()
     assert demo.read_loss(run / "metrics.jsonl").steps == 2
     again = [line.split() for line in text.splitlines() if "--config" in line]
     assert Path(again[0][again[0].index("--config") + 1]).is_file()
+    browser = request.getfixturevalue("browser")  # last: where it is missing, the rest was tested
+    browser.visit(tmp_path / "plan.html")
+    for summary in browser.find_elements("css selector", "#tree summary"):
+        summary.click()
+    assert browser.find_elements("css selector", "#tree img")
+    assert browser.errors() == []
+    assert browser.requested() == {(tmp_path / "plan.html").as_uri()}
