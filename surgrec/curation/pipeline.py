@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -76,13 +77,14 @@ def curate(config: CurateConfig, workers: int, progress: Progress) -> Report:
     run = _Run(config, index, work, workers, progress, stages)
     with _records(work / "videos") as records:
         # This run has the lock: what is left unfinished is that of a killed one.
-        for left_over in (*work.glob(".*.tmp"), *config.out.parent.glob(f".{config.out.name}.*.tmp")):
+        written = (path.parent.glob(f".{path.name}.*.tmp") for path in (config.out, page))
+        for left_over in chain(work.glob(".*.tmp"), *written):
             left_over.unlink()
         run.records = records
         if stages != ("report",):  # a report needs no more than the plan
             run.all()
         if "report" in stages:
-            shown = run.shown("report")
+            shown = run._shown("report")
             notes = make_report(index, config.out, page, work, config.report, records, workers, shown)
             run.report.page, run.report.notes["report"] = page, notes
         return run.report
@@ -117,7 +119,7 @@ class _Run:
         segments = self._stage(
             "segments",
             key,
-            lambda: find_segments(index, config.segments, records, self.workers, self.shown("segments")),
+            lambda: find_segments(index, config.segments, records, self.workers, self._shown("segments")),
         )
         self.report.segments = len(segments["video"])
         if self.stages == ("segments",):
@@ -126,7 +128,7 @@ class _Run:
         seen = self._stage(
             "quality",
             key,
-            lambda: find_quality(index, segments, records, self.workers, self.shown("quality")),
+            lambda: find_quality(index, segments, records, self.workers, self._shown("quality")),
         )
         if self.stages[-1] == "quality":
             return self.report
@@ -134,7 +136,9 @@ class _Run:
         embedded = self._stage(
             "embed",
             key,
-            lambda: embed_segments(index, segments, seen["crop"], records, self.workers, self.shown("embed")),
+            lambda: embed_segments(
+                index, segments, seen["crop"], records, self.workers, self._shown("embed")
+            ),
         )
         if self.stages[-1] == "embed":
             return self.report
@@ -149,7 +153,7 @@ class _Run:
                 key,
                 lambda: Found(
                     cluster_segments(
-                        embedded["vectors"], kept, domain, config.cluster, config.seed, self.shown("cluster")
+                        embedded["vectors"], kept, domain, config.cluster, config.seed, self._shown("cluster")
                     )
                 ),
             )
@@ -162,8 +166,7 @@ class _Run:
             )
         return self.report
 
-    def shown(self, stage: Stage) -> Callable[[int, int], None]:
-        """The progress of one stage."""
+    def _shown(self, stage: Stage) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total)
 
     def _stage(self, stage: Stage, key: str, work: Callable[[], Found]) -> Arrays:

@@ -124,9 +124,11 @@ def _groups(labels: Sequence[str], hours: NDArray[np.float64], readable: NDArray
 def exclusions(plan: CorpusPlan, seconds: NDArray[np.float64]) -> list[Exclusion]:
     """By the reasons of the plan, each segment in one of them, the longest first."""
     total = float(seconds.sum())
+    order = np.argsort(plan.reason, kind="stable")
+    starts = np.searchsorted(plan.reason[order], np.arange(len(plan.reasons) + 1))
     found = []
     for number, reason in enumerate(plan.reasons):
-        rows = np.flatnonzero(plan.reason == number)
+        rows = order[starts[number] : starts[number + 1]]
         if number and len(rows):
             length = float(seconds[rows].sum())
             found.append(Exclusion(reason, rows, length / 3600, length / total))
