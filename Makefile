@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help demo test pytest lint types format bench clean
 
 help:
-	@echo "make demo     pretrain a small model on real and drawn video on this machine (minutes, CPU is enough)"
+	@echo "make demo     curate real and drawn video and pretrain a small model on it, on this machine (minutes, CPU is enough)"
 	@echo "make test     lint, types and all tests"
 	@echo "make lint     ruff check and ruff format --check"
 	@echo "make types    mypy over the four packages and bench/"

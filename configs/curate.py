@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from surgrec.configs.data import BalanceConfig
 
-Stage = Literal["segments", "quality", "embed", "cluster", "balance"]
+Stage = Literal["segments", "quality", "embed", "cluster", "balance", "report"]
 
 Label = Literal["domain", "dataset", "case"]
 
@@ -153,11 +153,24 @@ class ClusterOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """The page that shows what a plan does. None of these changes the plan."""
+
+    page: Path | None = None
+    """Where it is written; OUT with the suffix .html by default."""
+    thumbnails: int = 1200
+    """Thumbnails on it, at most, of 6 KiB at most each; base64 makes that 10 MB in all."""
+    samples: int = 76_800_000
+    """Clips of the run whose repeats are expected: steps x batch. By default those of preset mae-vitb."""
+
+
+@dataclass(frozen=True)
 class CurateConfig:
     """Curate a corpus: from its packet index to a plan of what is drawn, and how often.
 
-    Stages: segments, quality, embed, cluster, balance; `all` takes them in this order. A stage that is
-    finished with the same options is not done again, and one that was stopped goes on with the next video.
+    Stages: segments, quality, embed, cluster, balance, report; `all` takes them in this order. A stage
+    that is finished with the same options is not done again, and one that was stopped goes on with the next
+    video.
     """
 
     stages: Annotated[tuple[str, ...], tyro.conf.Positional] = ("all",)
@@ -180,3 +193,4 @@ class CurateConfig:
     embed: EmbedOptions = field(default_factory=EmbedOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     balance: BalanceOptions = field(default_factory=BalanceOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)

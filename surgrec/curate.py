@@ -68,9 +68,12 @@ def _print_report(report: Report, config: CurateConfig) -> None:
             print(f"{stage}: {path}: {note}", file=sys.stderr)
         if len(notes) > SHOWN_NOTES:
             print(f"{stage}: and {len(notes) - SHOWN_NOTES} videos more", file=sys.stderr)
-    print(f"{report.segments} segments")
+    if report.segments or not report.page:
+        print(f"{report.segments} segments")
     for reason, count in report.excluded.items():
         print(f"  not drawn: {count}, {reason}")
+    if report.page:
+        print(f"report: {report.page}")
     if report.digest:
         print(f"{config.out} written, digest {report.digest}")
         print(

@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     import tyro
 
     config = tyro.cli(DemoConfig, args=arguments, prog="python -m surgrec.demo")
+    from surgrec.configs.presets import PRESETS
     from surgrec.demo_data.real_video import MissingPackageError
 
     try:
@@ -75,18 +76,43 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     index, run = config.out / "corpus.h5", new_run_folder(config.out)
-    status = run_command(["-m", "surgrec.index", "--manifest", str(manifest), "--out", str(index)])
-    if status:
-        return status
-    command = ["-m", "surgrec.pretrain", "demo", "--data.index", str(index), "--out", str(run)]
-    command += ["--seed", str(config.seed)]
+    plan = config.out / "plan.h5"
+    preset = PRESETS["demo"][1]
+    steps = preset.steps if config.steps is None else config.steps
+    for command in (
+        ["-m", "surgrec.index", "--manifest", str(manifest), "--out", str(index)],
+        curate_command(config, index, plan, steps * preset.batch),
+        pretrain_command(config, index, plan, run),
+    ):
+        status = run_command(command)
+        if status:
+            return status
+    print_summary(config.out, run, plan.with_suffix(".html"))
+    return 0
+
+
+def curate_command(config: DemoConfig, index: Path, plan: Path, samples: int) -> list[str]:
+    """Curation of the demo's corpus, whose report expects the repeats of a run of `samples` clips."""
+    command = ["-m", "surgrec.curate", "all", "--index", str(index), "--out", str(plan)]
+    command += ["--segments.detector", "content"]  # TransNetV2 takes minutes on a CPU
+    command += [
+        "--workers",
+        str(config.workers),
+        "--seed",
+        str(config.seed),
+        "--report.samples",
+        str(samples),
+    ]
+    return command
+
+
+def pretrain_command(config: DemoConfig, index: Path, plan: Path, run: Path) -> list[str]:
+    """Training on what the plan draws."""
+    command = ["-m", "surgrec.pretrain", "demo", "--data.index", str(index), "--data.plan", str(plan)]
+    command += ["--out", str(run), "--seed", str(config.seed)]
     if config.steps is not None:
         command += ["--steps", str(config.steps)]
-    status = run_command(command)
-    if status:
-        return status
-    print_summary(config.out, run)
-    return 0
+    return command
 
 
 def gather_videos(config: DemoConfig) -> Path:
@@ -110,8 +136,8 @@ def gather_videos(config: DemoConfig) -> Path:
         return gather(folder, keys, config.workers, progress)
 
 
-def print_summary(out: Path, run: Path) -> None:
-    """What came out: the fall of the loss, the picture, and what to type next."""
+def print_summary(out: Path, run: Path, report: Path) -> None:
+    """What came out: the fall of the loss, the picture, the report of curation, and what to type next."""
     from rich.console import Console
     from rich.table import Table
 
@@ -122,10 +148,15 @@ def print_summary(out: Path, run: Path) -> None:
     table.add_row("loss at the start", f"{fall.start:.3f}")
     table.add_row(f"loss at the end (step {fall.steps})", f"{fall.end:.3f}")
     table.add_row("input, mask, reconstruction", str(picture))
+    table.add_row("what is drawn, how often", str(report))
     table.add_row("run folder", str(run))
     console = Console()
     console.print()
     console.print(table)
+    link = report.absolute().as_uri()
+    console.print(
+        f"Report of curation, for a browser:\n  {link}", markup=False, highlight=False, soft_wrap=True
+    )
     for label, line in (
         ("Curves and pictures of all demo runs", f"-m tensorboard.main --logdir {out / 'runs'}"),
         (

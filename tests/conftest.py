@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,20 @@ def _streams() -> ModuleType:
 def streams() -> ModuleType:
     """tests/streams.py: `make_stream(kind, path)` and `STREAM_KINDS`."""
     return _streams()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """tests/browser.py: one Chromium for all tests. Skips where there is none, but in CI, where .ci/run
+    installs it."""
+    module = _load("surgrec_test_browser", ROOT / "tests" / "browser.py")
+    found = module.start()
+    if found is None and os.environ.get("CI"):
+        pytest.fail(module.MISSING)
+    if found is None:
+        pytest.skip(module.MISSING)
+    yield found
+    found.quit()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

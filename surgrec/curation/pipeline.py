@@ -1,6 +1,6 @@
 """The stages in their order, each from what the one before has found: from an index to a plan.
 
-    segments --> quality --> embed --> cluster --> balance --> plan.h5
+    segments --> quality --> embed --> cluster --> balance --> plan.h5 --> report
 
 A stage's table in OUT.work/ has a key, a digest of all that it depends on. A table with the right key is
 taken as it is; of a stage that was stopped the records of single videos are.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -27,8 +28,10 @@ from surgrec.curation.plan_file import write_plan
 from surgrec.curation.quality_stage import find_quality, judged, quality_key
 from surgrec.curation.ray_workers import RayWorkers
 from surgrec.curation.records import Arrays, CurationError, Found, VideoRecords, load_table, save_table
+from surgrec.curation.report_stage import make_report, page_of
 from surgrec.curation.scenes import choose_detector
 from surgrec.curation.segment_stage import find_segments, segments_key
+from surgrec.curation.segment_video import seconds_of
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
@@ -45,7 +48,7 @@ Progress = Callable[[Stage, int, int], None]
 class Report:
     """What a run did. reused: stages that were finished before. notes: by stage, what is to be known of
     videos, by path. excluded: segments that are not drawn, by reason. digest: of the plan, if one was
-    written.
+    written. page: the report, if one was written.
     """
 
     reused: list[Stage] = field(default_factory=list)
@@ -53,6 +56,7 @@ class Report:
     segments: int = 0
     excluded: dict[str, int] = field(default_factory=dict)
     digest: str = ""
+    page: Path | None = None
 
 
 def stages_of(names: Sequence[str]) -> tuple[Stage, ...]:
@@ -64,8 +68,8 @@ def stages_of(names: Sequence[str]) -> tuple[Stage, ...]:
 
 
 def curate(config: CurateConfig, workers: int, progress: Progress) -> Report | None:
-    """Runs the stages of the configuration, and writes the plan if `balance` is one of them. Of several ranks
-    all call it; those that help rank 0 have no report.
+    """Runs the stages of the configuration, writes the plan if `balance` is one of them, and then the report.
+    Of several ranks all call it; those that help rank 0 have no report.
 
     Raises CurationError where an earlier stage is missing or a process dies, PacketIndexError, ValueError for
     options that make no sense, UserError for a device that is not there, and OSError.
@@ -73,17 +77,19 @@ def curate(config: CurateConfig, workers: int, progress: Progress) -> Report | N
     stages = stages_of(config.stages)
     index = PacketIndex.open(config.index)
     work = config.out.with_name(f"{config.out.name}.work")
+    page = page_of(config.report, config.out)
     with start_embedding(config, workers) as embedding:
         if not embedding.ranks.world.first:
             embedding.help(index, VideoRecords(work / "videos"))
             return None
-        return _lead(config, index, work, workers, progress, stages, embedding)
+        return _lead(config, index, work, page, workers, progress, stages, embedding)
 
 
 def _lead(
     config: CurateConfig,
     index: PacketIndex,
     work: Path,
+    page: Path,
     processes: int,
     progress: Progress,
     stages: tuple[Stage, ...],
@@ -91,9 +97,17 @@ def _lead(
 ) -> Report:
     with workers_of(config, processes) as workers, _records(work / "videos") as records:
         # This run has the lock: what is left unfinished is that of a killed one.
-        for left_over in (*work.glob(".*.tmp"), *config.out.parent.glob(f".{config.out.name}.*.tmp")):
+        written = (path.parent.glob(f".{path.name}.*.tmp") for path in (config.out, page))
+        for left_over in chain(work.glob(".*.tmp"), *written):
             left_over.unlink()
-        return _Run(config, index, work, workers, progress, stages, records, embedding).all()
+        run = _Run(config, index, work, workers, progress, stages, records, embedding)
+        if stages != ("report",):  # a report needs no more than the plan
+            run.all()
+        if "report" in stages:
+            shown = run.shown("report")
+            notes = make_report(index, config.out, page, work, config.report, records, workers, shown)
+            run.report.page, run.report.notes["report"] = page, notes
+        return run.report
 
 
 @contextmanager
@@ -140,7 +154,7 @@ class _Run:
         segments = self._stage(
             "segments",
             key,
-            lambda: find_segments(index, config.segments, records, self.workers, self._shown("segments")),
+            lambda: find_segments(index, config.segments, records, self.workers, self.shown("segments")),
         )
         self.report.segments = len(segments["video"])
         if self.stages == ("segments",):
@@ -149,7 +163,7 @@ class _Run:
         seen = self._stage(
             "quality",
             key,
-            lambda: find_quality(index, segments, records, self.workers, self._shown("quality")),
+            lambda: find_quality(index, segments, records, self.workers, self.shown("quality")),
         )
         if self.stages[-1] == "quality":
             return self.report
@@ -158,7 +172,7 @@ class _Run:
             "embed",
             key,
             lambda: embed_segments(
-                index, segments, seen["crop"], self.embedding, records, self.workers, self._shown("embed")
+                index, segments, seen["crop"], self.embedding, records, self.workers, self.shown("embed")
             ),
         )
         if self.stages[-1] == "embed":
@@ -176,7 +190,7 @@ class _Run:
                 key,
                 lambda: Found(
                     cluster_segments(
-                        embedded["vectors"], kept, group, config.cluster, config.seed, self._shown("cluster")
+                        embedded["vectors"], kept, group, config.cluster, config.seed, self.shown("cluster")
                     )
                 ),
             )
@@ -189,7 +203,7 @@ class _Run:
             )
         return self.report
 
-    def _shown(self, stage: Stage) -> Callable[[int, int], None]:
+    def shown(self, stage: Stage) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total)
 
     def _stage(self, stage: Stage, key: str, work: Callable[[], Found]) -> Arrays:
@@ -255,25 +269,12 @@ class _Run:
         )
 
 
-def seconds_of(index: PacketIndex, segments: SegmentTable) -> NDArray[np.float64]:
-    """How long each segment is on display, by time stamps and, for its last frame, the mean of its others."""
-    found = np.empty(len(segments))
-    for video, own in segments.by_video().items():
-        times = index.frame_pts(video)
-        tick = int(index.videos.time_base_num[video]) / int(index.videos.time_base_den[video])
-        start, last = segments.start[own], segments.end[own] - 1
-        spans = (times[last] - times[start]) * tick
-        steps = np.where(last > start, spans / np.maximum(last - start, 1), 0.0)
-        found[own] = spans + steps
-    return found
-
-
 def _record(config: CurateConfig, embedding: Embedding) -> dict[str, Any]:
     """What a plan was made with: all but where things lie and how many worked. `auto` is what it came to."""
     record = asdict(config)
     record["segments"]["detector"] = choose_detector(config.segments.detector)
     record["embed"] = embedding.identity
     record["cluster"]["device"] = device_of(config.cluster)
-    for name in ("stages", "index", "out", "workers", "engine", "address"):
+    for name in ("stages", "index", "out", "workers", "engine", "address", "report"):
         del record[name]
     return record

@@ -1,4 +1,4 @@
-"""One video cut into segments: of a length in seconds, and never across a cut between scenes."""
+"""One video cut into segments: of a length in seconds, and never across a scene cut; how long they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.loaders.packet_index import PacketIndex
-from surgrec.loaders.segments import cut_positions
+from surgrec.loaders.segments import SegmentTable, cut_positions
 
 
 def segment_bounds(
@@ -29,3 +29,16 @@ def segment_bounds(
         )
     pieces = [cut_positions(index, video, seconds, a, b)[:-1] for a, b in pairwise(edges)]
     return np.append(np.concatenate(pieces), count).astype(np.int64)
+
+
+def seconds_of(index: PacketIndex, segments: SegmentTable) -> NDArray[np.float64]:
+    """How long each segment is on display, by time stamps and, for its last frame, the mean of its others."""
+    found = np.empty(len(segments))
+    for video, own in segments.by_video().items():
+        times = index.frame_pts(video)
+        tick = int(index.videos.time_base_num[video]) / int(index.videos.time_base_den[video])
+        start, last = segments.start[own], segments.end[own] - 1
+        spans = (times[last] - times[start]) * tick
+        steps = np.where(last > start, spans / np.maximum(last - start, 1), 0.0)
+        found[own] = spans + steps
+    return found

@@ -186,7 +186,12 @@ def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_pa
         os.killpg(process.pid, 9)
         process.wait()
     # As a run leaves them that is killed while it writes a table, or the plan.
-    for left_over in (".plan.tmp", "killed.h5.work/.embed.h5.1.tmp", ".killed.h5.1.tmp"):
+    for left_over in (
+        ".plan.tmp",
+        "killed.h5.work/.embed.h5.1.tmp",
+        ".killed.h5.1.tmp",
+        ".killed.html.1.tmp",
+    ):
         (tmp_path / left_over).write_bytes(b"half")
     subprocess.run([*line, "--out", str(out)], check=True, capture_output=True)
     assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()

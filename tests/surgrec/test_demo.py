@@ -48,7 +48,7 @@ def test_run_folders_never_collide(tmp_path: Path) -> None:
 def test_runs_the_commands_of_a_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Index, then pretrain, with the options given; then the summary."""
+    """Index, curate, pretrain, with the options given; then the summary."""
     seen: list[list[str]] = []
 
     def run(arguments: list[str]) -> int:
@@ -60,20 +60,29 @@ def test_runs_the_commands_of_a_user(
     monkeypatch.setattr(demo, "run_command", run)
     monkeypatch.setattr(demo, "gather_videos", lambda config: config.out / "videos" / "manifest.csv")
     assert demo.main(["--out", str(tmp_path), "--steps", "7", "--seed", "3"]) == 0
-    index, pretrain = seen
+    index, curate, pretrain = seen
     assert index == [
         *("-m", "surgrec.index", "--manifest", str(tmp_path / "videos" / "manifest.csv")),
         *("--out", str(tmp_path / "corpus.h5")),
     ]
+    assert curate == [
+        *("-m", "surgrec.curate", "all", "--index", str(tmp_path / "corpus.h5")),
+        *("--out", str(tmp_path / "plan.h5"), "--segments.detector", "content"),
+        *("--workers", "0", "--seed", "3", "--report.samples", str(7 * 16)),
+    ]
     assert pretrain[:5] == ["-m", "surgrec.pretrain", "demo", "--data.index", str(tmp_path / "corpus.h5")]
-    assert pretrain[7:] == ["--seed", "3", "--steps", "7"]
+    assert pretrain[5:7] == ["--data.plan", str(tmp_path / "plan.h5")]
+    assert pretrain[9:] == ["--seed", "3", "--steps", "7"]
     assert (tmp_path / "reconstruction.png").read_bytes() == b"a picture"
     text = capsys.readouterr().out
     assert "0.750" in text
+    assert (tmp_path / "plan.html").as_uri() in text
     assert f"tensorboard.main --logdir {tmp_path / 'runs'}" in text
 
 
-@pytest.mark.parametrize(("failing", "status"), [("surgrec.index", 3), ("surgrec.pretrain", 4)])
+@pytest.mark.parametrize(
+    ("failing", "status"), [("surgrec.index", 3), ("surgrec.curate", 5), ("surgrec.pretrain", 4)]
+)
 def test_stops_at_the_first_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, status: int
 ) -> None:
@@ -105,7 +114,10 @@ def test_missing_extra_is_explained(
 
 
 def test_from_nothing_to_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """The whole demo, on short operations and for two steps, with the real commands."""
     short = tuple(replace(each, seconds=3) for each in {o.domain: o for o in operations()}.values())
@@ -115,9 +127,17 @@ def test_from_nothing_to_a_picture(
     assert demo.main(["--out", str(tmp_path), "--steps", "2", "--workers", "2"]) == 0
     text = capfd.readouterr().out
     assert "loss at the end (step 2)" in text
+    assert (tmp_path / "plan.html").as_uri() in text
     with Image.open(tmp_path / "reconstruction.png") as picture:
         assert np.asarray(picture.convert("RGB")).std() > 5
     (run,) = (tmp_path / "runs").iterdir()
     assert demo.read_loss(run / "metrics.jsonl").steps == 2
     again = [line.split() for line in text.splitlines() if "--config" in line]
     assert Path(again[0][again[0].index("--config") + 1]).is_file()
+    browser = request.getfixturevalue("browser")  # last: where it is missing, the rest was tested
+    browser.visit(tmp_path / "plan.html")
+    for summary in browser.find_elements("css selector", "#tree summary"):
+        summary.click()
+    assert browser.find_elements("css selector", "#tree img")
+    assert browser.errors() == []
+    assert browser.requested() == {(tmp_path / "plan.html").as_uri()}
