@@ -69,7 +69,7 @@ def find_thumbnails(
         else:
             found |= dict(zip(own, _unpacked(finding.arrays), strict=True))
         progress(done, len(tasks))
-    return found
+    return dict(sorted(found.items()))  # whichever video came first
 
 
 def _thumbnails(index: PacketIndex, video: int, bounds: Bounds) -> Arrays:
