@@ -225,5 +225,5 @@ def mix_measures(weights: ArrayLike, labels: ArrayLike) -> MixMeasures:
     """Of the shares that labels, integer [n], have by weights float64 [n]."""
     share = np.bincount(np.unique(np.asarray(labels), return_inverse=True)[1], weights=np.asarray(weights))
     share = share[share > 0] / share.sum()
-    entropy = float(-(share * np.log(share)).sum())
+    entropy = float(-(share * np.log(share)).sum()) + 0.0  # no minus zero
     return MixMeasures(entropy, float(np.exp(entropy)), float(share.max()))

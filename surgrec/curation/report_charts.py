@@ -128,8 +128,8 @@ def repeats_chart(repeats: Repeats) -> Markup:
     for power in range(int(low), int(high) + 1):
         x = _MARGIN + room * (power - low) / (high - low)
         body.append(
-            Markup('<text x="{}" y="{}" class="small middle">{}</text>').format(
-                f"{x:.1f}", height + 26, f"{10.0**power:,g} ×"
+            Markup('<text x="{}" y="{}" class="small {}">{}</text>').format(
+                f"{x:.1f}", height + 26, "end" if power == high else "middle", f"{10.0**power:,.10g} ×"
             )
         )
     body.append(

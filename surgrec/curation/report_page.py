@@ -90,6 +90,11 @@ class Matches:
     count: int
 
 
+def times(expected: float) -> str:
+    """A number of repeats, for people: three digits, or all before the point."""
+    return f"{expected:,.0f}" if expected >= 100 else f"{expected:.3g}"
+
+
 def readable(text: str) -> str:
     """A name as text: what does not print, line ends, marks that turn the direction and bytes that are no
     UTF-8 among it, is spelled out."""
@@ -194,7 +199,7 @@ def _values(content: Content) -> dict[str, Any]:
         ],
         "repeats_chart": repeats_chart(repeats),
         "most_drawn": [
-            pictures.shown(row, f"{float(plan.weight[row]) * content.samples:,.3g} times expected")
+            pictures.shown(row, f"{times(float(plan.weight[row]) * content.samples)} times expected")
             for row in chosen.most_drawn
         ],
         "plan_digest": plan.digest,

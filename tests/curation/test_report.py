@@ -22,7 +22,7 @@ from surgrec.curation.local_workers import LocalWorkers
 from surgrec.curation.plan_file import write_plan
 from surgrec.curation.records import VideoRecords
 from surgrec.curation.report_numbers import by_flag, duplicates_of, exclusions, glance
-from surgrec.curation.report_page import clock, folder_of, readable
+from surgrec.curation.report_page import clock, folder_of, readable, times
 from surgrec.curation.report_stage import choose
 from surgrec.curation.report_thumbnails import BYTES, SIDE, Thumbnail, _thumbnail, find_thumbnails
 from surgrec.curation.report_tree import PER_LEAF, Tree, TreeLevel, examples, make_tree
@@ -203,6 +203,7 @@ def test_names_and_times_as_text() -> None:
     assert readable("ä 手術.mp4") == "ä 手術.mp4"
     assert readable("a\nb\u202ec\udcff") == "a\\nb\\u202ec\\udcff"
     assert [clock(seconds) for seconds in (-1.0, 59.9, 3661.0)] == ["0:00:00", "0:00:59", "1:01:01"]
+    assert [times(value) for value in (0.01234, 99.96, 15360000.0)] == ["0.0123", "100", "15,360,000"]
     assert folder_of(["/a/b/c.mp4", "/a/d/e.mp4"]) == "/a"
     assert folder_of(["/a/b.mp4", "c.mp4"]) == ""
 
