@@ -2,8 +2,8 @@
 
 Twice a second, what changes within 3 s is described by few numbers; random planes turn these into a key
 (locality-sensitive hashing after Charikar, "Similarity estimation techniques from rounding algorithms", 2002).
-Moments with the same key in one of TABLES tables vote for their pair of videos and their lag, and what has two
-votes is compared. Keys are as long as keeps those few that have them by chance.
+Moments with the same key in one of TABLES tables vote for their pair of videos and their lag, and what has
+two votes is compared. Keys are as long as keeps those few that have them by chance.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ STEP: Final = 2
 TABLES: Final = 24
 VOTES: Final = 2
 FULLEST: Final = 32
-"""In a bucket of one key, a moment is paired with so many that follow: of what is shown a thousand times, a chain
-of pairs is found instead of all."""
+"""In a bucket of one key, a moment is paired with so many that follow: of what is shown a thousand times, a
+chain of pairs is found instead of all."""
 PLACES: Final = 3
 """Voted moments of a pair at which it is compared."""
 
@@ -45,7 +45,8 @@ _LAG_BITS: Final = 21
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """vectors: int8 [n, DIMENSIONS]. video: int32 [n], ascending; sample: int32 [n], ascending within a video."""
+    """vectors: int8 [n, DIMENSIONS]. video: int32 [n], ascending; sample: int32 [n], ascending within a
+    video."""
 
     vectors: NDArray[np.int8]
     video: NDArray[np.int32]
@@ -80,7 +81,9 @@ def describe_moments(samples: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[n
     return np.clip(np.rint(flat), -127, 127).astype(np.int8), middle[moving].astype(np.int32)
 
 
-def gather(videos: int, samples_of: Callable[[int], NDArray[Any] | None], seen: Callable[[int], Any]) -> Moments:
+def gather(
+    videos: int, samples_of: Callable[[int], NDArray[Any] | None], seen: Callable[[int], Any]
+) -> Moments:
     """The moments of all videos; samples_of gives those of one, or None. seen(done) is called after each."""
     vectors, video, sample = [], [], []
     for number in range(videos):
@@ -99,10 +102,11 @@ def gather(videos: int, samples_of: Callable[[int], NDArray[Any] | None], seen: 
 def pairs_of(
     moments: Moments, side: NDArray[np.int8] | None, seed: int, seen: Callable[[int], Any]
 ) -> Iterator[Pair]:
-    """Pairs of videos to compare, ordered by their numbers, `one` before `other`.
+    """Pairs of videos to compare, ordered by their numbers and, from many to few, votes; `one` before
+    `other`.
 
-    side: int8 [videos]; only videos of different sides are paired. None pairs all, and each with itself at lags of
-    WINDOW samples or more. seen(done) is called after each of TABLES tables.
+    side: int8 [videos]; only videos of different sides are paired. None pairs all, and each with itself at
+    lags of WINDOW samples or more. seen(done) is called after each of TABLES tables.
     """
     if len(moments.video) < 2:
         return
@@ -127,8 +131,8 @@ def pairs_of(
 def _key_bits(count: int, videos: int) -> int:
     """Bits of a key such that by chance no more pairs than one for 400 moments, or 1000, have two votes.
 
-    With n moments and p of them a video there are n^2 / p pairs of videos with lags, and 3 T n^2 / 2^(b + 1) votes
-    by chance of T tables, as each moment is there mirrored, too.
+    With n moments and p of them a video there are n^2 / p pairs of videos with lags, and 3 T n^2 / 2^(b + 1)
+    votes by chance of T tables, as each moment is there mirrored, too.
     """
     most = max(1000.0, count / 400)
     wanted = 0.5 * np.log2(1.125 * TABLES**2 * float(count) ** 2 * (count / videos) / most)
@@ -219,7 +223,9 @@ def _elected(codes: NDArray[np.uint64], places: NDArray[np.int32]) -> Iterator[P
     kinds = codes[firsts]
     # A lag that lies between two steps has its votes in both.
     after = np.append((kinds[1:] - kinds[:-1] == 1) * counts[1:], 0)
-    for k in np.flatnonzero(counts + after >= VOTES).tolist():
+    elected = np.flatnonzero(counts + after >= VOTES)
+    videos = kinds[elected] >> np.uint64(_LAG_BITS + 1)
+    for k in elected[np.lexsort((kinds[elected], -(counts + after)[elected], videos))].tolist():
         code = int(kinds[k])
         own = np.unique(places[firsts[k] : firsts[k] + counts[k] + after[k]])
         chosen = own[(np.arange(min(PLACES, len(own))) * len(own)) // min(PLACES, len(own))]

@@ -43,7 +43,9 @@ def find_matches(
             if not (match.one == match.other and match.lag < RATE):
                 found.append(match)
     seen(steps, steps)
-    return sorted(found, key=lambda match: (match.one, match.other, match.start, match.lag, match.mirrored))
+    return sorted(
+        set(found), key=lambda match: (match.one, match.other, match.start, match.lag, match.mirrored)
+    )
 
 
 def _is_known(pair: Pair, found: list[Match]) -> bool:
