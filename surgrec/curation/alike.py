@@ -1,7 +1,7 @@
 """Which pairs of videos are worth comparing, and at which lag: of all pairs of moments in a corpus a few.
 
-Twice a second, what changes within 3 s is described by few numbers; random planes turn these into a key
-(locality-sensitive hashing after Charikar, "Similarity estimation techniques from rounding algorithms", 2002).
+Twice a second, what changes within 3 s is described by few numbers; random planes turn these into a key, by
+locality-sensitive hashing (Charikar, "Similarity estimation techniques from rounding algorithms", 2002).
 Moments with the same key in one of TABLES tables vote for their pair of videos and their lag, and what has
 two votes is compared. Keys are as long as keeps those few that have them by chance.
 """

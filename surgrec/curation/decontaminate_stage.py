@@ -78,7 +78,8 @@ def counted(clips: Sequence[Clip], options: DecontaminateOptions) -> list[Clip]:
     found = [clip for clip in clips if clip.split in options.splits]
     if not found:
         raise ValueError(
-            f"decontaminate.videos names {len(clips)} clips, but none of the splits {', '.join(options.splits)}"
+            f"decontaminate.videos names {len(clips)} clips, but none of the splits"
+            f" {', '.join(options.splits)}"
         )
     return found
 
@@ -119,7 +120,8 @@ def find_contacts(
             samples = of_theirs(video)
             if samples is None or not len(describe_moments(samples)[0]):
                 problems[path] = (
-                    f"nothing in it can be recognised: it is shorter than {span_seconds():g} s, or nothing moves"
+                    f"nothing in it can be recognised: it is shorter than {span_seconds():g} s, or nothing"
+                    f" moves"
                 )
     if problems and not options.go_on:
         raise CurationError(_refusal(problems))
@@ -286,5 +288,6 @@ def _refusal(problems: dict[str, str]) -> str:
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return (
         f"{len(problems)} downstream videos cannot be compared, so that nothing would be proven: "
-        f"{'; '.join(shown)}{more}. Repair or remove them, or pass --decontaminate.go-on, and the report says so"
+        f"{'; '.join(shown)}{more}. Repair or remove them, or pass --decontaminate.go-on, and the report"
+        f" says so"
     )
