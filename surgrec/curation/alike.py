@@ -3,7 +3,7 @@
 Twice a second, what changes within 3 s is described by few numbers; random planes turn these into a key, by
 locality-sensitive hashing (Charikar, "Similarity estimation techniques from rounding algorithms", 2002).
 Moments with the same key in one of TABLES tables vote for their pair of videos and their lag, and what has
-two votes is compared. Keys are as long as keeps those few that have them by chance.
+two votes is compared. Keys are long enough that few have them by chance.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ from surgrec.curation.same_footage import STILL, WINDOW
 
 STEP: Final = 2
 """Samples from one moment to the next."""
-TABLES: Final = 24
+TABLES: Final = 32
 VOTES: Final = 2
+VOTES_EACH: Final = 0.1
+"""Votes of a table for each moment, about: what memory the search takes, and how much is compared in vain."""
+LEAST_VOTES: Final = 10_000
+FEWEST_BITS: Final = 14
+MOST_BITS: Final = 31
 FULLEST: Final = 32
 """In a bucket of one key, a moment is paired with so many that follow: of what is shown a thousand times, a
 chain of pairs is found instead of all."""
@@ -30,12 +35,16 @@ PLACES: Final = 3
 """Voted moments of a pair at which it is compared."""
 
 _LOW: Final = 4  # frequencies of each direction that moments are described by
-_VERTICAL, _HORIZONTAL = np.mgrid[:_LOW, :_LOW]
-_TAKEN: Final = (_VERTICAL * SIDE + _HORIZONTAL).ravel()[1:]
-_WEIGHT: Final = np.hypot(_VERTICAL, _HORIZONTAL).ravel()[1:].astype(np.float32)
-_ODD: Final = (_HORIZONTAL.ravel()[1:] % 2).astype(bool)
-_OFFSETS: Final = np.arange(-(WINDOW // 2), WINDOW // 2 + 1, STEP)
+_SMOOTH: Final = 5  # samples of which the mean is taken, as two copies' moments may be a sample apart
+_VERTICAL, _HORIZONTAL = (axis.ravel()[1:] for axis in np.mgrid[:_LOW, :_LOW])
+# Those that a mirror leaves as they are come first: their planes are a block of their own.
+_ORDER: Final = np.argsort(_HORIZONTAL % 2, kind="stable")
+_TAKEN: Final = (_VERTICAL * SIDE + _HORIZONTAL)[_ORDER]
+_WEIGHT: Final = np.hypot(_VERTICAL, _HORIZONTAL)[_ORDER].astype(np.float32)
+_OFFSETS: Final = np.arange(-(WINDOW // 2), WINDOW // 2 + 1, 3)
+_EVEN: Final = int((_HORIZONTAL % 2 == 0).sum()) * len(_OFFSETS)
 DIMENSIONS: Final = len(_OFFSETS) * len(_TAKEN)
+_REACH: Final = WINDOW // 2 + _SMOOTH // 2  # samples before and behind a moment that describe it
 _LOUD: Final = 400.0  # int8 levels of a vector of length 1
 _BLOCK: Final = 1 << 17
 
@@ -67,14 +76,15 @@ class Pair:
 def describe_moments(samples: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
     """Vectors int8 [n, DIMENSIONS] and their samples int32 [n]; those left out in which nothing moves."""
     count = len(samples)
-    middle = np.arange(WINDOW // 2, count - WINDOW // 2 - 1, STEP)
+    middle = np.arange(_REACH, count - _REACH, STEP)
     if not len(middle):
         return np.zeros((0, DIMENSIONS), np.int8), np.zeros(0, np.int32)
     low = samples[:, _TAKEN].astype(np.float32) * _WEIGHT
-    low = 0.5 * (low[:-1] + low[1:])
-    rows = low[middle[:, None] + _OFFSETS]
+    total = np.cumsum(np.concatenate([np.zeros_like(low[:1]), low]), axis=0, dtype=np.float64)
+    smooth = ((total[_SMOOTH:] - total[:-_SMOOTH]) / _SMOOTH).astype(np.float32)
+    rows = smooth[middle[:, None] + _OFFSETS - _SMOOTH // 2]
     rows -= rows.mean(1, keepdims=True)
-    flat = rows.reshape(len(middle), DIMENSIONS)
+    flat = rows.transpose(0, 2, 1).reshape(len(middle), DIMENSIONS)
     size = np.sqrt((flat * flat).sum(1))
     moving = size**2 > STILL * len(_OFFSETS)
     flat = flat[moving] * (_LOUD / size[moving])[:, None]
@@ -112,14 +122,10 @@ def pairs_of(
         return
     if int(moments.video[-1]) >= 1 << _VIDEO_BITS:
         raise ValueError(f"video {moments.video[-1]}: no more than {1 << _VIDEO_BITS} can be compared")
-    bits = _key_bits(len(moments.video), len(np.unique(moments.video)))
     sides = np.zeros(0, np.int8) if side is None else side
     codes: list[NDArray[np.uint64]] = []
     places: list[NDArray[np.int32]] = []
-    for table in range(TABLES):
-        entries = _entries(moments, bits, np.random.default_rng([seed, table]))
-        entries.sort()
-        size = _emit(entries, moments.video, moments.sample, sides, codes=None, places=None)
+    for table, (entries, size) in enumerate(_tables(moments, sides, seed)):
         code, place = np.empty(size, np.uint64), np.empty(size, np.int32)
         _emit(entries, moments.video, moments.sample, sides, code, place)
         codes.append(code)
@@ -128,26 +134,34 @@ def pairs_of(
     yield from _elected(np.concatenate(codes), np.concatenate(places))
 
 
-def _key_bits(count: int, videos: int) -> int:
-    """Bits of a key such that by chance no more pairs than one for 400 moments, or 1000, have two votes.
+def _tables(moments: Moments, side: NDArray[np.int8], seed: int) -> Iterator[tuple[NDArray[np.uint64], int]]:
+    """The sorted entries of each table, and how many votes they have.
 
-    With n moments and p of them a video there are n^2 / p pairs of videos with lags, and 3 T n^2 / 2^(b + 1)
-    votes by chance of T tables, as each moment is there mirrored, too.
+    Keys have as many bits as leave a table VOTES_EACH votes a moment, found on the first one: how often
+    moments are alike by chance depends on the corpus.
     """
-    most = max(1000.0, count / 400)
-    wanted = 0.5 * np.log2(1.125 * TABLES**2 * float(count) ** 2 * (count / videos) / most)
-    return int(np.clip(np.ceil(wanted), 8, 31))
+    count = len(moments.video)
+    most = max(LEAST_VOTES, round(VOTES_EACH * count))
+    bits = int(np.clip(np.ceil(np.log2(1.5 * float(count) ** 2 / most)), FEWEST_BITS, MOST_BITS))
+    for table in range(TABLES):
+        while True:
+            entries = _entries(moments, bits, np.random.default_rng([seed, table]))
+            entries.sort()
+            size = _emit(entries, moments.video, moments.sample, side, None, None)
+            if table > 0 or size <= most or bits == MOST_BITS:
+                break
+            bits = min(MOST_BITS, bits + 2)
+        yield entries, size
 
 
 def _entries(moments: Moments, bits: int, draw: np.random.Generator) -> NDArray[np.uint64]:
     """uint64 [2 n]: key, whether mirrored, and number of each moment."""
     planes = draw.standard_normal((DIMENSIONS, bits)).astype(np.float32)
-    odd = np.tile(_ODD, len(_OFFSETS))
     count = len(moments.vectors)
     entries = np.empty(2 * count, np.uint64)
     for first in range(0, count, _BLOCK):
         rows = moments.vectors[first : first + _BLOCK].astype(np.float32)
-        even_part, odd_part = rows[:, ~odd] @ planes[~odd], rows[:, odd] @ planes[odd]
+        even_part, odd_part = rows[:, :_EVEN] @ planes[:_EVEN], rows[:, _EVEN:] @ planes[_EVEN:]
         numbers = np.arange(first, first + len(rows), dtype=np.uint64)
         for mirrored, sides in enumerate((even_part + odd_part, even_part - odd_part)):
             key = _packed(sides)
@@ -241,4 +255,4 @@ def _elected(codes: NDArray[np.uint64], places: NDArray[np.int32]) -> Iterator[P
 
 def span_seconds() -> float:
     """A video shorter than this has no moment, and cannot be found."""
-    return (WINDOW + 2) / RATE
+    return (2 * _REACH + 1) / RATE

@@ -266,7 +266,7 @@ def _same_content(
         known.setdefault((index.videos.xxh3[video], int(index.videos.file_size[video])), []).append(video)
     found = []
     for other in theirs:
-        if downstream.videos.status[other] in (OK, SEQUENTIAL):
+        if downstream.videos.xxh3[other] and downstream.videos.status[other] in (OK, SEQUENTIAL):
             key = downstream.videos.xxh3[other], int(downstream.videos.file_size[other])
             end = int(np.ceil(clock_of(downstream, other)[-1] * RATE))
             found += [Match(video, other, 0, end, 0.0, False, 1.0) for video in known.get(key, [])]

@@ -117,7 +117,7 @@ def same_files(index: PacketIndex, videos: list[int]) -> list[list[int]]:
     groups: dict[tuple[str, int, int], list[int]] = {}
     table = index.videos
     for video in videos:
-        if table.status[video] in (OK, SEQUENTIAL):
+        if table.xxh3[video] and table.status[video] in (OK, SEQUENTIAL):
             key = table.xxh3[video], int(table.file_size[video]), int(table.frame_count[video])
             groups.setdefault(key, []).append(video)
     return [sorted(group, key=lambda v: table.path[v]) for group in groups.values() if len(group) > 1]

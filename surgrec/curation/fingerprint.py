@@ -97,7 +97,8 @@ class Printer:
 def _coefficients(picture: NDArray[np.float32], rotation: int) -> NDArray[np.float32]:
     picture = np.rot90(picture, -rotation // 90)
     height, width = picture.shape
-    return (dct_rows(height) @ picture @ dct_rows(width).T).ravel()
+    found: NDArray[np.float32] = (dct_rows(height) @ picture @ dct_rows(width).T).ravel().astype(np.float32)
+    return found
 
 
 @cache

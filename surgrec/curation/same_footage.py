@@ -82,10 +82,10 @@ _CROPPED: Final = [(a, b) for a, b in product(CROPS, CROPS) if a == 0 or b == 0]
 def features(samples: NDArray[Any], crop: float = 0.0, mirrored: bool = False) -> Floats:
     """float32 [S, 63]: of the picture cropped from each side, and mirrored; each frequency weighted by
     itself, as pictures have less of the higher ones."""
-    found = samples.astype(np.float32)
+    found: Floats = samples.astype(np.float32)
     if crop:
         by = _crop(crop)
-        found = (by @ found.reshape(-1, SIDE, SIDE) @ by.T).reshape(-1, SIDE * SIDE)
+        found = np.matmul(by @ found.reshape(-1, SIDE, SIDE), by.T, dtype=np.float32).reshape(len(found), -1)
     if mirrored:
         found = found * MIRROR
     return np.ascontiguousarray((found * _WEIGHT)[:, _USED])
