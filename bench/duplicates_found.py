@@ -45,7 +45,8 @@ VIDEO_SECONDS = 60
 COPY_SECONDS = 6
 HEIGHT, WIDTH = 120, 160
 
-Clip = "list[NDArray[np.uint8]]"
+Clip = list[Any]
+"""Pictures uint8 [H, W, 3], RGB."""
 
 
 @dataclass(frozen=True)
