@@ -157,7 +157,7 @@ def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_pa
     line = [sys.executable, "-m", "surgrec.curate", "all", "--index", str(corpus.path), *OPTIONS, *CONTENT]
     line += [*LEVELS, "--decontaminate.videos", str(tmp_path / "sets")]
     (tmp_path / "sets").mkdir()
-    copy_clip("carphone_pristine.mp4", tmp_path / "sets" / "car.mp4")
+    copy_clip("bigbuckbunny.mp4", tmp_path / "sets" / "bunny.mp4")
     begin = time.monotonic()
     subprocess.run([*line, "--out", str(tmp_path / "whole.h5")], check=True, capture_output=True)
     seconds = time.monotonic() - begin
