@@ -191,6 +191,7 @@ def make_corpus(args: Args) -> tuple[Path, Path]:
         weight / weight.sum(),
         np.zeros(len(segments), int),
         [""],
+        np.full(len(segments), -1),
         {"domain": np.zeros(len(segments), int)},
         np.zeros((args.videos, 4), int),
         {},

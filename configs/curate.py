@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from surgrec.configs.data import BalanceConfig
 
-Stage = Literal["segments", "quality", "embed", "cluster", "balance", "report"]
+Stage = Literal["segments", "quality", "dedup", "decontaminate", "embed", "cluster", "balance", "report"]
 
 Label = Literal["domain", "dataset", "case"]
 
@@ -116,6 +116,30 @@ class QualityThresholds:
 
 
 @dataclass(frozen=True)
+class DedupOptions:
+    """Which segments are duplicates. They are not drawn."""
+
+    share: float = 0.5
+    """A segment is a near duplicate where at least this share of its time is shown by others that stay: of
+    larger pictures, then of more bits a second, then of longer videos, then earlier ones."""
+
+
+@dataclass(frozen=True)
+class DecontaminateOptions:
+    """Segments that show what a model will be tested on. They are not drawn; OUT.work/decontaminated.csv
+    lists them."""
+
+    videos: tuple[str, ...] = ()
+    """Downstream videos: files, folders, patterns, or tables (.csv) with the columns path, dataset, split
+    (train, val or test; test where it is empty), start, end (seconds). Without any, this stage does
+    nothing."""
+    splits: tuple[Literal["train", "val", "test"], ...] = ("val", "test")
+    """Splits whose clips no segment may show."""
+    go_on: bool = False
+    """Go on where downstream videos cannot be compared, which the report then says, instead of an error."""
+
+
+@dataclass(frozen=True)
 class EmbedOptions:
     """What describes a segment as a vector."""
 
@@ -168,9 +192,9 @@ class ReportOptions:
 class CurateConfig:
     """Curate a corpus: from its packet index to a plan of what is drawn, and how often.
 
-    Stages: segments, quality, embed, cluster, balance, report; `all` takes them in this order. A stage
-    that is finished with the same options is not done again, and one that was stopped goes on with the next
-    video.
+    Stages: segments, quality, dedup, decontaminate, embed, cluster, balance, report; `all` takes them in this
+    order. A stage that is finished with the same options is not done again, and one that was stopped goes on
+    with the next video.
     """
 
     stages: Annotated[tuple[str, ...], tyro.conf.Positional] = ("all",)
@@ -190,6 +214,8 @@ class CurateConfig:
     """Of every random draw."""
     segments: SegmentOptions = field(default_factory=SegmentOptions)
     quality: QualityThresholds = field(default_factory=QualityThresholds)
+    dedup: DedupOptions = field(default_factory=DedupOptions)
+    decontaminate: DecontaminateOptions = field(default_factory=DecontaminateOptions)
     embed: EmbedOptions = field(default_factory=EmbedOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     balance: BalanceOptions = field(default_factory=BalanceOptions)

@@ -20,7 +20,7 @@ from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable, Unusable, refusal
 
 FORMAT_NAME: Final = "surgrec-plan"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 WEIGHT_TOLERANCE: Final = 1e-6
 """How far the weights may be from adding up to 1."""

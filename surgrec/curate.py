@@ -68,6 +68,8 @@ def _print_report(report: Report, config: CurateConfig) -> None:
             print(f"{stage}: {path}: {note}", file=sys.stderr)
         if len(notes) > SHOWN_NOTES:
             print(f"{stage}: and {len(notes) - SHOWN_NOTES} videos more", file=sys.stderr)
+    for remark in report.remarks:
+        print(remark)
     if report.segments or not report.page:
         print(f"{report.segments} segments")
     for reason, count in report.excluded.items():

@@ -130,7 +130,7 @@ def read_manifest(
     if not table.is_file():
         raise InputError(f"{table}: no such manifest; check the path")
     parquet = table.suffix.lower() in (".parquet", ".pq")
-    names, rows = _parquet_rows(table) if parquet else _csv_rows(table)
+    names, rows = _parquet_rows(table) if parquet else csv_rows(table)
     ignored = [name for name in names if name not in ("path", *LABELS)]
     if ignored and remarks is not None:
         remarks.append(f"{table}: columns ignored: {', '.join(ignored)}; known are path, {', '.join(LABELS)}")
@@ -161,8 +161,9 @@ def read_manifest(
 Rows = list[dict[str, str]]
 
 
-def _csv_rows(table: Path) -> tuple[list[str], Rows]:
-    """Names of the columns, in small letters, and the rows."""
+def csv_rows(table: Path) -> tuple[list[str], Rows]:
+    """Names of the columns of a CSV table with a column `path`, in small letters, and its rows. Raises
+    InputError where it is malformed."""
     try:
         # utf-8-sig: spreadsheets write a byte-order mark.
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -183,7 +184,7 @@ def _csv_rows(table: Path) -> tuple[list[str], Rows]:
 
 
 def _parquet_rows(table: Path) -> tuple[list[str], Rows]:
-    """As `_csv_rows`."""
+    """As `csv_rows`."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,6 +1,6 @@
 """The stages in their order, each from what the one before has found: from an index to a plan.
 
-    segments --> quality --> embed --> cluster --> balance --> plan.h5 --> report
+    segments --> quality --> dedup --> decontaminate --> embed --> cluster --> balance --> plan.h5 --> report
 
 A stage's table in OUT.work/ has a key, a digest of all that it depends on. A table with the right key is
 taken as it is; of a stage that was stopped the records of single videos are.
@@ -21,6 +21,18 @@ from numpy.typing import NDArray
 from surgrec.configs.curate import CurateConfig, Stage
 from surgrec.curation.balance import Labels, outer_levels, segment_weights
 from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
+from surgrec.curation.decontaminate_stage import (
+    contacts_key,
+    contacts_of,
+    counted,
+    find_contacts,
+    index_downstream,
+    reasons_of,
+    record_of,
+    write_report,
+)
+from surgrec.curation.dedup_stage import EXACT, NEAR, find_duplicates, find_footage, footage_key, matches_of
+from surgrec.curation.downstream import find_clips
 from surgrec.curation.embed_stage import Embedding, embed_key, embed_segments, start_embedding
 from surgrec.curation.local_workers import LocalWorkers
 from surgrec.curation.per_video import Workers
@@ -47,12 +59,13 @@ Progress = Callable[[Stage, int, int], None]
 @dataclass
 class Report:
     """What a run did. reused: stages that were finished before. notes: by stage, what is to be known of
-    videos, by path. excluded: segments that are not drawn, by reason. digest: of the plan, if one was
-    written. page: the report, if one was written.
+    videos, by path. remarks: what stages say of all. excluded: segments that are not drawn, by reason.
+    digest: of the plan, if one was written. page: the report, if one was written.
     """
 
     reused: list[Stage] = field(default_factory=list)
     notes: dict[Stage, dict[str, str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     segments: int = 0
     excluded: dict[str, int] = field(default_factory=dict)
     digest: str = ""
@@ -100,7 +113,7 @@ def _lead(
         written = (path.parent.glob(f".{path.name}.*.tmp") for path in (config.out, page))
         for left_over in chain(work.glob(".*.tmp"), *written):
             left_over.unlink()
-        run = _Run(config, index, work, workers, progress, stages, records, embedding)
+        run = _Run(config, index, work, workers, processes, progress, stages, records, embedding)
         if stages != ("report",):  # a report needs no more than the plan
             run.all()
         if "report" in stages:
@@ -135,11 +148,14 @@ class _Run:
     index: PacketIndex
     work: Path
     workers: Workers
+    processes: int
     progress: Progress
     stages: tuple[Stage, ...]
     records: VideoRecords
     embedding: Embedding
     report: Report = field(default_factory=Report)
+    compared: dict[str, Any] = field(default_factory=dict)
+    """Downstream clips that segments were compared with, for the plan's record."""
 
     @property
     def labels(self) -> Labels:
@@ -167,6 +183,25 @@ class _Run:
         )
         if self.stages[-1] == "quality":
             return self.report
+        key = footage_key(index, segments, config.segments, config.seed)
+        footage = self._stage(
+            "dedup",
+            key,
+            lambda: find_footage(
+                index,
+                segments,
+                config.segments,
+                records,
+                self.workers,
+                config.seed,
+                self.shown("dedup"),
+            ),
+        )
+        if self.stages[-1] == "dedup":
+            return self.report
+        contaminated = self._contaminated(segments)
+        if self.stages[-1] == "decontaminate":
+            return self.report
         key = embed_key(index, segments, seen["crop"], self.embedding.identity)
         embedded = self._stage(
             "embed",
@@ -177,7 +212,13 @@ class _Run:
         )
         if self.stages[-1] == "embed":
             return self.report
-        why = self._reasons(SegmentTable(**segments), seen["numbers"], embedded["failed"])
+        table = SegmentTable(**segments)
+        why = self._reasons(table, seen["numbers"], embedded["failed"])
+        fine = np.array([not text for text in why], bool)
+        copies = find_duplicates(index, table, fine, matches_of(footage), config.dedup.share)
+        for k in np.flatnonzero(fine).tolist():
+            of_copy = "" if copies.of[k] < 0 else EXACT if copies.exact[k] else NEAR
+            why[k] = contaminated.get(k, of_copy)
         kept = np.array([not text for text in why], bool)
         outer = outer_levels(self.labels, config.cluster.within)
         innermost = (list(outer.values()) or [np.zeros(len(index), np.int32)])[-1]
@@ -196,12 +237,52 @@ class _Run:
             )
         if "balance" in self.stages:
             self._write(
-                SegmentTable(**segments),
+                table,
                 why,
+                copies.of,
                 seen["crop"],
                 [clustered[str(level)] for level in range(len(clustered))],
             )
         return self.report
+
+    def _contaminated(self, segments: Arrays) -> dict[int, str]:
+        """Why segments may not be drawn because of what models are tested on, by number."""
+        config, index = self.config, self.index
+        if not config.decontaminate.videos:
+            if "decontaminate" in self.stages:
+                self.report.remarks.append(
+                    "decontaminate: not done, as --decontaminate.videos names no downstream videos"
+                )
+            return {}
+        clips = counted(find_clips(config.decontaminate.videos), config.decontaminate)
+        downstream = index_downstream(clips, self.work, self.processes)
+        found = self._stage(
+            "decontaminate",
+            contacts_key(index, segments, config.segments, downstream, clips, config.seed),
+            lambda: find_contacts(
+                index,
+                segments,
+                config.segments,
+                downstream,
+                clips,
+                config.decontaminate,
+                self.records,
+                self.workers,
+                config.seed,
+                self.shown("decontaminate"),
+            ),
+        )
+        table = SegmentTable(**segments)
+        contacts = contacts_of(index, table, downstream, clips, found)
+        notes = self.report.notes.get("decontaminate", {})
+        report = self.work / "decontaminated.csv"
+        write_report(report, index, table, contacts, clips, notes)
+        reasons = reasons_of(contacts)
+        self.report.remarks.append(
+            f"decontaminate: {len(reasons)} segments show one of {len(clips)} downstream clips; {report}"
+        )
+        self.compared = {"downstream": record_of(clips, downstream)}
+        return reasons
 
     def shown(self, stage: Stage) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total)
@@ -240,6 +321,7 @@ class _Run:
         self,
         segments: SegmentTable,
         why: list[str],
+        duplicate_of: NDArray[np.int64],
         crop: NDArray[np.int32],
         clusters: list[NDArray[Any]],
     ) -> None:
@@ -263,9 +345,10 @@ class _Run:
             weight,
             reason,
             reasons,
+            duplicate_of,
             levels,
             crop,
-            _record(config, self.embedding),
+            _record(config, self.embedding) | self.compared,
         )
 
 
@@ -277,4 +360,6 @@ def _record(config: CurateConfig, embedding: Embedding) -> dict[str, Any]:
     record["cluster"]["device"] = device_of(config.cluster)
     for name in ("stages", "index", "out", "workers", "engine", "address", "report"):
         del record[name]
+    for name in ("videos", "go_on"):
+        del record["decontaminate"][name]
     return record

@@ -24,6 +24,7 @@ def write_plan(
     weight: ArrayLike,
     reason: ArrayLike,
     reasons: Sequence[str],
+    duplicate_of: ArrayLike,
     levels: Mapping[str, ArrayLike],
     content_area: ArrayLike,
     record: Mapping[str, Any],
@@ -40,6 +41,7 @@ def write_plan(
         "segments/end": np.asarray(segments.end, "i8"),
         "segments/weight": np.asarray(weight, "f8"),
         "segments/reason": np.asarray(reason, "i4"),
+        "segments/duplicate_of": np.asarray(duplicate_of, "i8"),
         "content_area": np.asarray(content_area, "i4"),
         **{f"levels/{name}": np.asarray(labels, "i4") for name, labels in levels.items()},
     }

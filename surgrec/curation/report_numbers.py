@@ -147,16 +147,15 @@ def by_flag(found: Sequence[Exclusion]) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
-def duplicates_of(plan: CorpusPlan) -> NDArray[np.int64] | None:
-    """int64 [n]: the segment that stands for each one, -1 where it stands for itself; None where the plan has
-    no such column.
+def duplicates_of(plan: CorpusPlan) -> NDArray[np.int64]:
+    """int64 [n]: the segment that stands for each one, -1 where it stands for itself.
 
-    Raises ValueError for a column that does not fit the plan.
+    Raises ValueError for a column that is missing, or does not fit the plan.
     """
     with h5py.File(plan.path, "r", locking=False) as file:
         if "segments/duplicate_of" not in file:
-            return None
+            raise ValueError(f"{plan.path}: segments/duplicate_of is missing; write the plan again")
         found: NDArray[np.int64] = file["segments/duplicate_of"][:].astype(np.int64)
     if found.shape != (len(plan),) or len(plan) == 0 or int(found.max()) >= len(plan):
         raise ValueError(f"{plan.path}: segments/duplicate_of names segments that the plan does not hold")
-    return np.where(found == np.arange(len(plan)), -1, found)
+    return found

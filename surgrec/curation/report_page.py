@@ -144,7 +144,7 @@ class Content:
     tree: Tree
     chosen: Chosen
     thumbnails: dict[int, Thumbnail]
-    duplicates: NDArray[np.int64] | None
+    duplicates: NDArray[np.int64]
     matches: Matches | None
     samples: int
 
@@ -183,7 +183,7 @@ def _values(content: Content) -> dict[str, Any]:
         "most_rows": MOST_ROWS,
         "excluded": excluded,
         "flags": by_flag(found),
-        "duplicates": None if duplicates is None else int((duplicates >= 0).sum()),
+        "duplicates": int((duplicates >= 0).sum()),
         "pairs": [
             (pictures.shown(copy, "not drawn"), pictures.shown(kept, "stands for it"))
             for copy, kept in chosen.pairs

@@ -77,7 +77,7 @@ def choose(
     plan: CorpusPlan,
     seconds: NDArray[np.float64],
     tree: Tree,
-    duplicates: NDArray[np.int64] | None,
+    duplicates: NDArray[np.int64],
     budget: int,
 ) -> Chosen:
     """Which segments are pictured, `budget` at most: an eighth each for those not drawn and for pairs of
@@ -86,11 +86,9 @@ def choose(
     left = budget
     most_drawn = np.argsort(-plan.weight, kind="stable")[: min(MOST_DRAWN, left // 8)].tolist()
     left -= len(most_drawn)
-    pairs: list[tuple[int, int]] = []
-    if duplicates is not None:
-        copies = np.flatnonzero(duplicates >= 0)
-        pairs = [(row, int(duplicates[row])) for row in _evenly(copies, left // 16)]
-        left -= 2 * len(pairs)
+    copies = np.flatnonzero(duplicates >= 0)
+    pairs = [(row, int(duplicates[row])) for row in _evenly(copies, left // 16)]
+    left -= 2 * len(pairs)
     excluded: dict[str, list[int]] = {}
     room = budget // 8
     for each in exclusions(plan, seconds):

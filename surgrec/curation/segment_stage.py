@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from surgrec.configs.curate import SegmentOptions
+from surgrec.curation.fingerprint import Printer, clock_of
 from surgrec.curation.frames_in_order import frames_in_order
 from surgrec.curation.per_video import Progress, Task, Workers, find_all
 from surgrec.curation.records import Arrays, Found, VideoRecords, key_of
@@ -16,8 +17,8 @@ from surgrec.curation.scenes import CONTENT_SIZE, TRANSNET_SIZE, choose_detector
 from surgrec.curation.segment_video import segment_bounds
 from surgrec.loaders.packet_index import OK, SEQUENTIAL, STATUS_NAMES, PacketIndex
 
-VERSION: Final = 1
-"""Goes up when the same video would be cut elsewhere."""
+VERSION: Final = 2
+"""Goes up when the same video would be cut elsewhere, or its fingerprint would be another."""
 
 
 def find_segments(
@@ -47,11 +48,8 @@ def find_segments(
     scenes: dict[int, list[int]] = {video: [] for video in wanted}
     complete = True
     if detector != "none":
-        about = (detector, options.threshold)
-        tasks = [
-            Task(video, key_of("scenes", VERSION, about, _content(index, video)), about) for video in wanted
-        ]
-        for done, finding in enumerate(find_all("segments", _scenes, tasks, records, index, workers), 1):
+        tasks = [look_task(index, video, detector, options.threshold) for video in wanted]
+        for done, finding in enumerate(find_all("segments", look, tasks, records, index, workers), 1):
             if finding.arrays is None:
                 complete = False
                 notes[table.path[finding.video]] = f"cut without looking for scenes: {finding.reason}"
@@ -71,15 +69,24 @@ def segments_key(index: PacketIndex, options: SegmentOptions) -> str:
     return key_of("segments", VERSION, index.digest, known)
 
 
-def _content(index: PacketIndex, video: int) -> list[Any]:
-    """What a video's frames depend on."""
-    return [index.videos.xxh3[video], int(index.videos.frame_count[video])]
+def look_task(index: PacketIndex, video: int, detector: str, threshold: float) -> Task:
+    """The task of `look` for a video; its key knows the file's content, so that stages share its record."""
+    about = (detector, threshold)
+    content = index.videos.xxh3[video], int(index.videos.frame_count[video])
+    return Task(video, key_of("look", VERSION, about, content), about)
 
 
-def _scenes(index: PacketIndex, video: int, about: tuple[Any, float]) -> Arrays:
-    """Runs in a process of per_video."""
+def look(index: PacketIndex, video: int, about: tuple[Any, float]) -> Arrays:
+    """What is found by one look at every frame: `starts` of scenes, int64, and `samples`, the fingerprint of
+    the video. Runs in a process of per_video. detector `none` finds no scenes."""
     detector, threshold = about
     size = TRANSNET_SIZE if detector == "transnet" else CONTENT_SIZE
-    frames = frames_in_order(index, video, *size)
-    starts = scene_starts(frames, detector, float(index.videos.rate[video]), threshold)
-    return {"starts": np.array(starts, np.int64)}
+    printer = Printer(clock_of(index, video), int(index.videos.rotation[video]))
+    frames = printer.passing(frames_in_order(index, video, *size))
+    starts: list[int] = []
+    if detector == "none":
+        for _ in frames:
+            pass
+    else:
+        starts = scene_starts(frames, detector, float(index.videos.rate[video]), threshold)
+    return {"starts": np.array(starts, np.int64), "samples": printer.samples()}

@@ -42,6 +42,7 @@ def write(index: PacketIndex, out: Path, **other: Any) -> str:
         "weight": WEIGHT,
         "reason": [0, 0, 0, 1],
         "reasons": ["", "black"],
+        "duplicate_of": np.full(4, -1),
         "levels": {"domain": [0, 0, 1, 1], "cluster": [0, 1, 2, 2]},
         "content_area": np.zeros((3, 4), int),
         "record": {"seed": 0},

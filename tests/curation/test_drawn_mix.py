@@ -73,8 +73,18 @@ def test_drawn_clips_have_the_mix_that_the_report_predicts(
         weight = segment_weights(segments, kept, labels, clusters, BalanceOptions(scheme=scheme))
         path = tmp_path / f"{scheme}.h5"
         levels = {"domain": domain, **{f"cluster{k}": level for k, level in enumerate(clusters)}}
-        write_plan(path, index.digest, segments, weight, np.zeros(len(kept), int), [""], levels,
-                   np.zeros((len(index), 4), int), {})  # fmt: skip
+        write_plan(
+            path,
+            index.digest,
+            segments,
+            weight,
+            np.zeros(len(kept), int),
+            [""],
+            np.full(len(kept), -1),
+            levels,
+            np.zeros((len(index), 4), int),
+            {},
+        )
         plan = CorpusPlan.open(path, index)
         source = ClipSource(index, DataConfig(plan=path, frames=4, stride=2, size=16), 11)
         rows, _ = source.sampler.draw_many(0, DRAWS)
@@ -107,8 +117,18 @@ def test_repeats_are_those_that_are_drawn(make_index: Callable[[Any], PacketInde
     weight = np.random.default_rng(2).pareto(1.0, n)
     weight[:5] = 0
     weight /= weight.sum()
-    write_plan(tmp_path / "plan.h5", index.digest, segments, weight, weight == 0, ["", "black"], {},
-               np.zeros((len(index), 4), int), {})  # fmt: skip
+    write_plan(
+        tmp_path / "plan.h5",
+        index.digest,
+        segments,
+        weight,
+        weight == 0,
+        ["", "black"],
+        np.full(len(weight), -1),
+        {},
+        np.zeros((len(index), 4), int),
+        {},
+    )
     source = ClipSource(index, DataConfig(plan=tmp_path / "plan.h5", frames=4, stride=2, size=16), 1)
     samples = 2000
     predicted = expected_repeats(weight, samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import av
+import h5py
 import numpy as np
 import pytest
 from surgrec.configs.data import DataConfig
@@ -78,12 +80,13 @@ def test_finished_stages_are_not_done_again(
     corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan.h5"
-    assert run(corpus, out, "segments", "quality", "embed") == 0
+    assert run(corpus, out, "segments", "quality", "dedup", "embed") == 0
     assert not out.exists()
     assert run(corpus, out) == 0
     said = capsys.readouterr().out
     assert "segments: finished before" in said
     assert "quality: finished before" in said
+    assert "dedup: finished before" in said
     assert "embed: finished before" in said
     assert "cluster: finished before" not in said
     before = out.read_bytes()
@@ -169,7 +172,9 @@ def test_videos_that_are_gone_are_reported_and_the_rest_goes_on(
 
 def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "surgrec.curate", "all", "--index", str(corpus.path), *OPTIONS, *CONTENT]
-    line += LEVELS
+    line += [*LEVELS, "--decontaminate.videos", str(tmp_path / "sets")]
+    (tmp_path / "sets").mkdir()
+    copy_clip("bigbuckbunny.mp4", tmp_path / "sets" / "bunny.mp4")
     begin = time.monotonic()
     subprocess.run([*line, "--out", str(tmp_path / "whole.h5")], check=True, capture_output=True)
     seconds = time.monotonic() - begin
@@ -292,3 +297,90 @@ def test_defects_and_content_areas_reach_the_plan(
     source_of_clips = ClipSource(index, DataConfig(plan=out, frames=4, stride=1, size=16), 0)
     for clip in source_of_clips.requests(0, 100):
         assert not 72 <= clip.frames[0] < 125
+
+
+@pytest.fixture
+def with_copies(
+    corpus: PacketIndex, build_index_of: Callable[..., PacketIndex], tmp_path: Path
+) -> tuple[PacketIndex, Path]:
+    """The street scene, the same file again, and a downstream folder with a smaller copy of its last 5 s."""
+    for name in ("a.mp4", "b.mp4"):
+        copy_clip("bikes.mp4", tmp_path / name)
+    (tmp_path / "sets").mkdir()
+    small = tmp_path / "sets" / "small.mp4"
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(small), "w") as target:
+        stream = target.add_stream("libx264", rate=25, options={"crf": "28"})
+        stream.width, stream.height, stream.pix_fmt = 320, 136, "yuv420p"
+        for number, frame in enumerate(source.decode(video=0)):
+            if number >= 125:
+                target.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"))))
+        target.mux(stream.encode())
+    return build_index_of([tmp_path / "a.mp4", tmp_path / "b.mp4"], tmp_path / "c.h5"), small
+
+
+def test_duplicates_and_what_is_tested_on_are_not_drawn(
+    with_copies: tuple[PacketIndex, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, small = with_copies
+    out = tmp_path / "plan.h5"
+    assert run(index, out) == 0
+    assert "decontaminate: not done" in capsys.readouterr().out
+    plan = CorpusPlan.open(out, index)
+    first = plan.segments.video == 0
+    assert (plan.weight[first] > 0).all()
+    assert {plan.reasons[number] for number in plan.reason[~first]} == {"duplicate"}
+    with h5py.File(out) as file:
+        assert file["segments/duplicate_of"][:].tolist() == [*[-1] * first.sum(), *range(first.sum())]
+    # The clip is the first 2.5 s of the copy, frames 125 to 187 of the original.
+    table = tmp_path / "clips.csv"
+    rows_of_table = ("path,dataset,split,start,end", "sets/small.mp4,streets,test,0,2.4")
+    table.write_text("\n".join([*rows_of_table, "sets/small.mp4,streets,train,,"]))
+    assert run(index, out, "--decontaminate.videos", str(table)) == 0
+    plan = CorpusPlan.open(out, index)
+    touched = (plan.segments.start < 185) & (plan.segments.end > 125)
+    assert {plan.reasons[number] for number in plan.reason[touched]} == {"shows streets test"}
+    assert not {"shows streets test"} & {plan.reasons[number] for number in plan.reason[~touched]}
+    with (tmp_path / "plan.h5.work" / "decontaminated.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == touched.sum()
+    assert {row["downstream_video"] for row in rows} == {str(small)}
+    starts = [float(row["start"]) for row in rows if row["video"].endswith("a.mp4")]
+    assert starts == (plan.segments.start[touched & first] / 25).tolist()
+    assert json.loads(plan.record)["downstream"][0]["xxh3"]
+
+
+def test_downstream_videos_that_cannot_be_compared(
+    with_copies: tuple[PacketIndex, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, small = with_copies
+    (small.parent / "notes.mp4").write_text("no video")
+    line = ("--decontaminate.videos", str(small.parent))
+    assert run(index, tmp_path / "plan.h5", *line) == 1
+    said = capsys.readouterr().err
+    assert "1 downstream videos cannot be compared" in said
+    assert "notes.mp4: status ERROR" in said
+    assert run(index, tmp_path / "plan.h5", *line, "--decontaminate.go-on") == 0
+    report = (tmp_path / "plan.h5.work" / "decontaminated.csv").read_text()
+    assert "not compared: status ERROR" in report
+    assert "small.mp4" in report
+    assert run(index, tmp_path / "plan.h5", "--decontaminate.videos", str(tmp_path / "none")) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,split\na.mp4,holdout\n", "row 1: split 'holdout'; expected train, val or test"),
+        ("path,start,end\na.mp4,3,2\n", "row 1: seconds 3 to 2 are no clip"),
+        ("path,start\na.mp4,soon\n", "start and end are seconds"),
+        ("path,start\n,2\n", "row 1 has no path"),
+        ("path,start\n", "the table has no rows"),
+        ("path,split\na.mp4,train\n", "none of the splits val, test"),
+    ],
+)
+def test_tables_of_clips_that_make_no_sense(
+    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (tmp_path / "clips.csv").write_text(text)
+    assert run(corpus, tmp_path / "plan.h5", "--decontaminate.videos", str(tmp_path / "clips.csv")) == 1
+    assert message in capsys.readouterr().err

@@ -53,8 +53,18 @@ def index(make_index: MakeIndex) -> PacketIndex:
 @pytest.fixture
 def plan(index: PacketIndex, tmp_path: Path) -> CorpusPlan:
     weight = np.array([0.5, 0, 0.3, 0.2, 0, 0])
-    write_plan(tmp_path / "plan.h5", index.digest, SEGMENTS, weight, REASON, REASONS, LEVELS,
-               np.zeros((4, 4), int), {})  # fmt: skip
+    write_plan(
+        tmp_path / "plan.h5",
+        index.digest,
+        SEGMENTS,
+        weight,
+        REASON,
+        REASONS,
+        [-1, -1, -1, 2, -1, -1],
+        LEVELS,
+        np.zeros((4, 4), int),
+        {},
+    )
     return CorpusPlan.open(tmp_path / "plan.h5", index)
 
 
@@ -81,16 +91,15 @@ def test_what_is_excluded(index: PacketIndex, plan: CorpusPlan) -> None:
     assert by_flag(found) == pytest.approx({"black": 6 / 18, "frozen": 2 / 18})
 
 
-def test_duplicates_are_read_where_the_plan_has_them(plan: CorpusPlan) -> None:
-    assert duplicates_of(plan) is None
-    with h5py.File(plan.path, "a") as file:
-        file["segments/duplicate_of"] = np.array([0, -1, -1, 2, -1, -1])
-    found = duplicates_of(plan)
-    assert found is not None
-    assert found.tolist() == [-1, -1, -1, 2, -1, -1]  # one that stands for itself is no duplicate
+def test_duplicates_are_those_of_the_plan(plan: CorpusPlan) -> None:
+    assert duplicates_of(plan).tolist() == [-1, -1, -1, 2, -1, -1]
     with h5py.File(plan.path, "a") as file:
         file["segments/duplicate_of"][0] = 6
     with pytest.raises(ValueError, match=r"plan\.h5: segments/duplicate_of names segments"):
+        duplicates_of(plan)
+    with h5py.File(plan.path, "a") as file:
+        del file["segments/duplicate_of"]
+    with pytest.raises(ValueError, match=r"plan\.h5: segments/duplicate_of is missing"):
         duplicates_of(plan)
 
 

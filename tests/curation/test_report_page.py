@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
@@ -208,8 +207,18 @@ def test_thousands_of_clusters_stay_usable(
     segments = SegmentTable(np.repeat(np.arange(videos, dtype=np.int32), 100), starts, starts + 1)
     weight = rng.random(n)
     tree = {f"cluster{depth}": finest % size for depth, size in enumerate(levels)}
-    write_plan(tmp_path / "plan.h5", index.digest, segments, weight / weight.sum(), np.zeros(n, int), [""],
-               {"domain": np.zeros(n, int), **tree}, np.zeros((videos, 4), int), {})  # fmt: skip
+    write_plan(
+        tmp_path / "plan.h5",
+        index.digest,
+        segments,
+        weight / weight.sum(),
+        np.zeros(n, int),
+        [""],
+        np.full(n, -1),
+        {"domain": np.zeros(n, int), **tree},
+        np.zeros((videos, 4), int),
+        {},
+    )
     plan = CorpusPlan.open(tmp_path / "plan.h5", index)
     seconds = np.ones(n)
     made = make_tree(index, plan, seconds)
@@ -247,8 +256,18 @@ def test_many_children_come_in_pages(
     segments = SegmentTable(np.zeros(60, np.int32), starts, starts + lengths)
     weight = np.arange(1, 61) / np.arange(1, 61).sum()
     levels = {"domain": np.zeros(60, int), "cluster0": np.arange(60)}
-    write_plan(tmp_path / "plan.h5", index.digest, segments, weight, np.zeros(60, int), [""], levels,
-               np.zeros((1, 4), int), {})  # fmt: skip
+    write_plan(
+        tmp_path / "plan.h5",
+        index.digest,
+        segments,
+        weight,
+        np.zeros(60, int),
+        [""],
+        np.full(60, -1),
+        levels,
+        np.zeros((1, 4), int),
+        {},
+    )
     # Later, and without the video: all but the pictures is there.
     assert main(["report", "--index", str(index.path), "--out", str(tmp_path / "plan.h5")]) == 0
     browser.visit(tmp_path / "plan.html")
@@ -290,11 +309,18 @@ def test_duplicates_and_footage_of_downstream_sets(
     reason[1], reason[2] = 1, 2
     weight = np.where(reason == 0, 1.0, 0.0)
     out = tmp_path / "plan.h5"
-    write_plan(out, index.digest, plan.segments, weight / weight.sum(), reason,
-               ["", "duplicate", "shows <i>test</i>/clip.mp4"], {"domain": np.zeros(n, int)},
-               np.zeros((len(index), 4), int), {})  # fmt: skip
-    with h5py.File(out, "a") as file:
-        file["segments/duplicate_of"] = np.where(np.arange(n) == 1, 4, -1)
+    write_plan(
+        out,
+        index.digest,
+        plan.segments,
+        weight / weight.sum(),
+        reason,
+        ["", "duplicate", "shows <i>test</i>/clip.mp4"],
+        np.where(np.arange(n) == 1, 4, -1),
+        {"domain": np.zeros(n, int)},
+        np.zeros((len(index), 4), int),
+        {},
+    )
     (tmp_path / "plan.h5.work").mkdir()
     (tmp_path / "plan.h5.work" / "decontaminated.csv").write_text(
         'path,seconds,shows\n"<i>a</i>, b.mp4",3.0,<i>test</i>/clip.mp4\n'

@@ -24,7 +24,9 @@ def write(index: PacketIndex, out: Path, weight: list[float]) -> str:
     none, reasons = np.zeros((3, 4), int), ["", "black"]
     levels = {"domain": [0, 1, 1]}
     reason = [int(share == 0) for share in weight]
-    return write_plan(out, index.digest, segments, weight, reason, reasons, levels, none, {})
+    return write_plan(
+        out, index.digest, segments, weight, reason, reasons, np.full(len(segments), -1), levels, none, {}
+    )
 
 
 def test_a_run_draws_by_its_plan_and_says_so(
