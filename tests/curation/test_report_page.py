@@ -21,6 +21,7 @@ from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import Entry
 from surgrec.curate import main
 from surgrec.curation.plan_file import write_plan
+from surgrec.curation.report_numbers import duplicates_of
 from surgrec.curation.report_page import Content, write_page
 from surgrec.curation.report_stage import choose
 from surgrec.curation.report_thumbnails import Thumbnail
@@ -222,11 +223,11 @@ def test_thousands_of_clusters_stay_usable(
     plan = CorpusPlan.open(tmp_path / "plan.h5", index)
     seconds = np.ones(n)
     made = make_tree(index, plan, seconds)
-    chosen = choose(plan, seconds, made, None, 1200)
+    chosen = choose(plan, seconds, made, duplicates_of(plan), 1200)
     assert len(chosen.rows()) >= 1200 - 12  # some of those drawn most stand for a cluster as well
     pictures = {row: Thumbnail(b"\xff" * 6144, int(segments.start[row]), 160, 90) for row in chosen.rows()}
     page = tmp_path / "plan.html"
-    write_page(page, Content(index, plan, seconds, made, chosen, pictures, None, None, 1000))
+    write_page(page, Content(index, plan, seconds, made, chosen, pictures, duplicates_of(plan), None, 1000))
     assert page.stat().st_size < 12e6
     browser.visit(page)
     (domain,) = nodes(browser)
