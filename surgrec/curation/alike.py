@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,8 @@ VOTES_EACH: Final = 0.1
 LEAST_VOTES: Final = 10_000
 FEWEST_BITS: Final = 14
 MOST_BITS: Final = 31
+PARTS: Final = 16
+"""Votes are sorted in so many parts."""
 FULLEST: Final = 32
 """In a bucket of one key, a moment is paired with so many that follow: of what is shown a thousand times, a
 chain of pairs is found instead of all."""
@@ -228,6 +231,17 @@ def _emit(entries, video, sample, side, codes, places):
 
 
 def _elected(codes: NDArray[np.uint64], places: NDArray[np.int32]) -> Iterator[Pair]:
+    """The pairs with VOTES, from all votes; a part of the videos at a time, as sorting takes memory."""
+    if not len(codes):
+        return
+    shift = np.uint64(_VIDEO_BITS + _LAG_BITS + 1)
+    edges = np.linspace(0, int(codes.max() >> shift) + 1, PARTS + 1).astype(np.uint64)
+    for low, high in pairwise(edges << shift):
+        part = np.flatnonzero((codes >= low) & (codes < high))
+        yield from _elected_of(codes[part], places[part])
+
+
+def _elected_of(codes: NDArray[np.uint64], places: NDArray[np.int32]) -> Iterator[Pair]:
     order = np.argsort(codes, kind="stable")
     codes, places = codes[order], places[order]
     if not len(codes):

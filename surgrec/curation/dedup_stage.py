@@ -148,9 +148,9 @@ def find_duplicates(
 
     Videos are ranked: larger pictures first, then more bits a second, then the longer, then by path. A
     segment is a duplicate where at least `share` of its time is shown by segments of videos of higher rank,
-    or earlier in its own; what it duplicates is the one that shows most of it, or what that one duplicates
-    itself. Segments that are not kept neither are duplicates nor have any. Raises ValueError for a share
-    outside (0, 1].
+    or earlier in its own. What it duplicates is the one that shows most of it among those that stay, or,
+    where none of these does, what the one duplicates that shows most of it. Segments that are not kept neither
+    are duplicates nor have any. Raises ValueError for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"dedup.share is {share}; it must be above 0, and at most 1")
@@ -183,13 +183,15 @@ def find_duplicates(
             for j, a, b in _within(times, rows[original], first_time - lag, last_time - lag):
                 if j != k and kept[j] and kept[k]:
                     shown.setdefault(k, {}).setdefault(j, []).append((a + lag, b + lag))
-    for k, originals in shown.items():
+    # From high rank to low: what is said of a segment is known before it stands for another one.
+    for k in sorted(shown, key=lambda row: (rank[segments.video[row]], row)):
+        originals = shown[k]
         if parent[k] >= 0:
             continue
         length = times[k, 1] - times[k, 0]
         whole = _length([span for spans in originals.values() for span in spans])
         if whole >= share * length:
-            parent[k] = max(originals, key=lambda j: (_length(originals[j]), -j))
+            parent[k] = max(originals, key=lambda j: (parent[j] < 0, _length(originals[j]), -j))
     for k in np.flatnonzero(parent >= 0).tolist():
         while parent[parent[k]] >= 0:
             parent[k] = parent[parent[k]]

@@ -164,14 +164,22 @@ def test_groups_reach_through_copies_of_copies(three: PacketIndex) -> None:
     """Segments of 10 s: 0-3 of the first video, 4-7 of the second, 8-11 of the third."""
     table = table_of(three)
     kept = np.ones(len(table), bool)
-    chain = [match(0, 1, 10, 20, 6), match(1, 2, 16, 26, -6)]
+    chain = [match(0, 1, 10, 16, 0), match(1, 2, 10, 20, 0)]
     found = find_duplicates(three, table, kept, chain, 0.5)
-    # 16-26 s of the second video is the second segment of the first: 6 of 10 s of its third segment, which is
-    # what the second segment of the third video shows most of.
-    assert found.of.tolist() == [-1, -1, -1, -1, -1, -1, 1, -1, -1, 1, -1, -1]
+    # The third video shows the first one only by way of the second.
+    assert found.of.tolist() == [-1, -1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1]
     assert not found.exact.any()
     stricter = find_duplicates(three, table, kept, chain, 0.8)
-    assert stricter.of.tolist() == [-1] * 9 + [6, -1, -1]
+    assert stricter.of.tolist() == [-1] * 9 + [5, -1, -1]
+
+
+def test_what_stays_is_what_a_duplicate_is_one_of(three: PacketIndex) -> None:
+    """Not what is one of another itself, though more of that is shown."""
+    table = table_of(three)
+    chain = [match(0, 1, 10, 20, 6), match(1, 2, 14, 22, -4), match(1, 2, 22, 24, -4)]
+    found = find_duplicates(three, table, np.ones(len(table), bool), chain, 0.5)
+    # 10-20 s of the third video: 6 s of the second one's second segment, which stays, and 4 s of its third.
+    assert found.of.tolist() == [-1, -1, -1, -1, -1, -1, 1, -1, -1, 5, -1, -1]
 
 
 def test_a_segment_that_shows_parts_of_two(three: PacketIndex) -> None:
