@@ -149,8 +149,8 @@ def find_duplicates(
     Videos are ranked: larger pictures first, then more bits a second, then the longer, then by path. A
     segment is a duplicate where at least `share` of its time is shown by segments of videos of higher rank,
     or earlier in its own. What it duplicates is the one that shows most of it among those that stay, or,
-    where none of these does, what the one duplicates showing most of it. Segments that are not kept neither
-    are duplicates nor have any. Raises ValueError for a share outside (0, 1].
+    where none of these does, what the one duplicates that shows most of it. Segments that are not kept
+    neither are duplicates nor have any. Raises ValueError for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"dedup.share is {share}; it must be above 0, and at most 1")

@@ -276,6 +276,7 @@ class CountingGraph:
         self.graph, self.engine = graph, engine
         self.device, self.max_clips = graph.device, graph.max_clips
         self.calls: list[tuple[int, int]] = []
+        self.prepare = graph.prepare
 
     def __call__(self, clips: Sequence[Any], windows: CropWindows) -> torch.Tensor:
         taken = sum(count for count, _ in self.calls) + len(clips)
