@@ -221,7 +221,7 @@ def _emit(entries, vectors, video, sample, side, codes, places):
                     continue
                 paired += 1
                 if codes is not None:
-                    near = 0
+                    near = np.int64(0)
                     for k in range(vectors.shape[1]):
                         product = np.int64(vectors[one, k]) * np.int64(vectors[other, k])
                         near += -product if mirrored and k >= _EVEN else product
