@@ -68,8 +68,8 @@ def path_fault(path: str) -> str | None:
     """Why a path may not stand in a manifest, None where it may: it must lie below the data root."""
     if not path:
         return "the path is empty"
-    if "\0" in path:
-        return "the path holds a NUL character"
+    if any(character < " " for character in path):
+        return "the path holds a control character"
     if path.startswith(("/", "~")) or PurePosixPath(path).is_absolute():
         return "the path is absolute; paths are relative to the data root"
     if ".." in PurePosixPath(path).parts:
