@@ -57,10 +57,10 @@ def place(manifest: SplitManifest, gap_seconds: float) -> Sources:
 def touching(
     clips: Sequence[Placed], others: Sequence[Placed], gap: float
 ) -> tuple[list[tuple[Placed, Placed]], list[tuple[Placed, Placed]]]:
-    """Pairs (clip, other) that overlap, and pairs that lie at most `gap` apart: for each clip one at most, and
-    in the first list where it overlaps any. Clips of the same rows' place (path and span) do not count.
+    """Pairs (clip, other) that overlap, and pairs that lie at most `gap` apart.
 
-    Both in the order of their starts. O(n log n).
+    For each clip there is one pair at most, in the first list where it overlaps any. Both are in the order of
+    their starts. O(n log n).
     """
     overlapping, adjacent = [], []
     if not clips or not others:

@@ -17,8 +17,9 @@ class LabelMapError(ValueError):
 def read_label_map(folder: Path) -> dict[int, str] | None:
     """Class names by label, from a folder of published splits; None where it has no label map.
 
-    Three shapes are taken: {name: label}; {label: name}; and an object with `index_to_label`, `label_to_index`
-    or both, of which the first has the last word. Names that share a label stand side by side, "a | b".
+    Three shapes are taken: {name: label}; {label: name}; and an object with `index_to_label`,
+    `label_to_index` or both, of which the first has the last word. Names that share a label stand side by
+    side, "a | b".
     Raises LabelMapError.
     """
     path = next((folder / name for name in FILE_NAMES if (folder / name).exists()), None)

@@ -132,7 +132,7 @@ def _read_table(table: Path, data_root: Path, count: int) -> list[tuple[str, int
                 cells = [cells[0], *filter(None, cells[1:])]
                 if len(cells) != 2:
                     raise SplitError(
-                        f'{where}: expected a path, a space and a label, found {" ".join(cells)!r:.200}; put '
+                        f"{where}: expected a path, a space and a label, found {' '.join(cells)!r:.200}; put "
                         f"paths with spaces in double quotes"
                     )
                 if not _LABEL.fullmatch(cells[1]):
