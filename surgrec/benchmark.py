@@ -21,7 +21,7 @@ SHOWN_FILES = 5
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 if all was done and nothing is wrong, 1 otherwise, 130 if it was interrupted."""
     config = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=arguments,
         prog="python -m surgrec.benchmark",
         description="The benchmark's data sets and their splits.",

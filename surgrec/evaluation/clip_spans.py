@@ -62,7 +62,8 @@ def touching(
     For each clip there is one pair at most, in the first list where it overlaps any. Both are in the order of
     their starts. O(n log n).
     """
-    overlapping, adjacent = [], []
+    overlapping: list[tuple[Placed, Placed]] = []
+    adjacent: list[tuple[Placed, Placed]] = []
     if not clips or not others:
         return overlapping, adjacent
     starts = np.array([other.start for other in others])

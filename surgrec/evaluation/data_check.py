@@ -58,8 +58,8 @@ def check_clips(
 ) -> ClipsFound:
     """Whether the files of a manifest are below the data root, and can be read.
 
-    decode: decode a frame of each; otherwise it is opened only. progress: is called with the numbers of files that were looked at and of all. Paths that lead out of the
-    data root are faults, and are not opened.
+    decode: decode a frame of each; otherwise it is opened only. progress: is called with the numbers of files
+    that were looked at and of all. Paths that lead out of the data root are faults, and are not opened.
     """
     paths = sorted({row.path for row in manifest.rows})
     missing, faults = [], []

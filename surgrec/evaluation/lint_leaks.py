@@ -54,12 +54,13 @@ def leaks(manifest: SplitManifest, sources: Sources, options: LintOptions) -> It
 def repeats(manifest: SplitManifest, options: LintOptions) -> Iterator[Finding]:
     """Clips that a split holds twice, and clips with two labels."""
     labels: dict[Key, set[int]] = defaultdict(set)
-    first: dict[tuple[Split, Key], Row] = {}
+    seen: set[tuple[Split, Key]] = set()
     again = []
     for row in manifest.rows:
         labels[key_of(row)].add(row.label)
-        if first.setdefault((row.split, key_of(row)), row) is not row:
+        if (row.split, key_of(row)) in seen:
             again.append(row)
+        seen.add((row.split, key_of(row)))
     if again:
         splits = Counter(row.split for row in again)
         where = ", ".join(f"{splits[split]} in {split}" for split in SPLITS if splits[split])

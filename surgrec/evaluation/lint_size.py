@@ -53,8 +53,8 @@ def size_faults(manifest: SplitManifest, options: LintOptions) -> Iterator[Findi
     figures = (("clips", clips), ("groups", groups), ("half_width", half), ("smallest_difference", least))
     seen = f"from {100 * least:.1f} points on, at best" if least <= 1 else "by no difference"
     text = (
-        f"{clips:,} test clips of {groups:,} groups: 95 % intervals reach up to {100 * half:.1f} points to either"
-        f" side, and two models differ significantly on the same clips {seen}"
+        f"{clips:,} test clips of {groups:,} groups: 95 % intervals reach up to {100 * half:.1f} points to"
+        f" either side, and two models differ significantly on the same clips {seen}"
     )
     if half > options.difference or least > options.difference:
         text += f"; too small to show a difference of {100 * options.difference:g} points"
@@ -87,8 +87,8 @@ def without_looking(manifest: SplitManifest) -> Iterator[Finding]:
         "source-lookup",
         "info",
         f"looking up the group's label in train scores {percent(share)} on test"
-        f"{_interval(found.lookup, found.test)}: {percent(inside)} of the {found.covered:,} rows whose group is"
-        f" in train, and the majority for the others",
+        f"{_interval(found.lookup, found.test)}: {percent(inside)} of the {found.covered:,} rows whose group"
+        f" is in train, and the majority for the others",
         found.lookup,
         figures=(
             ("accuracy", share),

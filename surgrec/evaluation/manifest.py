@@ -207,7 +207,7 @@ def _row(number: int, cells: Any) -> Row:
     )
     if not texts or not numbers or not isinstance(label, int) or isinstance(label, bool):
         raise ManifestError(f"row {number} is not [path, label, split, group, start, end]: {cells!r}")
-    return Row(path, label, split, group, _seconds(start), _seconds(end))  # type: ignore[arg-type]
+    return Row(path, label, split, group, _seconds(start), _seconds(end))
 
 
 def _list(value: Any, name: str) -> list[Any]:

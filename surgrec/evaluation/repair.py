@@ -97,10 +97,6 @@ def repair(
     for row in rows:
         counts[number[row.group], row.label] += 1
     chosen = stratify(names, counts, parts, seed)
-    if len(set(chosen.tolist())) < len(SPLITS):
-        raise RepairError(
-            f"{len(names)} groups cannot be divided {':'.join(map(str, parts))}; use other --parts"
-        )
     missed = _misses(counts, chosen, classes)
     rules.append(
         f"whole groups to train:val:test = {':'.join(map(str, parts))}, classes in their shares of the set,"

@@ -52,9 +52,9 @@ def stratify(names: Sequence[str], counts: Counts, parts: Sequence[int], seed: i
     swapped in pairs, as long as that lowers the cost. The cost is, over splits s and classes c,
     (P n_sc - p_s N_c)^2 / N_c, with n_sc clips of class c in split s, N_c in all, parts p and their sum P;
     and, above all of it, a fine for each class that a split lacks, the highest for the first split, then for
-    the last. Where classes still miss their share, groups that hold them are put elsewhere one by one, and the
-    others moved and swapped anew. What lacks fewer classes stays, then what meets all shares, then what costs
-    less.
+    the last, and a higher one for a split without clips. Where classes still miss their share, groups that
+    hold them are put elsewhere one by one, and the others moved and swapped anew. What lacks fewer classes
+    stays, then what meets all shares, then what costs less.
 
     Args:
         names: of the groups, all different.
@@ -114,15 +114,21 @@ class _State:
         last = len(parts) - 1
         weight = [4 if split == 0 else 2 if split == last else 1 for split in range(len(parts))]
         self.fines = np.array(weight, np.int64)[:, None] * fine
+        # More than a split can lose by giving a group away: none stays empty where there are groups enough.
+        self.empty = 8 * fine * len(total)
 
     def cost(self, held: Counts, splits: slice | int | NDArray[np.int64]) -> NDArray[np.int64]:
         """Cost of the counts `held` [..., C] in those splits, int64 [...]."""
         off = self.whole * held - self.wanted[splits]
-        return (_SCALE * off * off // self.total + self.fines[splits] * (held == 0)).sum(-1)
+        return (_SCALE * off * off // self.total).sum(-1) + self.fined(held, splits)
+
+    def fined(self, held: Counts, splits: slice | int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Fines for classes that those splits lack, and for splits without a clip, int64 [...]."""
+        return (self.fines[splits] * (held == 0)).sum(-1) + self.empty * (held.sum(-1) == 0)
 
     def score(self) -> tuple[int, bool, int]:
         """Fines, whether any class misses its share, cost: the lower, the better."""
-        fines = int((self.fines * (self.held == 0)).sum())
+        fines = int(self.fined(self.held, slice(None)).sum())
         return fines, bool(misses(self.held).any()), int(self.cost(self.held, slice(None)).sum())
 
     def put(self, group: int, split: int) -> None:
