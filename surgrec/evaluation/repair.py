@@ -29,7 +29,7 @@ class RepairError(ValueError):
 class Miss:
     """A class whose share of a split is more than TOLERANCE per cent and one clip from its share of the set.
 
-    clips of `of` in the split, `wanted` clips by its share; groups: with clips of the class.
+    clips of `of` in the split, `wanted` clips by its share; in_all: clips of the class, in `groups` groups.
     """
 
     split: Split
@@ -37,6 +37,7 @@ class Miss:
     clips: int
     wanted: float
     of: int
+    in_all: int
     groups: int
 
 
@@ -112,8 +113,8 @@ def describe_miss(miss: Miss) -> str:
     """As it stands in the rules of the manifest."""
     return (
         f"not within {TOLERANCE} %: {miss.name} has {miss.clips} of {miss.of} clips of {miss.split}"
-        f" ({percent(miss.clips / miss.of)}), {miss.wanted:.1f} by its share; its clips are of {miss.groups}"
-        f" groups"
+        f" ({percent(miss.clips / miss.of)}), {miss.wanted:.1f} by its share; its"
+        f" {miss.in_all} clips are of {miss.groups} groups"
     )
 
 
@@ -199,6 +200,7 @@ def _misses(counts: NDArray[np.int64], chosen: NDArray[np.int64], classes: Seque
             clips=int(held[number, label]),
             wanted=int(sizes[number]) * int(total[label]) / int(total.sum()),
             of=int(sizes[number]),
+            in_all=int(total[label]),
             groups=int((counts[:, label] > 0).sum()),
         )
         for number, label in np.argwhere(misses(held)).tolist()
