@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -139,18 +138,19 @@ def test_no_room_to_write(splits: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "what is written is kept" in errors
 
 
-@pytest.mark.parametrize("command", ["", "list", "check", "import", "lint", "repair"])
-def test_help_is_quick(command: str) -> None:
-    start = time.monotonic()
-    arguments = [sys.executable, "-m", "surgrec.benchmark", *filter(None, [command]), "--help"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
-    assert "usage: python -m surgrec.benchmark" in done.stdout
-    heavy = subprocess.run(
-        [sys.executable, "-c", "import sys, surgrec.benchmark; print('torch' in sys.modules)"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
+@pytest.mark.parametrize("command", ["list", "check", "import", "lint", "repair"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = f"""
+import sys
+from surgrec.benchmark import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit as stop:
+    assert not stop.code
+print([name for name in ("av", "numba", "numpy", "torch") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    assert heavy.stdout == "False\n"
-    assert time.monotonic() - start < 30
+    assert f"usage: python -m surgrec.benchmark {command}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
