@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from surgrec.curation.alike import Moments, Pair, gather, pairs_of
+from surgrec.curation.alike import TABLES, Moments, Pair, gather, pairs_of
 from surgrec.curation.fingerprint import RATE
 from surgrec.curation.same_footage import Match, follow
 
@@ -30,7 +30,7 @@ def find_matches(
 
     side: as pairs_of takes it. The same samples and seed give the same matches. seen(done, of how many).
     """
-    steps = videos + 64
+    steps = videos + 2 * TABLES
     moments: Moments = gather(videos, samples_of, lambda done: seen(done, steps))
     held = _Held(samples_of)
     found: list[Match] = []
