@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.demo_data.encode import write_h264
-from surgrec.demo_data.texture import Field, Picture, colourise, fractal, relief
+from surgrec.demo_data.texture import Colour, Field, Picture, colourise, fractal, relief
 
 SIDE = 64
 """Height and width of a clip, pixels."""
-FRAMES = 24
+FRAMES = 32
+"""Enough for 8 frames, 4 apart."""
 FPS = 25
 X, Y, TURN, SIZE = range(4)
 MOTIONS = {
@@ -36,14 +37,18 @@ MOTIONS = {
     "shrinking": (SIZE, -1),
 }
 """Which number of the pose a motion moves, and where to."""
-TRAVEL = (0.5, 0.7)
+TRAVEL = (0.7, 0.9)
 """Least and greatest way over a clip, of the whole range."""
 MOST_TURN = 60.0
 """Degrees from upright. Less than 90, so that a 6 never looks like a 9."""
-REACH = 20.0
+REACH = 18.0
 """Pixels from the middle of the picture, across and down."""
-SIZES = (20.0, 36.0)
+SIZES = (20.0, 44.0)
 """Side of the square that a digit is written in, pixels; between them uniform by the logarithm."""
+GROUND: list[Colour] = [(34, 14, 16), (78, 40, 38)]
+"""Colours of the texture, from its valleys to its heights."""
+WHITE = 240.0
+"""Of ink."""
 _INK = 48
 """Side of a digit's picture before it is placed, pixels."""
 
@@ -77,14 +82,12 @@ def place(picture: Field, pose: NDArray[np.float64]) -> Field:
 def frames(image: NDArray[np.uint8], motion: str, key: int, count: int = FRAMES) -> Iterator[Picture]:
     """A clip: `count` frames, uint8 RGB [64, 64, 3]. The same key draws the same pictures."""
     rng = np.random.default_rng([key, 1])
-    low, high = rng.integers(10, 60, 3), rng.integers(70, 140, 3)
     field = fractal(rng, 2 * SIDE, 8, 4, 0.6)[:SIDE, :SIDE]
-    ground = relief(colourise(field, [tuple(low.tolist()), tuple(high.tolist())]), field, 0.4)
-    colour = rng.integers(200, 256, 3).astype(np.float32)
+    ground = relief(colourise(field, GROUND), field, 0.4)
     picture = ink(image)
     for pose in poses(motion, key, count):
         alpha = place(picture, pose)[..., None]
-        yield np.round(ground * (1 - alpha) + colour * alpha).astype(np.uint8)
+        yield np.round(ground * (1 - alpha) + WHITE * alpha).astype(np.uint8)
 
 
 def write_clip(path: Path, image: NDArray[np.uint8], motion: str, key: int) -> None:
