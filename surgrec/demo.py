@@ -1,4 +1,7 @@
-"""`python -m surgrec.demo`: from nothing to a small pretrained model, by a user's own commands."""
+"""`python -m surgrec.demo`: from nothing to a small pretrained model, by a user's own commands.
+
+`python -m surgrec.demo dataset --out DIR`: a small labelled benchmark.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from surgrec.configs.demo import DemoConfig
+from surgrec.configs.demo import DemoConfig, DigitSetConfig
+
+if TYPE_CHECKING:
+    from surgrec.evaluation.manifest import Split
 
 LOSS_POINTS = 3
 """Points of the log that the loss at the start and at the end is the mean of."""
@@ -63,6 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; its exit status is that of the first command in it which fails."""
     import tyro
 
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["dataset"]:
+        made = tyro.cli(DigitSetConfig, args=arguments[1:], prog="python -m surgrec.demo dataset")
+        return make_dataset(made)
     config = tyro.cli(DemoConfig, args=arguments, prog="python -m surgrec.demo")
     from surgrec.configs.presets import PRESETS
     from surgrec.demo_data.real_video import MissingPackageError
@@ -89,6 +100,64 @@ def main(arguments: list[str] | None = None) -> int:
             return status
     print_summary(config.out, run, plan.with_suffix(".html"))
     return 0
+
+
+def make_dataset(config: DigitSetConfig) -> int:
+    """Make the set of moving digits; 0 if it is whole, 1 for an error, 130 if it was interrupted."""
+    from tqdm import tqdm
+
+    from surgrec.corpus.discovery import InputError, check_workers
+    from surgrec.demo_data.handwriting import HandwritingError, opencv_digits, sklearn_digits
+
+    samples: dict[Split, int] = {"train": config.train, "val": config.val, "test": config.test}
+    bar = tqdm(unit="video", dynamic_ncols=True, disable=None)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    try:
+        from surgrec.demo_data.digit_set import DigitSetError, make_set
+
+        check_workers(config.workers, 1.0)
+        material = sklearn_digits() if config.digits is None else opencv_digits(config.digits)
+        manifests = make_set(config.out, material, samples, config.seed, config.workers, progress)
+    except ModuleNotFoundError as error:
+        print(
+            f"surgrec.demo: {error}\nThe set needs the demo's extra: pip install 'surgrec[demo]'",
+            file=sys.stderr,
+        )
+        return 1
+    except (HandwritingError, DigitSetError, InputError) as error:
+        print(f"surgrec.demo: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"surgrec.demo: {where}{error.strerror or error}; what is finished is kept, and the same command"
+            f" goes on from there",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("surgrec.demo: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    finally:
+        bar.close()
+    print_dataset(config.out, manifests)
+    return 0
+
+
+def print_dataset(out: Path, manifests: list[Path]) -> None:
+    """What each manifest holds, and the command that makes the videos readable by every other one."""
+    from surgrec.evaluation.manifest import SPLITS, read_manifest
+
+    for path in manifests:
+        manifest = read_manifest(path)
+        counts = ", ".join(f"{len(manifest.of(split))} {split}" for split in SPLITS)
+        print(f"{path}: {len(manifest.classes)} classes, {counts}, digest {manifest.digest}")
+    index = [python(), "-m", "surgrec.index", str(out / "videos"), "--out", str(out / "corpus.h5")]
+    print(f"index the videos: {shlex.join(index)}")
 
 
 def curate_command(config: DemoConfig, index: Path, plan: Path, samples: int) -> list[str]:

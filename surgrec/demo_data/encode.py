@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,16 +19,19 @@ def write_h264(path: Path, pictures: Iterable[Picture], fps: int) -> int:
     A key frame every 250, three B-frames in a pyramid, one thread, so that the same pictures give the same
     bytes. The file appears under its name when it is whole. Raises ValueError where there is no picture.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # A process whose parent was killed may still write the same file.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
     with av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
+        # No mbtree: its vector code reads memory beyond narrow pictures, and bytes then differ by chance.
         stream.options = {
             "preset": "veryfast",
             "crf": "23",
-            "x264-params": f"keyint={KEY_EVERY}:min-keyint={KEY_EVERY}:scenecut=0:bframes=3:b-pyramid=normal",
+            "x264-params": f"keyint={KEY_EVERY}:min-keyint={KEY_EVERY}:scenecut=0:bframes=3:b-pyramid=normal"
+            ":mbtree=0",
         }
         for picture in pictures:
             if count == 0:
