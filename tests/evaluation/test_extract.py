@@ -1,4 +1,5 @@
-"""Extraction: features are those of the network on the frames of the row's time; what cannot be read is named."""
+"""Extraction: features are those of the network on the frames of the row's time; what cannot be read is
+named."""
 
 from __future__ import annotations
 
@@ -97,7 +98,7 @@ def test_features_are_the_networks_on_the_frames_of_the_row(
     assert (found.width, found.token_shape) == (192, (8, 192))
     assert found.present.tolist() == [True, True, False, False, True, True, False]
     objective = build_objective(MAE.model, 7, 4, 32)
-    # The span of row 1 is frames 25 to 49: a clip of 10 frames starts at 25 to 40, in the middles of two halves.
+    # The span of row 1 is frames 25 to 49: a clip of 10 frames starts at 25 to 40, in the middles of halves.
     for sample, (frames, mirror) in enumerate(
         [
             ((29, 32, 35, 38), False),

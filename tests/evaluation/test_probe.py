@@ -17,7 +17,7 @@ from surgrec.configs.probe import ProbeConfig
 from surgrec.evaluation.features import About, Chunk, FeatureError, open_features, write_features
 from surgrec.evaluation.knn import knn_scores
 from surgrec.evaluation.manifest import ManifestError, Row, SplitManifest, read_manifest, write_manifest
-from surgrec.evaluation.probe_data import few_shot, parts_of, sample_order
+from surgrec.evaluation.probe_data import Reader, few_shot, parts_of, sample_order
 from surgrec.evaluation.probing import probe
 from surgrec.probe import main
 
@@ -193,11 +193,20 @@ def test_classes_that_test_lacks_are_named(tmp_path: Path) -> None:
 
 def test_standardised_features_that_are_constant(tmp_path: Path) -> None:
     """A dead feature must not turn rounding into a signal, nor into values that are not finite."""
-    config = replace(make(tmp_path, rows_of()), kind="linear")
+    config = replace(make(tmp_path, rows_of(), clips=2), kind="linear")
     with h5py.File(config.features, "r+") as file:
         pooled = file["pooled"][:]
         pooled[:, 20], pooled[:, 21] = 0, 700
         file["pooled"][:] = pooled
+    manifest = read_manifest(config.manifest)
+    features = open_features(config.features, manifest)
+    train = parts_of(features, manifest)["train"]
+    reader = Reader(features, "pooled", torch.device("cpu")).standardised(train)
+    values = torch.cat([part.flatten(0, 1) for part, _ in reader.in_order(train, 50)])
+    assert not values[:, 20:22].any()
+    alive = [column for column in range(WIDTH) if column not in (20, 21)]
+    torch.testing.assert_close(values[:, alive].mean(0), torch.zeros(30), rtol=0, atol=1e-4)
+    torch.testing.assert_close(values[:, alive].var(0, correction=0), torch.ones(30), rtol=1e-4, atol=0)
     assert probe(config)["figures"]["accuracy"]["value"] > 0.9
 
 
@@ -269,7 +278,7 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
 
 
 def test_an_attentive_probe_needs_tokens(tmp_path: Path) -> None:
-    with pytest.raises(FeatureError, match="no token features, which an attentive probe reads; .*--tokens"):
+    with pytest.raises(FeatureError, match=r"no token features, which an attentive probe reads; .*--tokens"):
         probe(make(tmp_path, rows_of(), tokens=False))
 
 
