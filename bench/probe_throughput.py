@@ -51,11 +51,11 @@ class Options:
     """Of the features: 384 is ViT-S, 768 ViT-B, 1024 ViT-L."""
     tokens: int = 392
     """Tokens of a clip: 1568 for 16 frames of 224 pixels, 392 for 16 of 112."""
-    token_clips: int = 200
+    token_clips: int = 100
     """Clips with token features, for the attentive probe."""
     batch: int = 32
     """Clips of a step of the attentive probe."""
-    steps: int = 5
+    steps: int = 4
     """Steps of an attentive run that is timed."""
     linear_steps: int = 1000
     """Steps of the linear probe: the command's default."""

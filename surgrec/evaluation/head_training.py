@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -57,11 +57,12 @@ def train_heads(
     weights = {name: value.to(device) for name, value in heads.first([c.seed for c in candidates]).items()}
     for value in weights.values():
         value.requires_grad_()
-    lr, decay = (
-        torch.tensor([getattr(c, name) for c in candidates], device=device) for name in ("lr", "weight_decay")
-    )
-    first = {name: torch.zeros_like(value) for name, value in weights.items()}
-    second = {name: torch.zeros_like(value) for name, value in weights.items()}
+    groups: list[dict[str, Any]] = []
+    for head, candidate in enumerate(candidates):
+        for decayed in (True, False):
+            own = [value.detach()[head] for name, value in weights.items() if heads.decayed(name) == decayed]
+            groups.append({"params": own, "weight_decay": candidate.weight_decay if decayed else 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
     done = 0
     for features, labels in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -70,18 +71,20 @@ def train_heads(
             logits.float().flatten(0, 1), labels.repeat(len(candidates)), reduction="sum"
         )
         gradients = torch.autograd.grad(loss / len(labels), list(weights.values()))
-        now = lr * rate_at(done, steps)
+        for head, candidate in enumerate(candidates):
+            for decayed, group in zip(
+                (True, False), optimizer.param_groups[2 * head : 2 * head + 2], strict=True
+            ):
+                group["lr"] = candidate.lr * rate_at(done, steps)
+                parts = [
+                    gradient[head].contiguous()
+                    for name, gradient in zip(weights, gradients, strict=True)
+                    if heads.decayed(name) == decayed
+                ]
+                for parameter, gradient in zip(group["params"], parts, strict=True):
+                    parameter.grad = gradient
+        optimizer.step()
         done += 1
-        with torch.no_grad():
-            for (name, value), gradient in zip(weights.items(), gradients, strict=True):
-                each = (-1, *[1] * (value.ndim - 1))
-                rate = now.view(each)
-                if heads.decayed(name):
-                    value.mul_(1 - rate * decay.view(each))
-                mean = first[name].lerp_(gradient, 1 - BETAS[0])
-                square = second[name].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-                size = (square / (1 - BETAS[1] ** done)).sqrt_().add_(EPS)
-                value.sub_(mean / (1 - BETAS[0] ** done) / size * rate)
     if done != steps:
         raise ValueError(f"{done} batches for {steps} steps")
     return {name: value.detach() for name, value in weights.items()}

@@ -47,11 +47,11 @@ class Heads(ABC):
     def first(self, seeds: Sequence[int]) -> Weights:
         """Weights of a head for each seed, which depend on that seed alone. Normal with standard deviation
         0.02, cut at two of them; biases are 0, scales of norms 1."""
-        every = []
-        for seed in seeds:
+        every = {}
+        for seed in set(seeds):
             generator = torch.Generator().manual_seed(stream_key(seed, "probe/first weights") % 2**63)
-            every.append({name: self._draw(name, shape, generator) for name, shape in self.shapes().items()})
-        return {name: torch.stack([weights[name] for weights in every]) for name in self.shapes()}
+            every[seed] = {name: self._draw(name, shape, generator) for name, shape in self.shapes().items()}
+        return {name: torch.stack([every[seed][name] for seed in seeds]) for name in self.shapes()}
 
     @staticmethod
     def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
