@@ -1,39 +1,61 @@
-"""What a model must beat: always the most frequent class, and looking up where a clip comes from."""
+"""What a test set gives to a model that has learnt nothing of the pictures."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import numpy as np
-
-from surgrec.evaluation.manifest import Row
-from surgrec.evaluation.metrics import Floats, Ints
+from surgrec.evaluation.manifest import Row, SplitManifest
 
 
-def majority(train: Sequence[Row]) -> int:
-    """The most frequent label of the train rows, the lowest of equally frequent ones."""
-    counts = Counter(row.label for row in train)
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """Rows of test that are right, of `test`.
+
+    majority: with the most frequent label of train for all. covered: rows whose group is in train;
+    covered_right: of those, with the most frequent label of their group in train. lookup: covered_right, and
+    of the others those that the majority gets right.
+    """
+
+    test: int
+    majority_label: int
+    majority: int
+    covered: int
+    covered_right: int
+    lookup: int
+
+
+def majority_label(rows: Iterable[Row]) -> int:
+    """The most frequent label, the lowest of equals. Raises ValueError without rows."""
+    counts = Counter(row.label for row in rows)
+    if not counts:
+        raise ValueError("no rows, and so no majority")
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def lookup(train: Sequence[Row], test: Sequence[Row]) -> tuple[Ints, Ints]:
-    """What the group of a test row says: the most frequent label of its train rows; for a group that train
-    lacks, the majority of all.
-
-    Returns:
-        int64 [n], the answers; and int64 [n], 1 for rows whose group is in train, else 0. In an honest split
-        all are 0, and the first is the majority baseline.
-    """
-    by_group: dict[str, list[Row]] = {}
-    for row in train:
-        by_group.setdefault(row.group, []).append(row)
-    fallback = majority(train)
-    known = {group: majority(rows) for group, rows in by_group.items()}
-    answers = np.array([known.get(row.group, fallback) for row in test], np.int64)
-    return answers, np.array([row.group in known for row in test], np.int64)
+def lookup_labels(rows: Iterable[Row]) -> dict[str, int]:
+    """The most frequent label of each group, the lowest of equals."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.group].append(row)
+    return {group: majority_label(same) for group, same in groups.items()}
 
 
-def as_scores(answers: Ints, classes: int) -> Floats:
-    """float64 [n, C]: 1 for the answer, else 0."""
-    return np.eye(classes)[answers]
+def baselines(manifest: SplitManifest) -> Baselines:
+    """Raises ValueError where train or test has no rows."""
+    train, test = manifest.of("train"), manifest.of("test")
+    if not test:
+        raise ValueError("test has no rows")
+    most = majority_label(train)
+    labels = lookup_labels(train)
+    covered = [row for row in test if row.group in labels]
+    right = sum(labels[row.group] == row.label for row in covered)
+    return Baselines(
+        test=len(test),
+        majority_label=most,
+        majority=sum(row.label == most for row in test),
+        covered=len(covered),
+        covered_right=right,
+        lookup=sum(labels.get(row.group, most) == row.label for row in test),
+    )

@@ -68,8 +68,10 @@ def path_fault(path: str) -> str | None:
     """Why a path may not stand in a manifest, None where it may: it must lie below the data root."""
     if not path:
         return "the path is empty"
-    if "\0" in path:
-        return "the path holds a NUL character"
+    if any(character < " " for character in path):
+        return "the path holds a control character"
+    if not _is_text(path):
+        return "the path is not UTF-8"
     if path.startswith(("/", "~")) or PurePosixPath(path).is_absolute():
         return "the path is absolute; paths are relative to the data root"
     if ".." in PurePosixPath(path).parts:
@@ -164,10 +166,15 @@ def check(manifest: SplitManifest) -> None:
             fault = f"split {row.split!r}; expected {', '.join(SPLITS)}"
         if not 0 <= row.label < count:
             fault = f"label {row.label}, and there are {count} classes, numbered from 0"
-        if not row.group:
-            fault = "the group is empty"
+        if not row.group or not _is_text(row.group):
+            fault = "the group is empty, or not UTF-8"
         if fault:
             raise ManifestError(f"row {number} ({row.path!r}): {fault}")
+
+
+def _is_text(text: str) -> bool:
+    """JSON can hold halves of UTF-16 pairs, which no file name or hash takes."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _span_fault(row: Row) -> str | None:
@@ -200,7 +207,7 @@ def _row(number: int, cells: Any) -> Row:
     )
     if not texts or not numbers or not isinstance(label, int) or isinstance(label, bool):
         raise ManifestError(f"row {number} is not [path, label, split, group, start, end]: {cells!r}")
-    return Row(path, label, split, group, _seconds(start), _seconds(end))  # type: ignore[arg-type]
+    return Row(path, label, split, group, _seconds(start), _seconds(end))
 
 
 def _list(value: Any, name: str) -> list[Any]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 import surgrec
 from surgrec.configs.probe import RATES, ProbeConfig
-from surgrec.evaluation.baselines import as_scores, lookup, majority
+from surgrec.evaluation.baseline_answers import as_scores, lookup
+from surgrec.evaluation.baselines import majority_label
 from surgrec.evaluation.features import FeatureError, FeatureFile, open_features
 from surgrec.evaluation.head_training import Candidate, one_head, probabilities, train_heads
 from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads
@@ -244,7 +245,7 @@ def _baselines(
 ) -> dict[str, Any]:
     """Majority and look-up of the source, from the rows of train that were read, on those of test."""
     train, test = ([manifest.rows[number] for number in parts[split].rows] for split in ("train", "test"))
-    always = majority(train)
+    always = majority_label(train)
     looked_up, known = lookup(train, test)
     found: dict[str, Any] = {}
     for name, answers in (("majority", np.full(len(test), always)), ("source_lookup", looked_up)):

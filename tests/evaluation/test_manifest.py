@@ -77,7 +77,7 @@ def test_the_digest_is_of_what_is_evaluated() -> None:
         ({"rows": [["a.mp4", 0, "train", "g", float("nan"), 2]]}, "no clip"),
         ({"rows": [["/etc/passwd", 0, "train", "g", None, None]]}, "absolute"),
         ({"rows": [["a/../../b.mp4", 0, "train", "g", None, None]]}, "leaves the data root"),
-        ({"rows": [["a\0.mp4", 0, "train", "g", None, None]]}, "NUL"),
+        ({"rows": [["a\0.mp4", 0, "train", "g", None, None]]}, "control character"),
         ({"rows": [["a.mp4", 0, "train", "g", None, None]]}, "changed by hand"),
         ({"digest": "00"}, "changed by hand"),
     ],

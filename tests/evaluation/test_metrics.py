@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from surgrec.evaluation.baselines import as_scores, lookup, majority
+from surgrec.evaluation.baseline_answers import as_scores, lookup
+from surgrec.evaluation.baselines import majority_label
 from surgrec.evaluation.intervals import draw_groups, evaluate, figures_of, interval, paired_differences
 from surgrec.evaluation.manifest import Row
 from surgrec.evaluation.metrics import (
@@ -185,7 +186,7 @@ def test_baselines_by_hand() -> None:
         Row("d", 0, "train", "y"),
         Row("e", 2, "train", "z"),
     ]
-    assert majority(train) == 0
+    assert majority_label(train) == 0
     test = [Row("f", 1, "test", "x"), Row("g", 2, "test", "z"), Row("h", 1, "test", "new")]
     answers, known = lookup(train, test)
     assert answers.tolist() == [1, 2, 0]

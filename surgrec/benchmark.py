@@ -1,0 +1,205 @@
+"""`python -m surgrec.benchmark list | check | import | lint | repair`: data sets and their splits."""
+
+from __future__ import annotations
+
+import sys
+
+import tyro
+
+from surgrec.configs.benchmark import (
+    CheckConfig,
+    Command,
+    ImportConfig,
+    LintConfig,
+    ListConfig,
+    RepairConfig,
+)
+
+SHOWN_FILES = 5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0 if all was done and nothing is wrong, 1 otherwise, 130 if it was interrupted."""
+    config = tyro.cli(
+        Command,
+        args=arguments,
+        prog="python -m surgrec.benchmark",
+        description="The benchmark's data sets and their splits.",
+    )
+    try:
+        return _run(config)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}; what is written is kept")
+    except ValueError as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        print("surgrec.benchmark: stopped; what is written is kept", file=sys.stderr)
+        return 130
+
+
+def _run(config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairConfig) -> int:
+    if isinstance(config, ListConfig):
+        return _list(config)
+    if isinstance(config, CheckConfig):
+        return _check(config)
+    if isinstance(config, ImportConfig):
+        return _import(config)
+    if isinstance(config, LintConfig):
+        return _lint(config)
+    return _repair(config)
+
+
+def _failed(error: object) -> int:
+    print(f"surgrec.benchmark: {error}", file=sys.stderr)
+    return 1
+
+
+def _list(config: ListConfig) -> int:
+    from surgrec.evaluation.registry_report import as_records, in_full, table
+    from surgrec.evaluation.registry_table import chosen
+
+    datasets = chosen(config.names)
+    if config.json:
+        print(as_records(datasets))
+    elif config.names:
+        print("\n\n".join(in_full(dataset) for dataset in datasets))
+    else:
+        print(table(datasets))
+    return 0
+
+
+def _check(config: CheckConfig) -> int:
+    import json
+
+    from surgrec.evaluation.data_check import check_clips, find_folders
+    from surgrec.evaluation.manifest import read_manifest
+    from surgrec.evaluation.registry_table import chosen
+
+    if not config.data_root.is_dir():
+        return _failed(f"{config.data_root}: no such folder; name that of the data sets, --data-root DIR")
+    if config.threads < 1:
+        return _failed(f"--threads is {config.threads}; it is 1 or more")
+    if not config.manifests:
+        folders = find_folders(chosen(()), config.data_root)
+        records: list[dict[str, object]] = [
+            {"dataset": found.dataset.key, "there": found.folder is not None, "videos": found.videos}
+            for found in folders
+        ]
+        if config.json:
+            print(json.dumps(records, indent=1))
+            return 0
+        for found in folders:
+            there = f"{found.folder}, {found.videos:,} videos" if found.folder else "not there"
+            print(f"{found.dataset.name}: {there}")
+        print("Give manifests to see whether every clip is there and can be read.")
+        return 0
+    from tqdm import tqdm
+
+    whole, records = True, []
+    for path in config.manifests:
+        manifest = read_manifest(path)
+        with tqdm(desc=manifest.dataset, unit="file", dynamic_ncols=True, disable=None) as bar:
+
+            def progress(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            found_clips = check_clips(manifest, config.data_root, config.decode, config.threads, progress)
+        whole = whole and found_clips.complete
+        records.append(
+            {
+                "dataset": manifest.dataset,
+                "digest": manifest.digest,
+                "files": found_clips.files,
+                "there": found_clips.there,
+                "missing": list(found_clips.missing),
+                "faults": dict(found_clips.faults),
+            }
+        )
+        if config.json:
+            continue
+        print(
+            f"{manifest.dataset}: {found_clips.there:,} of {found_clips.files:,} files are there,"
+            f" {len(found_clips.faults):,} of them cannot be used"
+        )
+        lines = [f"missing: {file}" for file in found_clips.missing[:SHOWN_FILES]]
+        lines += [f"{file}: {fault}" for file, fault in found_clips.faults[:SHOWN_FILES]]
+        print("".join(f"  {line}\n" for line in lines), end="")
+    if config.json:
+        print(json.dumps(records, indent=1))
+    return 0 if whole else 1
+
+
+def _import(config: ImportConfig) -> int:
+    from surgrec.evaluation.manifest import write_manifest
+    from surgrec.evaluation.published_splits import SplitError, import_split, split_folders, split_sizes
+
+    failures = 0
+    for folder in split_folders(config.splits):
+        try:
+            manifest = import_split(folder, config.data_root, config.strict_groups)
+        except SplitError as error:
+            failures += _failed(error)
+            continue
+        out = config.out / f"{manifest.dataset}.json"
+        write_manifest(out, manifest)
+        sizes = "/".join(f"{count:,}" for count in split_sizes(manifest).values())
+        print(f"{out}: {sizes} rows train/val/test, digest {manifest.digest}")
+        for rule in manifest.rules:
+            print(f"  {rule}")
+    return 1 if failures else 0
+
+
+def _lint(config: LintConfig) -> int:
+    from surgrec.evaluation.findings import LintOptions
+    from surgrec.evaluation.lint import as_json, as_record, as_text, has_errors, lint
+    from surgrec.evaluation.manifest import ManifestError, read_manifest
+
+    options = LintOptions(config.difference, config.examples, config.covered, config.gap_seconds)
+    faulty, records = False, []
+    for path in config.manifests:
+        try:
+            manifest = read_manifest(path)
+        except ManifestError as error:
+            faulty = bool(_failed(error))
+            continue
+        findings = lint(manifest, options)
+        faulty = faulty or has_errors(findings)
+        records.append(as_record(manifest, findings))
+        if not config.json:
+            print(as_text(manifest, findings))
+    if config.json:
+        print(as_json(records))
+    return 1 if faulty else 0
+
+
+def _repair(config: RepairConfig) -> int:
+    from surgrec.evaluation.manifest import ManifestError, read_manifest, write_manifest
+    from surgrec.evaluation.published_splits import split_sizes
+    from surgrec.evaluation.repair import RepairError, repair
+
+    failures = 0
+    for path in config.manifests:
+        try:
+            repaired = repair(
+                read_manifest(path), config.parts, config.seed, config.drop_classes, config.drop_covered
+            )
+        except RepairError as error:
+            failures += _failed(f"{path}: {error}")
+            continue
+        except ManifestError as error:
+            failures += _failed(error)
+            continue
+        manifest = repaired.manifest
+        out = (config.out or path.parent) / f"{path.stem}.repaired.json"
+        write_manifest(out, manifest)
+        sizes = "/".join(f"{count:,}" for count in split_sizes(manifest).values())
+        print(f"{out}: {sizes} rows train/val/test, digest {manifest.digest}")
+        for rule in manifest.rules:
+            print(f"  {rule}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
