@@ -2,7 +2,7 @@
 
 Rows of one patient or operation are alike, so that groups are drawn, not rows: G groups with replacement,
 many times (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13). The interval
-holds the middle 95 % of what comes out. With few groups it is too narrow.
+holds the middle 95 % of what comes out. With few groups it is too narrow: docs/probes.md says by how much.
 """
 
 from __future__ import annotations
