@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,22 +21,23 @@ PICTURES: Final = max(KEYS, 5)
 
 
 def timm_embedder(name: str, file: Path | None) -> Embedder:
-    """A model of timm, `resnet50` or `resnet50.a1_in1k`. file: its weights, .safetensors or what torch.save
-    wrote; None for those that timm fetches.
+    """A model of timm as an embedder. name, file, errors: as of timm_identity."""
+    return Embedder(timm_identity(name, file), lambda device: _network(name, file, device))
 
-    Raises CurationError for a model that timm does not know, or has no weights of, and a file that is gone.
+
+def timm_identity(name: str, file: Path | None) -> str:
+    """Plain text that differs where a model's weights do; nothing is fetched for it.
+
+    name: `resnet50` or `resnet50.a1_in1k`. file: its weights, .safetensors or what torch.save wrote; None for
+    those that timm fetches. Raises CurationError for a model that timm does not know, or has no weights of,
+    and a file that is gone.
     """
     import timm
     from timm.models import get_pretrained_cfg
 
     from surgrec.training.tensor_file import file_digest
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 3)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise CurationError(
-            f"timm {timm.__version__} has no model {name!r}; {hint}timm.list_models() names all of them"
-        )
+    check_name(name)
     if file is not None:
         try:
             digest = file_digest(file).xxh3
@@ -43,7 +45,7 @@ def timm_embedder(name: str, file: Path | None) -> Embedder:
             raise CurationError(
                 f"{file}, the weights of timm:{name}, cannot be read: {error.strerror}"
             ) from error
-        return Embedder(f"timm:{name}@{digest}", lambda device: _network(name, file, device))
+        return f"timm:{name}@{digest}"
     try:
         known = get_pretrained_cfg(name)
     except RuntimeError:  # of a tag that it does not know
@@ -55,12 +57,45 @@ def timm_embedder(name: str, file: Path | None) -> Embedder:
         )
         raise CurationError(f"timm has no pretrained weights of {name}: {hint}")
     tagged = f"{known.architecture}.{known.tag}" if known.tag else str(known.architecture)
-    return Embedder(f"timm:{tagged}", lambda device: _network(name, None, device))
+    return f"timm:{tagged}"
 
 
-def _network(name: str, file: Path | None, device: torch.device) -> Network:
+def check_name(name: str) -> None:
+    """Raises CurationError for a model that timm does not know."""
     import timm
-    from timm.data.config import resolve_model_data_config
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise CurationError(
+            f"timm {timm.__version__} has no model {name!r}; {hint}timm.list_models() names all of them"
+        )
+
+
+@dataclass(frozen=True)
+class ImageNetwork:
+    """A model of timm, without its head, and what it wants to see. size: of the frames that it is given."""
+
+    model: Any
+    size: int
+    picture: int
+    mean: Tensor
+    std: Tensor
+
+    def values(self, pictures: Tensor) -> Tensor:
+        """float32 [n, 3, picture, picture], normalised, of uint8 [n, size, size, 3]."""
+        pixels = pictures.permute(0, 3, 1, 2).float()
+        if self.size != self.picture:
+            pixels = functional.interpolate(
+                pixels, (self.picture, self.picture), mode="bicubic", antialias=True
+            )
+        return (pixels.clamp(0, 255) / 255 - self.mean) / self.std
+
+
+def timm_model(name: str, file: Path | None) -> Any:
+    """A model of timm with its weights, without its head, on the CPU. Raises CurationError where they cannot
+    be had or do not fit."""
+    import timm
 
     if file is None:
         try:
@@ -74,6 +109,13 @@ def _network(name: str, file: Path | None, device: torch.device) -> Network:
     else:
         model = timm.create_model(name, num_classes=0)
         _load(model, name, file)
+    return model
+
+
+def image_network(name: str, model: Any, device: torch.device) -> ImageNetwork:
+    """Raises CurationError for a model of other pictures than square RGB ones."""
+    from timm.data.config import resolve_model_data_config
+
     data = resolve_model_data_config(model)
     channels, height, width = data["input_size"]
     if (channels, height) != (3, width):
@@ -82,26 +124,27 @@ def _network(name: str, file: Path | None, device: torch.device) -> Network:
         )
     mean, std = (torch.tensor(data[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
     # The loader scales by a triangular filter: to twice the side, so that the last halving is bicubic.
-    bicubic = data["interpolation"] == "bicubic"
-    model = model.to(device).eval()
+    size = 2 * height if data["interpolation"] == "bicubic" else height
+    return ImageNetwork(model.to(device).eval(), size, height, mean, std)
+
+
+def _network(name: str, file: Path | None, device: torch.device) -> Network:
+    network = image_network(name, timm_model(name, file), device)
 
     @torch.no_grad()
     def encode(frames: Tensor, shown: list[tuple[int, ...]]) -> Tensor:
         # Rows that repeat a picture only fill up.
         fresh = [[k for k, at in enumerate(row) if k == 0 or at != row[k - 1]] for row in shown]
         pictures = torch.cat([clip[rows] for clip, rows in zip(frames, fresh, strict=True)])
-        pixels = pictures.permute(0, 3, 1, 2).float()
-        if bicubic:
-            pixels = functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-        values = (pixels.clamp(0, 255) / 255 - mean) / std
+        values = network.values(pictures)
         with half_precision(device):
-            features = model(values)
+            features = network.model(values)
         if features.ndim != 2:
             raise CurationError(f"timm:{name} pools no features: they are {tuple(features.shape)} of a batch")
         means = [part.mean(0) for part in features.float().split([len(rows) for rows in fresh])]
         return unit(torch.stack(means))
 
-    return Network(2 * height if bicubic else height, _five, encode)
+    return Network(network.size, _five, encode)
 
 
 def _five(index: PacketIndex, video: int, start: int, end: int) -> tuple[int, ...]:

@@ -1,0 +1,176 @@
+"""Frozen networks by name: a checkpoint of ours, an image model of timm, or first weights of either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgrec.configs.data import DataConfig
+from surgrec.configs.extract import ExtractConfig
+from surgrec.configs.presets import PRESETS
+from surgrec.configs.pretrain import JepaPretrain, MaePretrain
+from surgrec.curation.checkpoint_embedder import clip_within, load_objective, open_checkpoint
+from surgrec.curation.embedders import half_precision
+from surgrec.curation.records import key_of
+from surgrec.curation.timm_embedder import check_name, image_network, timm_identity, timm_model
+from surgrec.evaluation.features import FeatureError
+from surgrec.kernels.counter_rng import stream_key
+from surgrec.loaders.packet_index import PacketIndex
+from surgrec.models.build import build_objective
+from surgrec.models.objective import Objective
+
+PICTURES: Final = 8
+
+Choose = Callable[[PacketIndex, int, int, int, int, int], tuple[int, ...]]
+"""(index, video, start, end, clip, clips) -> display positions of the frames of one of the clips of a
+span."""
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""uint8 [b, T, S, S, 3] -> pooled float32 [b, D] and tokens [b, N, D'], on the frames' device."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network that is ready to compute. size: of its frames, in pixels, S."""
+
+    size: int
+    encode: Encode
+
+
+@dataclass(frozen=True)
+class FeatureModel:
+    """identity: plain text that differs where features would, weights included, wherever these lie.
+    geometry: of a clip, as JSON."""
+
+    identity: str
+    geometry: dict[str, Any]
+    choose: Choose
+    load: Callable[[torch.device], FeatureNetwork]
+
+
+def feature_model(config: ExtractConfig) -> FeatureModel:
+    """What config.model names. A file or checkpoint is read once, to know what it holds.
+
+    Raises FeatureError for a name that does not exist, and CurationError where weights are not there or
+    damaged, both with the remedy.
+    """
+    kind, _, name = config.model.partition(":")
+    if kind == "timm" and name:
+        model, at, file = name.partition("@")
+        path = Path(file) if at else None
+        return _image(config, model, timm_identity(model, path), lambda: timm_model(model, path))
+    if kind == "random" and name.startswith("timm:"):
+        model = name.removeprefix("timm:")
+        check_name(model)
+        return _image(config, model, f"{config.model}/{config.seed}", lambda: _random(model, config.seed))
+    if config.pictures is not None:
+        raise FeatureError(
+            f"--pictures is of image models; {config.model} sees the frames of its pretraining: leave it out"
+        )
+    if kind == "ckpt" and name:
+        checkpoint = open_checkpoint(Path(name))
+        own = checkpoint.config.data
+        return _video(f"ckpt:{checkpoint.key}", own, lambda device: load_objective(checkpoint, device))
+    if kind == "random" and name in PRESETS:
+        preset = PRESETS[name][1]
+        assert isinstance(preset, MaePretrain | JepaPretrain)
+        data = preset.data
+        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, config.seed)
+
+        def build(device: torch.device) -> Objective:
+            return build_objective(preset.model, config.seed, data.frames, data.size).to(device).eval()
+
+        return _video(f"random:{name}/{key}", data, build)
+    raise FeatureError(
+        f"there is no model {config.model!r}: give ckpt:PATH, timm:MODEL, timm:MODEL@FILE,"
+        " random:timm:MODEL or"
+        f" random:PRESET, of {', '.join(PRESETS)}"
+    )
+
+
+def _video(identity: str, data: DataConfig, build: Callable[[torch.device], Objective]) -> FeatureModel:
+    """The encoder of MAE, the teacher of JEPA, on all tokens of a clip; pooled is the mean of the tokens."""
+
+    def load(device: torch.device) -> FeatureNetwork:
+        objective = build(device)
+
+        @torch.no_grad()
+        def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
+            with half_precision(device):
+                tokens = objective.features(frames)
+            return tokens.float().mean(1), tokens
+
+        return FeatureNetwork(data.size, encode)
+
+    def choose(
+        index: PacketIndex, video: int, start: int, end: int, clip: int, clips: int
+    ) -> tuple[int, ...]:
+        return clip_within(index, video, start, end, (clip + 0.5) / clips, data)
+
+    time = {"stride": data.stride} if data.fps is None else {"fps": data.fps}
+    return FeatureModel(identity, {"frames": data.frames, **time, "size": data.size}, choose, load)
+
+
+def _image(config: ExtractConfig, name: str, identity: str, make: Callable[[], Any]) -> FeatureModel:
+    """Pictures spread over a span; pooled is the mean of what timm pools of each, tokens are those of all."""
+    count = PICTURES if config.pictures is None else config.pictures
+    if count < 1:
+        raise FeatureError(f"--pictures is {count}; a clip has at least 1")
+
+    def load(device: torch.device) -> FeatureNetwork:
+        network = image_network(name, make(), device)
+
+        @torch.no_grad()
+        def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
+            with half_precision(device):
+                maps = network.model.forward_features(network.values(frames.flatten(0, 1)))
+                pooled = network.model.forward_head(maps, pre_logits=True)
+            if pooled.ndim != 2:
+                raise FeatureError(
+                    f"timm:{name} pools no features: they are {tuple(pooled.shape)} of a batch"
+                )
+            tokens = _tokens(network.model, name, maps)
+            clips = len(frames)
+            return pooled.float().unflatten(0, (clips, -1)).mean(1), tokens.unflatten(0, (clips, -1)).flatten(
+                1, 2
+            )
+
+        return FeatureNetwork(network.size, encode)
+
+    def choose(
+        index: PacketIndex, video: int, start: int, end: int, clip: int, clips: int
+    ) -> tuple[int, ...]:
+        """The middles of `count` equal pieces of a clip's share of the span."""
+        middles = (clip + (np.arange(count) + 0.5) / count) / clips
+        return tuple((start + np.floor(middles * (end - start)).astype(int)).tolist())
+
+    return FeatureModel(identity, {"pictures": count, "spread": "even"}, choose, load)
+
+
+def _tokens(model: Any, name: str, maps: Tensor) -> Tensor:
+    """[n, N, D'] of what timm's forward_features gives: tokens without class and register tokens, or a map,
+    with channels first or last."""
+    if maps.ndim == 3:
+        return maps[:, int(getattr(model, "num_prefix_tokens", 0)) :]
+    width = int(model.num_features)
+    if maps.ndim == 4 and maps.shape[1] == width:
+        return maps.flatten(2).transpose(1, 2)
+    if maps.ndim == 4 and maps.shape[3] == width:
+        return maps.flatten(1, 2)
+    raise FeatureError(
+        f"timm:{name} gives features {tuple(maps.shape)} of a batch; tokens or a map are needed"
+    )
+
+
+def _random(name: str, seed: int) -> Any:
+    import timm
+
+    # The global generator is put back, so that building a model changes no other draw.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_key(seed, "model/first weights"))
+        return timm.create_model(name, num_classes=0)

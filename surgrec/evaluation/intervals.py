@@ -1,0 +1,162 @@
+"""Intervals by the bootstrap over groups, for one classifier and for the difference of two.
+
+Rows of one patient or operation are alike, so that groups are drawn, not rows: G groups with replacement,
+many times (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13). The interval
+holds the middle 95 % of what comes out. With few groups it is too narrow: docs/probes.md says by how much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgrec.evaluation.metrics import (
+    TOP,
+    Answers,
+    Floats,
+    auroc,
+    class_figures,
+    top_k,
+    video_figures,
+)
+from surgrec.kernels.counter_rng import stream_key
+
+RESAMPLES: Final = 1000
+LEVEL: Final = 0.95
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its interval, which is None where the test set has one group only, and nothing can be
+    said."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def plain(self) -> dict[str, float | None]:
+        """As JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """figures: by name. recall, class_auroc: by class, None for a class that the test set lacks (or, for
+    AUROC, that is its only one)."""
+
+    figures: dict[str, Figure]
+    recall: tuple[Figure | None, ...]
+    class_auroc: tuple[float | None, ...]
+    rows: int
+    groups: int
+
+
+def draw_groups(groups: int, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """float64 [resamples, groups]: how often each group is in each resample. The same for all models and
+    figures of a test set, so that two of them can be compared in pairs."""
+    generator = np.random.Generator(np.random.Philox(stream_key(seed, "evaluation/bootstrap")))
+    return generator.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.float64)
+
+
+def figures_of(answers: Answers, weights: Floats, times: Floats | None = None) -> dict[str, NDArray[Any]]:
+    """All figures for R weightings of the groups: [R] each, but `recall` and `class_auroc`, [R, C].
+
+    weights: float64 [R, G]. times: float64 [n] that order the rows of a video, where they are known.
+    """
+    found: dict[str, NDArray[Any]] = dict(class_figures(answers, weights))
+    if answers.scores.shape[1] > TOP:
+        found[f"top{TOP}"] = top_k(answers, weights)
+    found["class_auroc"] = auroc(answers, weights)
+    found["auroc"] = _mean_of_known(found["class_auroc"])
+    for name, values in video_figures(answers, times).items():
+        found[name] = (weights @ values) / weights.sum(1)
+    return found
+
+
+def _mean_of_known(values: Floats) -> Floats:
+    """[R]: of [R, C] the mean of those that are not NaN; NaN where there are none."""
+    known = np.isfinite(values)
+    counts = known.sum(1)
+    sums = np.where(known, values, 0.0).sum(1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def interval(values: Floats) -> tuple[float, float] | None:
+    """The middle 95 % of the resamples that have a value; None where none has."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def evaluate(
+    answers: Answers, seed: int = 0, times: Floats | None = None, resamples: int = RESAMPLES
+) -> Evaluation:
+    """All figures with intervals. A figure that has no value (AUROC of a test set of one class) is left
+    out."""
+    groups = answers.group_count
+    here = figures_of(answers, np.ones((1, groups)), times)
+    drawn = figures_of(answers, draw_groups(groups, seed, resamples), times) if groups > 1 else None
+
+    def figure(name: str, column: int | None = None) -> Figure | None:
+        at = (slice(None),) if column is None else (slice(None), column)
+        value = float(here[name][at][0])
+        if not np.isfinite(value):
+            return None
+        bounds = None if drawn is None else interval(drawn[name][at])
+        return Figure(value, *(bounds or (None, None)))
+
+    scalars = {name: figure(name) for name in here if here[name].ndim == 1}
+    classes = range(answers.scores.shape[1])
+    area = here["class_auroc"][0]
+    return Evaluation(
+        {name: found for name, found in scalars.items() if found is not None},
+        tuple(figure("recall", c) for c in classes),
+        tuple(float(area[c]) if np.isfinite(area[c]) else None for c in classes),
+        len(answers.labels),
+        groups,
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a figure between two models, first less second. p: two-sided, twice the smaller share of resamples
+    on either side of no difference, at least 1 / resamples."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_differences(
+    one: Answers, two: Answers, seed: int = 0, times: Floats | None = None, resamples: int = RESAMPLES
+) -> dict[str, Difference]:
+    """The difference of every figure of two models on the same rows, from the same resamples of groups.
+
+    Raises ValueError where the rows are not the same, or there is one group only.
+    """
+    same = np.array_equal(one.labels, two.labels) and np.array_equal(one.groups, two.groups)
+    if not same or one.scores.shape != two.scores.shape:
+        raise ValueError("two models are compared on the same test rows, in the same order; these differ")
+    if one.group_count < 2:
+        raise ValueError("the test set has one group: the bootstrap over groups has nothing to draw from")
+    weights = np.vstack([np.ones((1, one.group_count)), draw_groups(one.group_count, seed, resamples)])
+    first, second = (figures_of(answers, weights, times) for answers in (one, two))
+    found = {}
+    for name, values in first.items():
+        difference = values - second[name]
+        if values.ndim > 1 or not np.isfinite(difference[0]):
+            continue
+        drawn = difference[1:][np.isfinite(difference[1:])]
+        bounds = interval(drawn)
+        if bounds is None:
+            continue
+        side = min((drawn <= 0).mean(), (drawn >= 0).mean())
+        p = float(min(1.0, max(2 * side, 1 / len(drawn))))
+        found[name] = Difference(float(difference[0]), *bounds, p)
+    return found

@@ -1,0 +1,302 @@
+"""A probe from features to a result: train on train, choose on val, report once on test."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import surgrec
+from surgrec.configs.probe import RATES, ProbeConfig
+from surgrec.evaluation.baseline_answers import as_scores, lookup
+from surgrec.evaluation.baselines import majority_label
+from surgrec.evaluation.features import FeatureError, FeatureFile, open_features
+from surgrec.evaluation.head_training import Candidate, one_head, probabilities, train_heads
+from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads
+from surgrec.evaluation.intervals import Evaluation, evaluate
+from surgrec.evaluation.knn import knn_scores
+from surgrec.evaluation.manifest import Split, SplitManifest, read_manifest
+from surgrec.evaluation.metrics import Answers, Floats, class_figures
+from surgrec.evaluation.probe_data import Part, Reader, few_shot, parts_of
+
+FORMAT_NAME: Final = "surgrec-result"
+FORMAT_VERSION: Final = 1
+BASELINE_FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best of a grid on val. setting: what it is. val: score and loss of every candidate, None for one
+    that diverged. test: float32 [n, C], what it says of test."""
+
+    setting: dict[str, Any]
+    val: list[dict[str, Any]]
+    test: Scores
+
+
+def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The result, as JSON's plain values; docs/probes.md describes them.
+
+    Raises ManifestError, FeatureError, ValueError for options that make no sense, OSError.
+    """
+    check_options(config)
+    manifest = read_manifest(config.manifest)
+    features = open_features(config.features, manifest)
+    parts = parts_of(features, manifest)
+    device = _device(config.device)
+    classes = len(manifest.classes)
+    progress(f"{config.kind} probe of {features.about.model}, {len(parts['train'].rows)} rows of train")
+    chosen = choose(config, features, parts, classes, device)
+    test = parts["test"]
+    times = times_of(manifest, test)
+    answers = Answers(test.labels, chosen.test.astype(np.float64), test.groups)
+    result: dict[str, Any] = {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        "surgrec": surgrec.__version__,
+        "dataset": manifest.dataset,
+        "manifest_digest": manifest.digest,
+        "classes": list(manifest.classes),
+        "model": features.about.model,
+        "model_identity": features.about.identity,
+        "features_digest": features.digest,
+        "geometry": features.about.geometry,
+        "clips": features.about.clips,
+        "views": list(features.about.views),
+        "mode": f"probe-{config.kind}",
+        "options": options_of(config),
+        "device": device.type,
+        "rows": {split: {"read": len(part.rows), "of": part.of} for split, part in parts.items()},
+        "classes_missing": {
+            split: [manifest.classes[label] for label in part.lacks] for split, part in parts.items()
+        },
+        "missing": [
+            [manifest.rows[row].split, manifest.rows[row].path, reason]
+            for row, reason in features.missing.items()
+        ],
+        "chosen": chosen.setting,
+        "val": chosen.val,
+        **_evaluated(evaluate(answers, config.seed, times, config.resamples), manifest),
+        "baselines": _baselines(config, manifest, parts, times),
+        "predictions": [
+            [int(row), int(said)] for row, said in zip(test.rows, answers.predicted, strict=True)
+        ],
+    }
+    if config.shots:
+        result["few_shot"] = _few_shot(config, features, parts, classes, device, progress)
+    return result
+
+
+def check_options(config: ProbeConfig) -> None:
+    """Raises ValueError, naming the option and its bound."""
+    for name in ("steps", "batch", "draws", "resamples"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} is {getattr(config, name)}; it is at least 1")
+    for name, least in (("ks", 1), ("shots", 1), ("seeds", 0)):
+        if any(value < least for value in getattr(config, name)):
+            raise ValueError(f"--{name} holds {min(getattr(config, name))}; each is at least {least}")
+    if any(not 0 < rate < float("inf") for rate in config.lrs):
+        raise ValueError(f"--lrs are {config.lrs}; each is above 0")
+    if any(not 0 <= decay < float("inf") for decay in config.weight_decays):
+        raise ValueError(f"--weight-decays are {config.weight_decays}; each is at least 0")
+    for name in ("weight_decays", "seeds", "ks"):
+        if not getattr(config, name):
+            raise ValueError(f"--{name.replace('_', '-')} is empty; name at least one")
+
+
+def options_of(config: ProbeConfig) -> dict[str, Any]:
+    """The options that a result depends on."""
+    common = ("select", "resamples", "seed", "shots", "draws")
+    own = {
+        "knn": ("ks",),
+        "linear": ("weight_decays", "seeds", "steps", "batch", "precision"),
+        "attentive": ("weight_decays", "seeds", "steps", "batch", "precision", "blocks"),
+    }[config.kind]
+    found = {name: getattr(config, name) for name in (*common, *own)}
+    if config.kind != "knn":
+        found["lrs"] = config.lrs or RATES[config.kind]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch finds no GPU; use --device cpu")
+    return torch.device(name)
+
+
+def choose(
+    config: ProbeConfig, features: FeatureFile, parts: dict[Split, Part], classes: int, device: torch.device
+) -> Chosen:
+    """Trains the grid on train, takes the best on val, and asks it about test.
+
+    Raises FeatureError where features are not finite, are no tokens, or every head diverged.
+    """
+    if config.kind == "knn":
+        return _nearest(config, features, parts, classes, device)
+    reader = Reader(features, "tokens" if config.kind == "attentive" else "pooled", device)
+    if config.kind == "linear":
+        reader = reader.standardised(parts["train"])
+    heads: Heads
+    if config.kind == "linear":
+        heads = LinearHeads(reader.width, classes)
+    else:
+        heads = AttentiveHeads(reader.width, classes, config.blocks)
+    grid = [
+        Candidate(lr, decay, seed)
+        for lr in config.lrs or RATES[config.kind]
+        for decay in config.weight_decays
+        for seed in config.seeds
+    ]
+    half = config.precision == "bfloat16"
+    batches = reader.batches(parts["train"], config.batch, config.steps, config.seed)
+    weights = train_heads(heads, grid, batches, config.steps, device, half)
+
+    def ask(part: Part, chosen: Any) -> Scores:
+        """float32 [G, n, C]: the mean over the samples of a row."""
+        found = []
+        for values, _ in reader.in_order(part, config.batch):
+            shares = [probabilities(heads, chosen, sample, half) for sample in values]
+            found.append(torch.stack(shares).mean(0).cpu())
+        return np.asarray(torch.cat(found, 1).numpy())
+
+    val = ask(parts["val"], weights)
+    settings = [vars(candidate) for candidate in grid]
+    best, scores = _best(config, parts["val"], val, settings, str(features.path))
+    return Chosen(settings[best], scores, ask(parts["test"], one_head(weights, best))[0])
+
+
+def _nearest(
+    config: ProbeConfig, features: FeatureFile, parts: dict[Split, Part], classes: int, device: torch.device
+) -> Chosen:
+    reader = Reader(features, "pooled", device)
+    ks = sorted(set(config.ks))
+
+    def ask(part: Part, ks: list[int]) -> Scores:
+        found = []
+        for values, _ in reader.in_order(part):
+            bank = ((own.mean(0), labels) for own, labels in reader.in_order(parts["train"]))
+            found.append(knn_scores(values.mean(0), bank, ks, classes).cpu())
+        return np.asarray(torch.cat(found, 1).numpy())
+
+    settings = [{"k": k} for k in ks]
+    best, scores = _best(config, parts["val"], ask(parts["val"], ks), settings, str(features.path))
+    return Chosen(settings[best], scores, ask(parts["test"], [ks[best]])[0])
+
+
+def _best(
+    config: ProbeConfig, val: Part, shares: Scores, settings: list[dict[str, Any]], where: str
+) -> tuple[int, list[dict[str, Any]]]:
+    """The candidate of the highest score on val; of equal ones that of the lowest loss, then the first."""
+    ones = np.ones((1, int(val.groups.max()) + 1))
+    found: list[dict[str, Any]] = []
+    ranks = []
+    for number, (setting, own) in enumerate(zip(settings, shares, strict=True)):
+        if not np.isfinite(own).all():
+            found.append(setting | {"score": None, "loss": None})
+            continue
+        score = float(class_figures(Answers(val.labels, own, val.groups), ones)[config.select][0])
+        loss = float(-np.log(np.maximum(own[np.arange(len(own)), val.labels], 1e-12)).mean())
+        found.append(setting | {"score": score, "loss": loss})
+        ranks.append((-score, loss, number))
+    if not ranks:
+        rates = config.lrs or RATES[config.kind]
+        raise FeatureError(f"{where}: every head of the grid diverged; give smaller --lrs than {rates}")
+    return min(ranks)[2], found
+
+
+def times_of(manifest: SplitManifest, part: Part) -> Floats | None:
+    """float64 [n] that order the rows of a group in time; None where the manifest does not know their
+    starts."""
+    rows = [manifest.rows[number] for number in part.rows]
+    starts = [row.start for row in rows if row.start is not None]
+    if len(starts) < len(rows):
+        return None
+    order = sorted(range(len(rows)), key=lambda k: (rows[k].path, starts[k]))
+    times = np.empty(len(rows))
+    times[order] = np.arange(len(rows))
+    return times
+
+
+def _evaluated(found: Evaluation, manifest: SplitManifest) -> dict[str, Any]:
+    by_class = zip(manifest.classes, found.recall, found.class_auroc, strict=True)
+    return {
+        "test_rows": found.rows,
+        "test_groups": found.groups,
+        "figures": {name: figure.plain() for name, figure in found.figures.items()},
+        "per_class": [
+            {"class": name, "recall": recall.plain() if recall else None, "auroc": area}
+            for name, recall, area in by_class
+        ],
+    }
+
+
+def _baselines(
+    config: ProbeConfig, manifest: SplitManifest, parts: dict[Split, Part], times: Floats | None
+) -> dict[str, Any]:
+    """Majority and look-up of the source, from the rows of train that were read, on those of test."""
+    train, test = ([manifest.rows[number] for number in parts[split].rows] for split in ("train", "test"))
+    always = majority_label(train)
+    looked_up, known = lookup(train, test)
+    found: dict[str, Any] = {}
+    for name, answers in (("majority", np.full(len(test), always)), ("source_lookup", looked_up)):
+        given = Answers(parts["test"].labels, as_scores(answers, len(manifest.classes)), parts["test"].groups)
+        figures = evaluate(given, config.seed, times, config.resamples).figures
+        found[name] = {figure: figures[figure].plain() for figure in BASELINE_FIGURES}
+    found["majority"]["class"] = manifest.classes[always]
+    found["source_lookup"]["covered"] = int(known.sum())
+    return found
+
+
+def _few_shot(
+    config: ProbeConfig,
+    features: FeatureFile,
+    parts: dict[Split, Part],
+    classes: int,
+    device: torch.device,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """For each number of shots: figures of every draw on test, their mean and standard deviation."""
+    test = parts["test"]
+    found = []
+    for shots in config.shots:
+        draws: list[dict[str, Any]] = []
+        for draw in range(config.draws):
+            progress(f"{shots} shots, draw {draw + 1} of {config.draws}")
+            few = few_shot(parts["train"], shots, draw, config.seed)
+            chosen = choose(config, features, parts | {"train": few}, classes, device)
+            answers = Answers(test.labels, chosen.test.astype(np.float64), test.groups)
+            figures = class_figures(answers, np.ones((1, answers.group_count)))
+            draws.append(
+                {"train_rows": len(few.rows), "chosen": chosen.setting}
+                | {name: float(figures[name][0]) for name in BASELINE_FIGURES}
+            )
+        entry: dict[str, Any] = {"shots": shots, "draws": draws}
+        for name in BASELINE_FIGURES:
+            values = [draw[name] for draw in draws]
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            entry[name] = {"mean": float(np.mean(values)), "deviation": deviation}
+        found.append(entry)
+    return found
+
+
+def append_result(out: Any, result: dict[str, Any]) -> None:
+    """One line more, written at once and on the disk. A last line that an earlier run left torn is closed."""
+    line = json.dumps(result, allow_nan=False) + "\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
