@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -96,10 +96,26 @@ class RepairConfig:
     """Leave out clips of which half or more lies within a clip of another label."""
 
 
+@dataclass(frozen=True)
+class TableConfig:
+    """Make a table of results, with intervals, baselines, and the published numbers beside them.
+
+    Of several results of one model in one way on one split the last one counts.
+    """
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files of results, as `python -m surgrec.probe` writes them."""
+    form: Literal["markdown", "latex", "csv", "html"] = "markdown"
+    """html is one page by itself, with confusion matrices and classes."""
+    out: Path | None = None
+    """Where the table goes; it is printed by default."""
+
+
 Command = (
     Annotated[ListConfig, tyro.conf.subcommand("list")]
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[ImportConfig, tyro.conf.subcommand("import")]
     | Annotated[LintConfig, tyro.conf.subcommand("lint")]
     | Annotated[RepairConfig, tyro.conf.subcommand("repair")]
+    | Annotated[TableConfig, tyro.conf.subcommand("table")]
 )

@@ -1,4 +1,4 @@
-"""`python -m surgrec.benchmark list | check | import | lint | repair`: data sets and their splits."""
+"""`python -m surgrec.benchmark list | check | import | lint | repair | table`: data sets, splits, results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from surgrec.configs.benchmark import (
     LintConfig,
     ListConfig,
     RepairConfig,
+    TableConfig,
 )
 
 SHOWN_FILES = 5
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         Command,
         args=arguments,
         prog="python -m surgrec.benchmark",
-        description="The benchmark's data sets and their splits.",
+        description="The benchmark's data sets, their splits, and tables of results.",
     )
     try:
         return _run(config)
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _run(config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairConfig) -> int:
+def _run(config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairConfig | TableConfig) -> int:
     if isinstance(config, ListConfig):
         return _list(config)
     if isinstance(config, CheckConfig):
@@ -47,7 +48,9 @@ def _run(config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairCo
         return _import(config)
     if isinstance(config, LintConfig):
         return _lint(config)
-    return _repair(config)
+    if isinstance(config, RepairConfig):
+        return _repair(config)
+    return _table(config)
 
 
 def _failed(error: object) -> int:
@@ -199,6 +202,24 @@ def _repair(config: RepairConfig) -> int:
         for rule in manifest.rules:
             print(f"  {rule}")
     return 1 if failures else 0
+
+
+def _table(config: TableConfig) -> int:
+    from surgrec.evaluation.results import read_results
+    from surgrec.evaluation.table import render
+    from surgrec.loaders.whole_file import replacing
+
+    results = [result for path in config.results for result in read_results(path)]
+    if not results:
+        return _failed(f"no results in {', '.join(map(str, config.results))}; evaluate a model first")
+    text = render(results, config.form)
+    if config.out is None:
+        print(text)
+        return 0
+    with replacing(config.out) as temporary:
+        temporary.write_text(text)
+    print(f"{config.out}: {len(results)} results")
+    return 0
 
 
 if __name__ == "__main__":

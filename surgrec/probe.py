@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(ProbeConfig, args=arguments, prog="python -m surgrec.probe")
     import torch
 
-    from surgrec.evaluation.probing import append_result, probe
+    from surgrec.evaluation.probing import probe
+    from surgrec.evaluation.results import append_result
 
     try:
         result = probe(config, lambda text: print(text, file=sys.stderr))

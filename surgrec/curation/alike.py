@@ -22,7 +22,7 @@ from surgrec.curation.same_footage import STILL, WINDOW
 
 STEP: Final = 2
 """Samples from one moment to the next."""
-TABLES: Final = 48
+TABLES: Final = 80
 VOTES: Final = 2
 LIKE: Final = 0.7
 """Cosine of two moments' vectors below which the same key is chance: of copies trimmed, cropped by 5 % or a

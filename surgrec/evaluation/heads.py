@@ -66,6 +66,11 @@ class Heads(ABC):
         """Whether weight decay applies: not to biases, scales of norms, and the query."""
         return not name.endswith(("bias", "scale", "query"))
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that one head is trained in."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
+
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of one head's weights, by name."""

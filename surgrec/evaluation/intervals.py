@@ -22,6 +22,7 @@ from surgrec.evaluation.metrics import (
     top_k,
     video_figures,
 )
+from surgrec.evaluation.results import Interval
 from surgrec.kernels.counter_rng import stream_key
 
 RESAMPLES: Final = 1000
@@ -29,26 +30,12 @@ LEVEL: Final = 0.95
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure with its interval, which is None where the test set has one group only, and nothing can be
-    said."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    def plain(self) -> dict[str, float | None]:
-        """As JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """figures: by name. recall, class_auroc: by class, None for a class that the test set lacks (or, for
     AUROC, that is its only one)."""
 
-    figures: dict[str, Figure]
-    recall: tuple[Figure | None, ...]
+    figures: dict[str, Interval]
+    recall: tuple[Interval | None, ...]
     class_auroc: tuple[float | None, ...]
     rows: int
     groups: int
@@ -102,13 +89,13 @@ def evaluate(
     here = figures_of(answers, np.ones((1, groups)), times)
     drawn = figures_of(answers, draw_groups(groups, seed, resamples), times) if groups > 1 else None
 
-    def figure(name: str, column: int | None = None) -> Figure | None:
+    def figure(name: str, column: int | None = None) -> Interval | None:
         at = (slice(None),) if column is None else (slice(None), column)
         value = float(here[name][at][0])
         if not np.isfinite(value):
             return None
         bounds = None if drawn is None else interval(drawn[name][at])
-        return Figure(value, *(bounds or (None, None)))
+        return Interval(value, *(bounds or (None, None)))
 
     scalars = {name: figure(name) for name in here if here[name].ndim == 1}
     classes = range(answers.scores.shape[1])

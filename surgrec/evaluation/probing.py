@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import surgrec
 from surgrec.configs.probe import RATES, ProbeConfig
 from surgrec.evaluation.baseline_answers import as_scores, lookup
 from surgrec.evaluation.baselines import majority_label
@@ -24,9 +21,8 @@ from surgrec.evaluation.knn import knn_scores
 from surgrec.evaluation.manifest import Split, SplitManifest, read_manifest
 from surgrec.evaluation.metrics import Answers, Floats, class_figures
 from surgrec.evaluation.probe_data import Part, Reader, few_shot, parts_of
+from surgrec.evaluation.results import FORMAT_NAME, FORMAT_VERSION, provenance
 
-FORMAT_NAME: Final = "surgrec-result"
-FORMAT_VERSION: Final = 1
 BASELINE_FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
 
 Scores = NDArray[np.float32]
@@ -34,9 +30,10 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best of a grid on val. setting: what it is. val: score and loss of every candidate, None for one
-    that diverged. test: float32 [n, C], what it says of test."""
+    """The best of a grid on val. parameters: that it was trained in. setting: what it is. val: score and loss
+    of every candidate, None for one that diverged. test: float32 [n, C], what it says of test."""
 
+    parameters: int
     setting: dict[str, Any]
     val: list[dict[str, Any]]
     test: Scores
@@ -61,7 +58,6 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
     result: dict[str, Any] = {
         "format": FORMAT_NAME,
         "format_version": FORMAT_VERSION,
-        "surgrec": surgrec.__version__,
         "dataset": manifest.dataset,
         "manifest_digest": manifest.digest,
         "classes": list(manifest.classes),
@@ -82,17 +78,27 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
             [manifest.rows[row].split, manifest.rows[row].path, reason]
             for row, reason in features.missing.items()
         ],
+        "trained_parameters": chosen.parameters,
         "chosen": chosen.setting,
         "val": chosen.val,
         **_evaluated(evaluate(answers, config.seed, times, config.resamples), manifest),
         "baselines": _baselines(config, manifest, parts, times),
+        "confusion": confusion(test.labels, answers.predicted, classes),
         "predictions": [
             [int(row), int(said)] for row, said in zip(test.rows, answers.predicted, strict=True)
         ],
+        **provenance(),
     }
     if config.shots:
         result["few_shot"] = _few_shot(config, features, parts, classes, device, progress)
     return result
+
+
+def confusion(truth: NDArray[Any], said: NDArray[Any], classes: int) -> list[list[int]]:
+    """Rows by what is true, columns by what was said: [C][C] counts."""
+    found = np.bincount(truth * classes + said, minlength=classes * classes).reshape(classes, classes)
+    counts: list[list[int]] = found.tolist()
+    return counts
 
 
 def check_options(config: ProbeConfig) -> None:
@@ -172,7 +178,7 @@ def choose(
     val = ask(parts["val"], weights)
     settings = [vars(candidate) for candidate in grid]
     best, scores = _best(config, parts["val"], val, settings, str(features.path))
-    return Chosen(settings[best], scores, ask(parts["test"], one_head(weights, best))[0])
+    return Chosen(heads.parameters, settings[best], scores, ask(parts["test"], one_head(weights, best))[0])
 
 
 def _nearest(
@@ -190,7 +196,7 @@ def _nearest(
 
     settings = [{"k": k} for k in ks]
     best, scores = _best(config, parts["val"], ask(parts["val"], ks), settings, str(features.path))
-    return Chosen(settings[best], scores, ask(parts["test"], [ks[best]])[0])
+    return Chosen(0, settings[best], scores, ask(parts["test"], [ks[best]])[0])
 
 
 def _best(
@@ -287,16 +293,3 @@ def _few_shot(
             entry[name] = {"mean": float(np.mean(values)), "deviation": deviation}
         found.append(entry)
     return found
-
-
-def append_result(out: Any, result: dict[str, Any]) -> None:
-    """One line more, written at once and on the disk. A last line that an earlier run left torn is closed."""
-    line = json.dumps(result, allow_nan=False) + "\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else "\n" + line
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())

@@ -32,6 +32,10 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
+    def plain(self) -> dict[str, float | None]:
+        """As a document has it."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
@@ -93,13 +97,13 @@ def document_of(result: Result) -> dict[str, Any]:
         "rows": {"test": {"read": result.n, "of": result.m}},
         "test_groups": result.groups,
         "classes": [each.name for each in result.classes],
-        "figures": {name: _plain(figure) for name, figure in result.figures.items()},
+        "figures": {name: figure.plain() for name, figure in result.figures.items()},
         "baselines": {
-            name: {figure: _plain(value) for figure, value in figures.items()}
+            name: {figure: value.plain() for figure, value in figures.items()}
             for name, figures in result.baselines.items()
         },
         "per_class": [
-            {"class": each.name, "recall": each.recall and _plain(each.recall), "auroc": each.auroc}
+            {"class": each.name, "recall": each.recall and each.recall.plain(), "auroc": each.auroc}
             for each in result.classes
         ],
         "confusion": [list(row) for row in result.confusion],
@@ -178,10 +182,6 @@ def read_results(path: Path) -> list[Result]:
 def latest(results: Iterable[Result]) -> list[Result]:
     """The last of those with the same key, in the order in which their keys came first."""
     return list({result.key: result for result in results}.values())
-
-
-def _plain(figure: Interval) -> dict[str, float | None]:
-    return {"value": figure.value, "low": figure.low, "high": figure.high}
 
 
 def _refuse(name: str) -> float:

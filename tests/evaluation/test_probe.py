@@ -19,6 +19,7 @@ from surgrec.evaluation.knn import knn_scores
 from surgrec.evaluation.manifest import ManifestError, Row, SplitManifest, read_manifest, write_manifest
 from surgrec.evaluation.probe_data import Reader, few_shot, parts_of, sample_order
 from surgrec.evaluation.probing import probe
+from surgrec.evaluation.results import read_results
 from surgrec.probe import main
 
 CLASSES = ("one", "two", "three", "four")
@@ -116,7 +117,8 @@ def test_random_labels_stay_at_chance(kind: Any, tmp_path: Path) -> None:
 def test_results_are_the_same_again_and_follow_from_the_seed(tmp_path: Path) -> None:
     config = replace(make(tmp_path, rows_of(), signal=0.3), kind="linear", shots=(2,), draws=2)
     one = probe(config)
-    assert probe(config) == one
+    again = probe(config)
+    assert again | {"date": one["date"]} == one
     other = probe(replace(config, seed=1))
     assert other["val"] != one["val"]
 
@@ -314,9 +316,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "majority baseline" in printed.out
     assert "1 shots: accuracy" in printed.out
     assert "missing, train: 0.mp4: the file is gone" in printed.err
-    lines = config.out.read_text().splitlines()
-    assert lines[0] == '{"torn'
-    assert [json.loads(line)["mode"] for line in lines[1:]] == ["probe-knn", "probe-linear"]
+    lines = [json.loads(line) for line in config.out.read_text().splitlines()]  # the torn one is gone
+    assert [line["mode"] for line in lines] == ["probe-knn", "probe-linear"]
+    results = read_results(config.out)
+    assert [result.trained_parameters for result in results] == [0, 4 * (WIDTH + 1)]
+    for line, result in zip(lines, results, strict=True):
+        assert sum(map(sum, result.confusion)) == 48
+        right = sum(result.confusion[k][k] for k in range(4)) / 48
+        assert right == pytest.approx(line["figures"]["accuracy"]["value"])
+        assert result.versions["torch"]
+        assert result.date
     config.out.write_text("")
     assert main([*given, "--kind", "knn", "--ks", "0"]) == 1
     assert "surgrec.probe: --ks holds 0" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import surgrec
+from surgrec.benchmark import main
 from surgrec.evaluation.results import (
     ClassResult,
     Interval,
@@ -152,3 +153,29 @@ def test_provenance_is_this_program() -> None:
     assert found["versions"]["torch"]
     assert len(found["commit"].rstrip("+")) in (0, 40)
     assert Path(surgrec.__file__).exists()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """`surgrec.benchmark table`."""
+    status = main(["table", *map(str, arguments)])
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+def test_tables_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, page = tmp_path / "results.jsonl", tmp_path / "table.html"
+    append_result(path, document_of(RESULT))
+    append_result(path, document_of(replace(RESULT, model="other")))
+    status, text, _ = run(capsys, path)
+    assert status == 0
+    assert text.count("| 9 of 10 |") == 2 + 1  # both, and the baseline
+    assert "60.0 \\[40.0, 80.0\\]" in text
+    assert run(capsys, path, "--form", "html", "--out", page) == (0, f"{page}: 2 results\n", "")
+    assert page.read_text().lower().startswith("<!doctype html>")
+    path.write_text("")
+    status, _, error = run(capsys, path)
+    assert status == 1
+    assert "no results in" in error
+    status, _, error = run(capsys, tmp_path / "none.jsonl")
+    assert status == 1
+    assert "none.jsonl: cannot be read" in error
