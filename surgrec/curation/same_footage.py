@@ -32,8 +32,8 @@ AGREE: Final = 0.85
 LONG: Final = 5 * RATE
 """Samples of a stretch from which on AGREE is enough."""
 SURE: Final = 0.92
-"""Mean correlation that a shorter stretch needs. On the videos and copies of bench/duplicates_found.py, seed 0,
-shorter true ones have 0.94 and more; false ones have up to 0.90, and 18 samples at most."""
+"""Mean correlation that a shorter stretch needs. Of those of bench/duplicates_found.py, seed 0, shorter true
+ones have 0.94 and more; false ones have up to 0.90, and 18 samples at most."""
 STILL: Final = 0.02
 """Mean square of what changes in a window, in levels, weighted by frequency, below which nothing moves."""
 BRIDGED: Final = 5 * RATE
