@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.webdriver.common.by import By
 
 MISSING = "chromium or chromedriver is not installed: apt-get install chromium chromium-driver"
 
@@ -21,6 +22,22 @@ class Browser(webdriver.Chrome):
         for kind in ("browser", "performance"):
             self.get_log(kind)
         self.get(page.as_uri())
+
+    def colour(self, selector: str, name: str) -> list[float]:
+        """Red, green and blue, 0 to 1, of a property of the first element."""
+        text = self.find_element(By.CSS_SELECTOR, selector).value_of_css_property(name)
+        return [float(part) / 255 for part in text[text.index("(") + 1 :].rstrip(")").split(",")[:3]]
+
+    @staticmethod
+    def contrast(one: list[float], other: list[float]) -> float:
+        """Of two colours, by WCAG 2: relative luminances."""
+
+        def luminance(colour: list[float]) -> float:
+            linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+            return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+        high, low = sorted((luminance(one), luminance(other)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
 
     def errors(self) -> list[str]:
         """What stands in the console."""

@@ -181,33 +181,20 @@ def test_it_is_legible_in_light_dark_and_on_paper(browser: Any, page: Path) -> N
     for scheme, medium in (("light", "screen"), ("dark", "screen"), ("light", "print")):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": medium, "features": features})
-        ground = colour(browser, "body", "background-color")
+        ground = browser.colour("body", "background-color")
         grounds.append(ground)
         for selector in ("body", "thead th", "tr.baseline td", "tr.incomplete .clips", "dt"):
-            assert contrast(colour(browser, selector, "color"), ground) >= 4.5, (scheme, medium, selector)
-        ink, cell = (colour(browser, f".chart .{name}", "fill") for name in ("count", "cell"))
+            assert browser.contrast(browser.colour(selector, "color"), ground) >= 4.5, (
+                scheme,
+                medium,
+                selector,
+            )
+        ink, cell = (browser.colour(f".chart .{name}", "fill") for name in ("count", "cell"))
         for kind in ("right", "wrong"):  # numbers on the darkest shade
             element = browser.find_element(By.CSS_SELECTOR, f".chart .{kind}")
             shade = float(element.value_of_css_property("opacity"))
-            fill = colour(browser, f".chart .{kind}", "fill")
+            fill = browser.colour(f".chart .{kind}", "fill")
             under = [shade * a + (1 - shade) * b for a, b in zip(fill, cell, strict=True)]
-            assert contrast(ink, under) >= 4.5, (scheme, medium, kind)
+            assert browser.contrast(ink, under) >= 4.5, (scheme, medium, kind)
     assert grounds[0] != grounds[1]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
-
-
-def colour(browser: Any, selector: str, name: str) -> list[float]:
-    """Red, green and blue, 0 to 1."""
-    text = browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(name)
-    return [float(part) / 255 for part in text[text.index("(") + 1 :].rstrip(")").split(",")[:3]]
-
-
-def contrast(one: list[float], other: list[float]) -> float:
-    """By WCAG 2: relative luminances."""
-
-    def luminance(colour: list[float]) -> float:
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
