@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +16,14 @@ from surgrec.configs.data import DataConfig
 from surgrec.configs.extract import ExtractConfig
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import Entry
-from surgrec.curation.records import CurationError, VideoRecords, key_of
+from surgrec.curation.ranks import Progress, Ranks, one_rank
+from surgrec.curation.records import CurationError, VideoRecords
+from surgrec.evaluation.extraction_plan import PlannedChunk, plan_chunks
 from surgrec.evaluation.feature_models import FeatureModel, FeatureNetwork, feature_model
 from surgrec.evaluation.features import About, Chunk, FeatureError, open_features, write_features
-from surgrec.evaluation.manifest import Row, SplitManifest, read_manifest, resolve
-from surgrec.loaders.clip_plan import ClipRequest
+from surgrec.evaluation.manifest import SplitManifest, read_manifest, resolve
 from surgrec.loaders.clip_stream import ClipStream, Group
-from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex
-
-VERSION: Final = 1
-SLACK: Final = 1e-3
-"""Seconds by which a frame may be early: bounds are written with three digits."""
-
-Progress = Callable[[int, int], None]
+from surgrec.loaders.packet_index import PacketIndex
 
 
 @dataclass(frozen=True)
@@ -51,11 +46,18 @@ class ChunkRecords(VideoRecords):
         )
 
 
-def extract(config: ExtractConfig, threads: int, progress: Progress = lambda done, of: None) -> Report:
-    """Extracts what config asks for, from where an earlier run was stopped. progress(done, of): rows.
+def extract(
+    config: ExtractConfig,
+    threads: int,
+    progress: Progress = lambda done, of: None,
+    ranks: Ranks | None = None,
+) -> Report | None:
+    """Extracts what config asks for, from where an earlier run was stopped; None on ranks other than 0.
 
-    Raises ManifestError, FeatureError, CurationError (weights), BuildError (the index of the videos),
-    OSError.
+    threads: of this machine, its ranks together. progress(done, of): rows. ranks: share the work, and give
+    the file that one process gives, byte for byte, where torch has as many threads; by default this process
+    does it by itself. Raises ManifestError, FeatureError, CurationError (weights; a rank that fails or is
+    lost), BuildError (the index of the videos), UserError (a device that is not there), OSError.
     """
     for name in ("clips", "batch"):
         if getattr(config, name) < 1:
@@ -67,6 +69,38 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     if not config.data_root.is_dir():
         raise FeatureError(f"{config.data_root}: no such folder; check --data-root")
     model = feature_model(config)
+    ranks = one_rank(config.device) if ranks is None else ranks
+    device, here = ranks.world.device, max(1, threads // ranks.on_this_machine)
+    records = ChunkRecords(config.out.with_name(f"{config.out.name}.work"))
+    videos = records.folder / "videos.h5"
+
+    def compute(chunks: Sequence[PlannedChunk], tell: Progress) -> None:
+        if chunks:
+            _compute(config, model, PacketIndex.open(videos), chunks, records, device, here, tell)
+
+    how = f"{model.identity} on {device.type}"
+    if not ranks.world.first:
+        ranks.follow(how, lambda own: compute(own, lambda done, of: None), records)
+        return None
+    try:
+        return _lead(config, manifest, paths, model, threads, ranks, how, compute, records, progress)
+    finally:
+        ranks.dismiss()
+
+
+def _lead(
+    config: ExtractConfig,
+    manifest: SplitManifest,
+    paths: list[str],
+    model: FeatureModel,
+    threads: int,
+    ranks: Ranks,
+    how: str,
+    compute: Callable[[Sequence[PlannedChunk], Progress], None],
+    records: ChunkRecords,
+    progress: Progress,
+) -> Report:
+    """What rank 0 does, or the only process."""
     about = About(
         manifest.dataset,
         manifest.digest,
@@ -79,14 +113,17 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     before = _finished(config, about)
     if before is not None:
         return before
-    device = _device(config.device)
-    records = ChunkRecords(config.out.with_name(f"{config.out.name}.work"))
     records.open()
     finished = False
     try:
         index = _index(manifest, paths, records.folder / "videos.h5", threads)
-        chunks = _plan(config, manifest, paths, index, model, device)
-        _compute(config, model, index, chunks, records, device, threads, progress)
+        chunks = plan_chunks(config, manifest, paths, index, model, ranks.world.device)
+        left = [chunk for chunk in chunks if chunk.requests and not records.has(chunk.key)]
+        rows = sum(chunk.count for chunk in left)
+        progress(len(manifest.rows) - rows, len(manifest.rows))
+        tell = ranks.as_if_alike(len(manifest.rows) - rows, rows, progress)
+        ranks.lead(left, how, lambda own: compute(own, tell), records)
+        progress(len(manifest.rows), len(manifest.rows))
         stored = (_stored(records, chunk) for chunk in chunks)
         digest = write_features(config.out, about, len(manifest.rows), stored, config.tokens)
         finished = True
@@ -117,14 +154,6 @@ def _report(out: Path, manifest: SplitManifest, digest: str, reused: bool) -> Re
     return Report(len(manifest.rows), missing, digest, reused)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise FeatureError("--device is cuda, but torch finds no GPU; use --device cpu")
-    return torch.device(name)
-
-
 def _index(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
     """The packet index of the videos. One that is not there has a row that says so."""
     entries = {path: Entry(path, manifest.dataset) for path in paths}
@@ -132,102 +161,24 @@ def _index(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -
     return PacketIndex.open(out)
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """Rows that are computed together: their requests, S / views for each that can be read, by number of
-    clip in the chunk; and why others cannot."""
-
-    key: str
-    count: int
-    requests: list[ClipRequest]
-    missing: dict[int, str]
-
-
-def _plan(
-    config: ExtractConfig,
-    manifest: SplitManifest,
-    paths: list[str],
-    index: PacketIndex,
-    model: FeatureModel,
-    device: torch.device,
-) -> list[_Planned]:
-    numbers = {path: number for number, path in enumerate(index.videos.path)}
-    size = max(1, config.batch // config.clips)
-    chunks = []
-    for first in range(0, len(manifest.rows), size):
-        rows = manifest.rows[first : first + size]
-        requests: list[ClipRequest] = []
-        missing: dict[int, str] = {}
-        about = []
-        for number, row in enumerate(rows):
-            video = numbers[paths[first + number]]
-            about.append([row.path, row.start, row.end, index.videos.xxh3[video]])
-            span = span_of(index, video, row)
-            if isinstance(span, str):
-                missing[number] = span
-                continue
-            for clip in range(config.clips):
-                frames = model.choose(index, video, *span, clip, config.clips)
-                requests.append(ClipRequest(number * config.clips + clip, video, frames))
-        key = key_of(
-            VERSION,
-            model.identity,
-            model.geometry,
-            config.clips,
-            config.views,
-            config.tokens,
-            device.type,
-            about,
-        )
-        chunks.append(_Planned(key, len(rows), requests, missing))
-    return chunks
-
-
-def span_of(index: PacketIndex, video: int, row: Row) -> tuple[int, int] | str:
-    """Display positions [start, end) of a row's time, counted in seconds from the first frame on; or why
-    there are none."""
-    table = index.videos
-    if table.status[video] in (ERROR, REMOVED):
-        return table.reason[video] or "the video is gone"
-    times = index.frame_pts(video)
-    if not len(times):
-        return "the video has no frame"
-    num, den = int(table.time_base_num[video]), int(table.time_base_den[video])
-    seconds = np.maximum.accumulate((times - times[0]) * (num / den))
-    start = 0 if row.start is None else int(np.searchsorted(seconds, row.start - SLACK))
-    end = len(seconds) if row.end is None else int(np.searchsorted(seconds, row.end - SLACK))
-    if start >= len(seconds):
-        return (
-            f"seconds {row.start:g} to {row.end or np.inf:g} begin behind the last frame, at {seconds[-1]:g}"
-        )
-    return start, max(end, start + 1)
-
-
 def _compute(
     config: ExtractConfig,
     model: FeatureModel,
     index: PacketIndex,
-    chunks: list[_Planned],
+    chunks: Sequence[PlannedChunk],
     records: ChunkRecords,
     device: torch.device,
     threads: int,
     progress: Progress,
 ) -> None:
-    """Makes the records of the chunks that have none."""
-    left = [
-        chunk for chunk in chunks if chunk.requests and not records.record_path(chunk.key.encode()).exists()
-    ]
-    done = sum(chunk.count for chunk in chunks) - sum(chunk.count for chunk in left)
-    total = sum(chunk.count for chunk in chunks)
-    progress(done, total)
-    if not left:
-        return
+    """Makes the records of chunks, of which there is at least one. progress(done, of): their rows."""
+    done, total = 0, sum(chunk.count for chunk in chunks)
     try:
         network = model.load(device)
         data = DataConfig(size=network.size)
         with ClipStream(index, data, device, threads) as stream:
-            queued: tuple[_Planned, Group, list[Tensor]] | None = None
-            for chunk, group in zip(left, stream.read(chunk.requests for chunk in left), strict=True):
+            queued: tuple[PlannedChunk, Group, list[Tensor]] | None = None
+            for chunk, group in zip(chunks, stream.read(chunk.requests for chunk in chunks), strict=True):
                 computed = _encode(config, network, group)
                 # A GPU computes what was queued last while the one before is taken from it.
                 if queued is not None:
@@ -264,7 +215,7 @@ def _store(
     config: ExtractConfig,
     index: PacketIndex,
     records: ChunkRecords,
-    chunk: _Planned,
+    chunk: PlannedChunk,
     group: Group,
     computed: list[Tensor],
 ) -> None:
@@ -295,7 +246,7 @@ def _store(
     records.put(chunk.key, arrays)
 
 
-def _stored(records: ChunkRecords, chunk: _Planned) -> Chunk:
+def _stored(records: ChunkRecords, chunk: PlannedChunk) -> Chunk:
     if not chunk.requests:
         return Chunk(chunk.count, None, None, chunk.missing)
     found = records.get(chunk.key)
