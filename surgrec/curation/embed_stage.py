@@ -40,9 +40,11 @@ class Embedding:
         """What ranks other than 0 do: their share of the videos. Raises as Ranks.follow does."""
         assert self.workers is not None
         workers = self.workers
-        self.ranks.follow(
-            self.identity, lambda own: _share(own, records, index, workers, lambda done, of: None), records
-        )
+
+        def share(own: Sequence[Task]) -> None:
+            _share(own, records, index, workers, lambda done, of: None)
+
+        self.ranks.follow(self.identity, share, records)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Keyed(Protocol):
 
 
 K = TypeVar("K", bound=Keyed)
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 Share = Callable[[Sequence[K]], None]
 """Does tasks, and keeps what is found as records."""
@@ -76,6 +77,16 @@ class Ranks:
             share(tasks)
 
         self._do(told[1], checked, records)
+
+    def agree(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, on every rank; so are its UserError and OSError."""
+        found: T = self._talk(lambda: self.world.share_result(make))
+        return found
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, on every rank. Raises CurationError where one is lost."""
+        found: list[T] = self._talk(lambda: self.world.gather(value))
+        return found
 
     def dismiss(self) -> None:
         """On rank 0: the others need not wait for tasks any more."""

@@ -80,7 +80,11 @@ def extract(
 
     how = f"{model.identity} on {device.type}"
     if not ranks.world.first:
-        ranks.follow(how, lambda own: compute(own, lambda done, of: None), records)
+
+        def share(own: Sequence[PlannedChunk]) -> None:
+            compute(own, lambda done, of: None)
+
+        ranks.follow(how, share, records)
         return None
     try:
         return _lead(config, manifest, paths, model, threads, ranks, how, compute, records, progress)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surgrec.configs.probe import RATES, ProbeConfig
+from surgrec.configs.probe import RATES, Kind, ProbeConfig
 from surgrec.evaluation.baseline_answers import as_scores, lookup
 from surgrec.evaluation.baselines import majority_label
 from surgrec.evaluation.features import FeatureError, FeatureFile, open_features
@@ -67,7 +67,7 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
         "geometry": features.about.geometry,
         "clips": features.about.clips,
         "views": list(features.about.views),
-        "mode": f"probe-{config.kind}",
+        "mode": mode_of(config.kind),
         "options": options_of(config),
         "device": device.type,
         "rows": {split: {"read": len(part.rows), "of": part.of} for split, part in parts.items()},
@@ -99,6 +99,11 @@ def confusion(truth: NDArray[Any], said: NDArray[Any], classes: int) -> list[lis
     found = np.bincount(truth * classes + said, minlength=classes * classes).reshape(classes, classes)
     counts: list[list[int]] = found.tolist()
     return counts
+
+
+def mode_of(kind: Kind) -> str:
+    """How results name a kind of probe."""
+    return f"probe-{kind}"
 
 
 def check_options(config: ProbeConfig) -> None:
