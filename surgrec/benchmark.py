@@ -235,6 +235,9 @@ def _matrix(config: MatrixConfig) -> int:
                 console.summary(outcomes)
     except (CurationError, UserError) as error:
         return _failed(error)
+    except KeyboardInterrupt:
+        print("surgrec.benchmark: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 

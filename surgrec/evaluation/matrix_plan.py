@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -87,7 +87,7 @@ def make_plan(config: MatrixConfig, device: torch.device) -> list[Pair]:
     return pairs
 
 
-def room(pairs: Iterable[Pair], ranks: int, drop: bool) -> int:
+def room(pairs: Sequence[Pair], ranks: int, drop: bool) -> int:
     """Bytes of the disk that the pairs' features need at most, beyond what is there: files that are kept, or
     of `ranks` pairs at a time, and beside a file that is written its parts."""
     sizes = sorted((pair.bytes for pair in pairs), reverse=True)
