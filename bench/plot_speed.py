@@ -107,7 +107,8 @@ def panels(results: dict[tuple[str, str], dict[str, Any]]) -> list[Panel]:
                 (case(row), shown(row), *(scale * row[part] for part in ("value", "low", "high")))
                 for row in rows
             )
-            title = f"{bench.replace('_', ' ')}: {device}, {content['cpus']} core{'s' if content['cpus'] > 1 else ''}"
+            cores = f"{content['cpus']} core{'s' if content['cpus'] > 1 else ''}"
+            title = f"{bench.replace('_', ' ')}: {device}, {cores}"
             others = len({bar[1] for bar in bars if bar[1] not in OURS})
             rank = others, device.startswith("NVIDIA"), content["date"]
             candidates.append((rank, Panel(bench, title, label, bars)))
