@@ -37,7 +37,8 @@ from surgrec.loaders.packet_index import PacketIndex
 
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import Entry
-from surgrec.evaluation.extraction import extract, span_of
+from surgrec.evaluation.extraction import extract
+from surgrec.evaluation.extraction_plan import span_of
 from surgrec.evaluation.feature_models import feature_model
 from surgrec.evaluation.manifest import Row as ClipRow
 from surgrec.evaluation.manifest import SplitManifest, write_manifest
@@ -128,6 +129,7 @@ def extracted(config: ExtractConfig) -> tuple[float, float]:
         config, count_threads(config.workers), lambda done, _: told.append((done, time.perf_counter()))
     )
     whole = time.perf_counter() - started
+    assert found is not None
     assert not found.missing, found.missing[0]
     (first, begin), (last, end) = next(entry for entry in told if entry[0]), told[-1]
     return (last - first) / (end - begin), whole

@@ -127,7 +127,8 @@ def _lead(
         progress(len(manifest.rows) - rows, len(manifest.rows))
         tell = ranks.as_if_alike(len(manifest.rows) - rows, rows, progress)
         ranks.lead(left, how, lambda own: compute(own, tell), records)
-        progress(len(manifest.rows), len(manifest.rows))
+        if ranks.world.size > 1:
+            progress(len(manifest.rows), len(manifest.rows))  # shares are not quite of one size
         stored = (_stored(records, chunk) for chunk in chunks)
         digest = write_features(config.out, about, len(manifest.rows), stored, config.tokens)
         finished = True
