@@ -22,7 +22,7 @@ def run_small(arguments: list[str]) -> int:
     _, module, *rest = arguments
     if module == "surgrec.demo":
         return demo.main([*rest, "--train", "1", "--val", "1", "--test", "1"])
-    more = ["--probe.steps", "60", "--probe.resamples", "100"] if rest[0] == "run" else []
+    more = ["--probe.steps", "20", "--probe.resamples", "100"] if rest[0] == "run" else []
     return benchmark([*rest, *more])
 
 
@@ -48,9 +48,9 @@ def test_three_models_and_a_page(
     browser.visit(tmp_path / "table.html")
     assert browser.errors() == []
     assert browser.requested() == {(tmp_path / "table.html").as_uri()}
-    (table,) = [each.text for each in browser.find_elements("css selector", "section table")[:1]]
+    shown = browser.find_element("css selector", "body").text
     for text in (*models, "always the most frequent class", "look-up of the source", "80 of 80", "12.5 ["):
-        assert text in table
+        assert text in shown
 
 
 @pytest.mark.parametrize("failing", ["dataset", "run", "table"])
