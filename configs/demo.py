@@ -24,8 +24,8 @@ class DemoConfig:
     """Processes that draw and encode, and then curate, side by side; 0 takes the cores of this machine."""
     table: bool = False
     """In the end make the set of moving digits, and a table of what the pretrained model, the same one
-    untrained, and an untrained image model can do on it: OUT/table.html. About two minutes more on two CPU
-    cores."""
+    untrained, and an untrained image model can do on it: OUT/table.html. It takes some 200 seconds of CPU
+    time more."""
 
 
 @dataclass(frozen=True)

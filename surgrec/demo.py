@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from surgrec.evaluation.manifest import Split
 
 IMAGE_MODEL = "random:timm:test_vit"
-"""The smallest vision transformer of timm: the demo has two CPU cores and a minute."""
+"""The smallest vision transformer of timm: the demo has two CPU cores."""
 LOSS_POINTS = 3
 """Points of the log that the loss at the start and at the end is the mean of."""
 
