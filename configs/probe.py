@@ -35,6 +35,8 @@ class ProbeConfig:
     learned query over token features."""
     out: Path = Path("results.jsonl")
     """The result is appended to this file."""
+    save: Path | None = None
+    """The chosen head is saved here, with what made it, for `python -m surgrec.predict`; not of knn."""
     lrs: tuple[float, ...] = ()
     """Learning rates of the grid; by default five that suit the kind."""
     weight_decays: tuple[float, ...] = (0.01, 0.1)

@@ -51,10 +51,12 @@ class ClipStream:
         device: str | torch.device,
         threads: int,
         content_area: ArrayLike | None = None,
+        chunk: int = CHUNK,
     ) -> None:
         """data: size, engine and the bounds of memory; nothing is drawn. threads: of the CPU that decode.
         content_area: int32 [V, 4] as in ClipSource; windows are the largest square, as displayed, at its
-        centre.
+        centre. chunk: clips that are cropped at once; a GPU keeps room for as many, so that long ones are
+        better cropped one by one.
 
         Raises ValueError for a field of `data` that makes no sense, or a device that is not there.
         """
@@ -62,7 +64,8 @@ class ClipStream:
         self.device = checked_device(device)
         self._areas = None if content_area is None else check_areas(index, content_area)
         way = choose_way(data.crop, self.device)
-        self._graph = CropGraph(data.size, CHUNK, self.device, threads, way)
+        self._graph = CropGraph(data.size, chunk, self.device, threads, way)
+        self._chunk = chunk
         self._bytes = data.picture_mib << 20
         self._engine = make_engine(index, data, threads, self.device)
         self._ahead = SPARE + AHEAD * parallel_clips(self._engine, threads)
@@ -99,7 +102,7 @@ class ClipStream:
                     else:
                         failures.append(outcome)
                         held -= nbytes
-                    full = len(decoded) >= CHUNK or decoded_bytes * CROP_SHARE >= self._bytes
+                    full = len(decoded) >= self._chunk or decoded_bytes * CROP_SHARE >= self._bytes
                     if decoded and (full or left == 1):
                         requests += [clip.request for clip in decoded]
                         parts.append(self._crop(decoded))

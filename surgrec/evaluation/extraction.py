@@ -17,6 +17,7 @@ from surgrec.configs.extract import ExtractConfig
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import Entry
 from surgrec.curation.records import CurationError, VideoRecords, key_of
+from surgrec.evaluation.device import device_of
 from surgrec.evaluation.feature_models import FeatureModel, FeatureNetwork, feature_model
 from surgrec.evaluation.features import About, Chunk, FeatureError, open_features, write_features
 from surgrec.evaluation.manifest import Row, SplitManifest, read_manifest, resolve
@@ -66,7 +67,7 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     paths = [str(resolve(config.data_root, row)) for row in manifest.rows]
     if not config.data_root.is_dir():
         raise FeatureError(f"{config.data_root}: no such folder; check --data-root")
-    model = feature_model(config)
+    model = feature_model(config.model, config.pictures, config.seed)
     about = About(
         manifest.dataset,
         manifest.digest,
@@ -79,7 +80,7 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     before = _finished(config, about)
     if before is not None:
         return before
-    device = _device(config.device)
+    device = device_of(config.device)
     records = ChunkRecords(config.out.with_name(f"{config.out.name}.work"))
     records.open()
     finished = False
@@ -115,14 +116,6 @@ def _finished(config: ExtractConfig, about: About) -> Report | None:
 def _report(out: Path, manifest: SplitManifest, digest: str, reused: bool) -> Report:
     missing = [(manifest.rows[row].path, reason) for row, reason in open_features(out).missing.items()]
     return Report(len(manifest.rows), missing, digest, reused)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise FeatureError("--device is cuda, but torch finds no GPU; use --device cpu")
-    return torch.device(name)
 
 
 def _index(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
@@ -189,11 +182,9 @@ def span_of(index: PacketIndex, video: int, row: Row) -> tuple[int, int] | str:
     table = index.videos
     if table.status[video] in (ERROR, REMOVED):
         return table.reason[video] or "the video is gone"
-    times = index.frame_pts(video)
-    if not len(times):
+    seconds = seconds_of(index, video)
+    if not len(seconds):
         return "the video has no frame"
-    num, den = int(table.time_base_num[video]), int(table.time_base_den[video])
-    seconds = np.maximum.accumulate((times - times[0]) * (num / den))
     start = 0 if row.start is None else int(np.searchsorted(seconds, row.start - SLACK))
     end = len(seconds) if row.end is None else int(np.searchsorted(seconds, row.end - SLACK))
     if start >= len(seconds):
@@ -201,6 +192,14 @@ def span_of(index: PacketIndex, video: int, row: Row) -> tuple[int, int] | str:
             f"seconds {row.start:g} to {row.end or np.inf:g} begin behind the last frame, at {seconds[-1]:g}"
         )
     return start, max(end, start + 1)
+
+
+def seconds_of(index: PacketIndex, video: int) -> NDArray[np.float64]:
+    """float64 [F]: when each frame of a video is shown, counted from the first one on; never decreasing."""
+    times = index.frame_pts(video)
+    num, den = int(index.videos.time_base_num[video]), int(index.videos.time_base_den[video])
+    first = times[0] if len(times) else 0
+    return np.maximum.accumulate((times - first) * (num / den))
 
 
 def _compute(

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from surgrec.configs.data import DataConfig
-from surgrec.configs.extract import ExtractConfig
 from surgrec.configs.presets import PRESETS
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain
 from surgrec.curation.checkpoint_embedder import clip_within, load_objective, open_checkpoint
@@ -53,24 +52,25 @@ class FeatureModel:
     load: Callable[[torch.device], FeatureNetwork]
 
 
-def feature_model(config: ExtractConfig) -> FeatureModel:
-    """What config.model names. A file or checkpoint is read once, to know what it holds.
+def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
+    """What `asked` names, as --model has it. A file or checkpoint is read once, to know what it holds.
 
-    Raises FeatureError for a name that does not exist, and CurationError where weights are not there or
-    damaged, both with the remedy.
+    pictures: of a clip, for image models; None takes PICTURES. seed: of random weights. Raises FeatureError
+    for a name that does not exist, and CurationError where weights are not there or damaged, both with the
+    remedy.
     """
-    kind, _, name = config.model.partition(":")
+    kind, _, name = asked.partition(":")
     if kind == "timm" and name:
         model, at, file = name.partition("@")
         path = Path(file) if at else None
-        return _image(config, model, timm_identity(model, path), lambda: timm_model(model, path))
+        return _image(model, pictures, timm_identity(model, path), lambda: timm_model(model, path))
     if kind == "random" and name.startswith("timm:"):
         model = name.removeprefix("timm:")
         check_name(model)
-        return _image(config, model, f"{config.model}/{config.seed}", lambda: _random(model, config.seed))
-    if config.pictures is not None:
+        return _image(model, pictures, f"{asked}/{seed}", lambda: _random(model, seed))
+    if pictures is not None:
         raise FeatureError(
-            f"--pictures is of image models; {config.model} sees the frames of its pretraining: leave it out"
+            f"--pictures is of image models; {asked} sees the frames of its pretraining: leave it out"
         )
     if kind == "ckpt" and name:
         checkpoint = open_checkpoint(Path(name))
@@ -80,14 +80,14 @@ def feature_model(config: ExtractConfig) -> FeatureModel:
         preset = PRESETS[name][1]
         assert isinstance(preset, MaePretrain | JepaPretrain)
         data = preset.data
-        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, config.seed)
+        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, seed)
 
         def build(device: torch.device) -> Objective:
-            return build_objective(preset.model, config.seed, data.frames, data.size).to(device).eval()
+            return build_objective(preset.model, seed, data.frames, data.size).to(device).eval()
 
         return _video(f"random:{name}/{key}", data, build)
     raise FeatureError(
-        f"there is no model {config.model!r}: give ckpt:PATH, timm:MODEL, timm:MODEL@FILE,"
+        f"there is no model {asked!r}: give ckpt:PATH, timm:MODEL, timm:MODEL@FILE,"
         " random:timm:MODEL or"
         f" random:PRESET, of {', '.join(PRESETS)}"
     )
@@ -116,9 +116,9 @@ def _video(identity: str, data: DataConfig, build: Callable[[torch.device], Obje
     return FeatureModel(identity, {"frames": data.frames, **time, "size": data.size}, choose, load)
 
 
-def _image(config: ExtractConfig, name: str, identity: str, make: Callable[[], Any]) -> FeatureModel:
+def _image(name: str, pictures: int | None, identity: str, make: Callable[[], Any]) -> FeatureModel:
     """Pictures spread over a span; pooled is the mean of what timm pools of each, tokens are those of all."""
-    count = PICTURES if config.pictures is None else config.pictures
+    count = PICTURES if pictures is None else pictures
     if count < 1:
         raise FeatureError(f"--pictures is {count}; a clip has at least 1")
 

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from surgrec.configs.probe import RATES, ProbeConfig
 from surgrec.evaluation.baseline_answers import as_scores, lookup
 from surgrec.evaluation.baselines import majority_label
+from surgrec.evaluation.device import device_of
 from surgrec.evaluation.features import FeatureError, FeatureFile, open_features
 from surgrec.evaluation.head_training import Candidate, one_head, probabilities, train_heads
-from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads
+from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads, Weights
 from surgrec.evaluation.intervals import Evaluation, evaluate
 from surgrec.evaluation.knn import knn_scores
 from surgrec.evaluation.manifest import Split, SplitManifest, read_manifest
 from surgrec.evaluation.metrics import Answers, Floats, class_figures
 from surgrec.evaluation.probe_data import Part, Reader, few_shot, parts_of
 from surgrec.evaluation.results import FORMAT_NAME, FORMAT_VERSION, provenance
+from surgrec.evaluation.saved_head import HeadAbout, SavedHead, write_head
 
 BASELINE_FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -31,12 +33,14 @@ Scores = NDArray[np.float32]
 @dataclass(frozen=True)
 class Chosen:
     """The best of a grid on val. parameters: that it was trained in. setting: what it is. val: score and loss
-    of every candidate, None for one that diverged. test: float32 [n, C], what it says of test."""
+    of every candidate, None for one that diverged. test: float32 [n, C], what it says of test. weights: of a
+    trained head, with shift and scale of its features where they are standardised; empty for knn."""
 
     parameters: int
     setting: dict[str, Any]
     val: list[dict[str, Any]]
     test: Scores
+    weights: Weights
 
 
 def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
     manifest = read_manifest(config.manifest)
     features = open_features(config.features, manifest)
     parts = parts_of(features, manifest)
-    device = _device(config.device)
+    device = device_of(config.device)
     classes = len(manifest.classes)
     progress(f"{config.kind} probe of {features.about.model}, {len(parts['train'].rows)} rows of train")
     chosen = choose(config, features, parts, classes, device)
@@ -91,7 +95,33 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
     }
     if config.shots:
         result["few_shot"] = _few_shot(config, features, parts, classes, device, progress)
+    if config.save is not None:
+        result["head_digest"] = write_head(config.save, _saved(config, features, manifest, chosen))
     return result
+
+
+def _saved(config: ProbeConfig, features: FeatureFile, manifest: SplitManifest, chosen: Chosen) -> SavedHead:
+    """The chosen head with what made it."""
+    tokens = features.token_shape
+    about = HeadAbout(
+        kind=f"probe-{config.kind}",
+        classes=manifest.classes,
+        dataset=manifest.dataset,
+        manifest_digest=manifest.digest,
+        features_digest=features.digest,
+        model=features.about.model,
+        identity=features.about.identity,
+        geometry=features.about.geometry,
+        clips=features.about.clips,
+        views=features.about.views,
+        width=features.width if config.kind == "linear" or tokens is None else tokens[1],
+        blocks=config.blocks if config.kind == "attentive" else 0,
+        precision=config.precision,
+        options=options_of(config),
+        chosen=chosen.setting,
+        **provenance(),
+    )
+    return SavedHead(about, chosen.weights)
 
 
 def confusion(truth: NDArray[Any], said: NDArray[Any], classes: int) -> list[list[int]]:
@@ -116,6 +146,12 @@ def check_options(config: ProbeConfig) -> None:
     for name in ("weight_decays", "seeds", "ks"):
         if not getattr(config, name):
             raise ValueError(f"--{name.replace('_', '-')} is empty; name at least one")
+    if config.save is not None and config.kind == "knn":
+        raise ValueError(
+            "--save is of trained heads; knn trains none: leave it out, or choose another --kind"
+        )
+    if config.save is not None and config.save.exists():
+        raise ValueError(f"{config.save}: is there already, and is not overwritten; name another --save")
 
 
 def options_of(config: ProbeConfig) -> dict[str, Any]:
@@ -130,14 +166,6 @@ def options_of(config: ProbeConfig) -> dict[str, Any]:
     if config.kind != "knn":
         found["lrs"] = config.lrs or RATES[config.kind]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, but torch finds no GPU; use --device cpu")
-    return torch.device(name)
 
 
 def choose(
@@ -178,7 +206,11 @@ def choose(
     val = ask(parts["val"], weights)
     settings = [vars(candidate) for candidate in grid]
     best, scores = _best(config, parts["val"], val, settings, str(features.path))
-    return Chosen(heads.parameters, settings[best], scores, ask(parts["test"], one_head(weights, best))[0])
+    head = one_head(weights, best)
+    kept = {name: value[0].cpu() for name, value in head.items()}
+    if reader.shift is not None and reader.scale is not None:
+        kept |= {"shift": reader.shift.cpu(), "scale": reader.scale.cpu()}
+    return Chosen(heads.parameters, settings[best], scores, ask(parts["test"], head)[0], kept)
 
 
 def _nearest(
@@ -196,7 +228,7 @@ def _nearest(
 
     settings = [{"k": k} for k in ks]
     best, scores = _best(config, parts["val"], ask(parts["val"], ks), settings, str(features.path))
-    return Chosen(0, settings[best], scores, ask(parts["test"], [ks[best]])[0])
+    return Chosen(0, settings[best], scores, ask(parts["test"], [ks[best]])[0], {})
 
 
 def _best(

@@ -117,11 +117,12 @@ def csv_lines(table: Table) -> str:
                     *(name, figure.value, figure.low, figure.high),
                     *((found.trained_parameters, found.date, found.commit) if found else ("", "", "")),
                 ]
-                rows.writerow([_cell(cell) for cell in cells])
+                rows.writerow([spreadsheet_cell(cell) for cell in cells])
     return out.getvalue()
 
 
-def _cell(value: object) -> object:
+def spreadsheet_cell(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula, and in which all prints."""
     if not isinstance(value, str):
         return value
     text = readable(value)
