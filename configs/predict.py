@@ -30,7 +30,7 @@ class PredictConfig:
     every: float = 1.0
     """Seconds from one window to the next."""
     window: float | None = None
-    """Seconds of a window; by default what a clip of the network lasts. An image model needs it. The clip of a
+    """Seconds of a window; by default what a clip of the network lasts. Image models need it. The clip of a
     longer window is chosen as surgrec.extract does it."""
     smooth: float = 0.0
     """Seconds over which probabilities are smoothed; 0 for none."""

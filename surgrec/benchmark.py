@@ -1,4 +1,5 @@
-"""`python -m surgrec.benchmark list | check | import | lint | repair | table`: data sets, splits, results."""
+"""`python -m surgrec.benchmark list | check | import | lint | repair | table | compare`: data sets, splits,
+results."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import tyro
 from surgrec.configs.benchmark import (
     CheckConfig,
     Command,
+    CompareConfig,
     ImportConfig,
     LintConfig,
     ListConfig,
@@ -23,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 if all was done and nothing is wrong, 1 otherwise, 130 if it was interrupted."""
     config = tyro.cli(
         Command,
+        CompareConfig,
         args=arguments,
         prog="python -m surgrec.benchmark",
         description="The benchmark's data sets, their splits, and tables of results.",
@@ -39,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _run(config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairConfig | TableConfig) -> int:
+def _run(
+    config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairConfig | TableConfig | CompareConfig,
+) -> int:
     if isinstance(config, ListConfig):
         return _list(config)
     if isinstance(config, CheckConfig):
@@ -50,6 +55,8 @@ def _run(config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairCo
         return _lint(config)
     if isinstance(config, RepairConfig):
         return _repair(config)
+    if isinstance(config, CompareConfig):
+        return _compare(config)
     return _table(config)
 
 
@@ -219,6 +226,38 @@ def _table(config: TableConfig) -> int:
     with replacing(config.out) as temporary:
         temporary.write_text(text)
     print(f"{config.out}: {len(results)} results")
+    return 0
+
+
+def _compare(config: CompareConfig) -> int:
+    from surgrec.evaluation.comparison import Side, compare
+    from surgrec.evaluation.comparison_text import render, warnings_of
+    from surgrec.evaluation.manifest import read_manifest
+    from surgrec.evaluation.results import read_results
+    from surgrec.loaders.whole_file import replacing
+
+    if config.resamples < 1:
+        return _failed(f"--resamples is {config.resamples}; it is at least 1")
+    if len(config.modes) > 2:
+        return _failed(f"--modes are {' '.join(config.modes)}; give one for both models, or one for each")
+    modes = [*config.modes, *config.modes, None, None]
+    first, second = (
+        Side(model, mode) for model, mode in zip(config.models, (modes[0], modes[1]), strict=True)
+    )
+    if first == second:
+        return _failed(f"{first.model} is compared with itself; name two models, or two --modes of it")
+    results = [result for path in config.results for result in read_results(path)]
+    manifests = [read_manifest(path) for path in config.manifests]
+    found = compare(results, manifests, (first, second), config.seed, config.resamples)
+    for warning in warnings_of(found):
+        print(f"surgrec.benchmark: {warning}", file=sys.stderr)
+    text = render(found, config.form)
+    if config.out is None:
+        print(text)
+        return 0
+    with replacing(config.out) as temporary:
+        temporary.write_text(text)
+    print(f"{config.out}: {len(found.sets)} data sets")
     return 0
 
 

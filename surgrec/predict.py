@@ -1,4 +1,4 @@
-"""`python -m surgrec.predict VIDEO... --head H.safetensors`: which class is seen when, over whole operations."""
+"""`python -m surgrec.predict VIDEO... --head HEAD`: which class is seen when, over whole operations."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _one(config: PredictConfig, network: Network, video: Path) -> None:
     """Predicts one video and writes its files. Raises what `predict` does."""
     from tqdm import tqdm
 
-    from surgrec.evaluation.prediction import predict
+    from surgrec.evaluation.prediction import VideoError, predict
     from surgrec.evaluation.timeline_files import (
         document_of,
         make_timeline,
@@ -110,19 +110,22 @@ def _one(config: PredictConfig, network: Network, video: Path) -> None:
         nonlocal reused
         found = read_prediction(files["json"], key, len(classifier.classes))
         reused = found is not None
+        foreign = [path for path in files.values() if path.exists()]
+        if found is None and foreign:
+            raise VideoError(f"{foreign[0]}: is there already, and not of this command; choose another --out")
         return found
 
     def store(found: Prediction) -> None:
         timeline = make_timeline(config, classifier.classes, found)
+        write_json(files["json"], document_of(config, classifier, video, network.device.type, timeline))
         write_csv(files["csv"], timeline)
-        read = f"{len(found.windows) - len(found.missing)} of {len(found.windows)} windows"
+        count = len(found.plan.windows)
+        read = f"{count - len(found.missing)} of {count} windows"
         about = (
             f"{classifier.about['kind']} of {classifier.model}, every {config.every:g} s,"
             f" {timeline.smoothing or 'not smoothed'}, {read}"
         )
         write_plot(files["png"], timeline, video.name, about)
-        # Last, so that a video that has one is done.
-        write_json(files["json"], document_of(config, classifier, video, network.device.type, timeline))
         _print(video, timeline, read, reused)
 
     with tqdm(desc=video.name, unit="window", dynamic_ncols=True, disable=None) as bar:
@@ -143,7 +146,7 @@ def _print(video: Path, timeline: Timeline, read: str, reused: bool) -> None:
     found = timeline.prediction
     note = "; probabilities of an earlier run" if reused else ""
     smoothed = timeline.smoothing or "not smoothed"
-    print(f"{video}: {clock(found.seconds)}, {read} read, {smoothed}{note}")
+    print(f"{video}: {clock(found.plan.seconds)}, {read} read, {smoothed}{note}")
     for label, name in enumerate(timeline.classes):
         own = [each for each in timeline.stretches if each.label == label]
         if own:

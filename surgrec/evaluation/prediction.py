@@ -20,7 +20,7 @@ from surgrec.curation.records import CurationError, VideoRecords, key_of
 from surgrec.evaluation.classifier import Ask, Classifier
 from surgrec.evaluation.features import FeatureError
 from surgrec.evaluation.sliding import WindowBatch, read_windows
-from surgrec.evaluation.window_plan import Window, duration_of, plan_windows
+from surgrec.evaluation.window_plan import Window, WindowPlan, plan_windows
 from surgrec.loaders.clip_stream import ClipStream
 from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex
 
@@ -49,19 +49,18 @@ class WindowRecords(VideoRecords):
 @dataclass(frozen=True)
 class Prediction:
     """What a classifier says of a video. key: differs where the probabilities would. xxh3: of the video.
-    seconds: it lasts. shares: float64 [n, C], 0 for windows that are missing, number -> reason."""
+    shares: float64 [n, C] of the plan's n windows, 0 for those that are missing, number -> reason."""
 
     key: str
     xxh3: str
-    seconds: float
-    windows: list[Window]
+    plan: WindowPlan
     shares: Floats
     missing: dict[int, str]
 
     @property
     def present(self) -> NDArray[np.bool_]:
         """bool [n]."""
-        return ~np.isin(np.arange(len(self.windows)), list(self.missing))
+        return ~np.isin(np.arange(len(self.plan.windows)), list(self.missing))
 
 
 @dataclass
@@ -122,7 +121,8 @@ def _predicted(
 ) -> Prediction:
     index = _index(video, records.folder / "video.h5", threads, config.verify)
     classifier = network.classifier
-    windows = plan_windows(index, 0, classifier.geometry, classifier.choose, config.every, config.window)
+    plan = plan_windows(index, 0, classifier.geometry, classifier.choose, config.every, config.window)
+    windows = plan.windows
     xxh3 = index.videos.xxh3[0]
     key = key_of(
         VERSION,
@@ -145,7 +145,7 @@ def _predicted(
         raise VideoError(
             f"{video}: none of its {len(windows)} windows could be read, the first one because: {missing[0]}"
         )
-    return Prediction(key, xxh3, duration_of(index, 0), windows, shares, missing)
+    return Prediction(key, xxh3, plan, shares, missing)
 
 
 def _index(video: Path, out: Path, threads: int, verify: bool) -> PacketIndex:

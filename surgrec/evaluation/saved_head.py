@@ -176,7 +176,7 @@ def read_head(path: Path) -> SavedHead:
 def _about(document: dict[str, Any]) -> HeadAbout:
     """Raises ValueError, TypeError for values that are not there, or of another kind."""
     wanted = {"str": str, "int": int, "dict[str, Any]": dict, "dict[str, str]": dict}
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(HeadAbout):
         value = document.get(field.name)
         if field.type == "tuple[str, ...]":

@@ -18,8 +18,8 @@ from surgrec.loaders.packet_index import PacketIndex
 
 @dataclass(frozen=True, slots=True)
 class WindowBatch:
-    """numbers: of b windows. frames: uint8 [b, T, S, S, 3] on the stream's device. missing: number of a window
-    that cannot be read -> reason."""
+    """numbers: of b windows. frames: uint8 [b, T, S, S, 3] on the stream's device. missing: number of a
+    window that cannot be read -> reason."""
 
     numbers: list[int]
     frames: Tensor

@@ -19,12 +19,14 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from surgrec.evaluation.window_plan import Window
+from surgrec.evaluation.window_plan import Window, WindowPlan
 
 Smoothing = Literal["median", "mean"]
 SMOOTHINGS: Final[tuple[Smoothing, ...]] = get_args(Smoothing)
 TOUCHING: Final = 1e-6
 """Seconds between cells that follow one another."""
+
+NO_FRAME: Final = "the video has no frame there"
 
 Floats = NDArray[np.float64]
 
@@ -48,20 +50,20 @@ def cells_of(windows: Sequence[Window]) -> Floats:
     borders = (middles[:-1] + middles[1:]) / 2
     lows = np.maximum(starts, np.append(-np.inf, borders))
     highs = np.minimum(ends, np.append(borders, np.inf))
-    return np.stack([lows, highs], 1)
+    return np.stack([lows, highs], 1).round(6)
 
 
 def smooth(
-    windows: Sequence[Window], shares: Floats, present: NDArray[np.bool_], kind: Smoothing, seconds: float
+    plan: WindowPlan, shares: Floats, present: NDArray[np.bool_], kind: Smoothing, seconds: float
 ) -> Floats:
     """Probabilities [n, C] of windows, each the median or mean of those whose middles lie at most seconds / 2
-    away, and of which no gap parts it. Rows of windows that are not present stay as they are.
+    away, and of which no gap or hole parts it. Rows of windows that are not present stay as they are.
 
     The median is taken class by class, and scaled to a sum of 1; where it is 0 for all classes, which takes
     three of them that are equally often certain, the mean stands for it.
     """
-    middles = np.array([(each.start + each.end) / 2 for each in windows])
-    gaps = np.cumsum(~present)
+    middles = np.array([(each.start + each.end) / 2 for each in plan.windows])
+    gaps = np.cumsum(~present) + np.searchsorted([end for _, end in plan.holes], middles)
     found = shares.copy()
     for at in np.flatnonzero(present):
         low = np.searchsorted(middles, middles[at] - seconds / 2 - TOUCHING)
@@ -75,12 +77,12 @@ def smooth(
     return found
 
 
-def stretches_of(windows: Sequence[Window], shares: Floats, missing: dict[int, str]) -> list[Stretch]:
+def stretches_of(plan: WindowPlan, shares: Floats, missing: dict[int, str]) -> list[Stretch]:
     """What is shown when, in order. shares: float64 [n, C]. missing: windows that could not be read, with the
-    reason; gaps of one reason are one."""
+    reason; gaps of one reason are one. Holes of the video are gaps, too."""
     found: list[Stretch] = []
     weights: list[float] = []
-    for number, (low, high) in enumerate(cells_of(windows).tolist()):
+    for number, (low, high) in enumerate(cells_of(plan.windows).tolist()):
         if high - low <= TOUCHING:
             continue
         label = None if number in missing else int(shares[number].argmax())
@@ -96,4 +98,5 @@ def stretches_of(windows: Sequence[Window], shares: Floats, missing: dict[int, s
             share = (last.probability * weights[-1] + share * weight) / (weights[-1] + weight)
         weights[-1] += weight
         found[-1] = Stretch(last.start, high, label, share, reason)
-    return found
+    found += [Stretch(start, end, None, None, NO_FRAME) for start, end in plan.holes]
+    return sorted(found, key=lambda stretch: stretch.start)

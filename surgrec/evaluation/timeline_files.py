@@ -19,7 +19,7 @@ from surgrec.evaluation.prediction import Prediction, VideoError
 from surgrec.evaluation.results import provenance
 from surgrec.evaluation.table_text import spreadsheet_cell
 from surgrec.evaluation.timeline import Stretch, cells_of, smooth, stretches_of
-from surgrec.evaluation.window_plan import Window
+from surgrec.evaluation.window_plan import Window, WindowPlan
 from surgrec.loaders.whole_file import replacing
 
 FORMAT_NAME: Final = "surgrec-prediction"
@@ -43,10 +43,10 @@ def make_timeline(config: PredictConfig, classes: tuple[str, ...], found: Predic
     """Smooths a prediction as config asks for, and finds its stretches."""
     shares, words = found.shares, ""
     if config.smooth > 0:
-        shares = smooth(found.windows, shares, found.present, config.smoothing, config.smooth)
+        shares = smooth(found.plan, shares, found.present, config.smoothing, config.smooth)
         words = f"{config.smoothing} over {config.smooth:g} s"
-    stretches = stretches_of(found.windows, shares, found.missing)
-    return Timeline(found, classes, words, shares, cells_of(found.windows), stretches)
+    stretches = stretches_of(found.plan, shares, found.missing)
+    return Timeline(found, classes, words, shares, cells_of(found.plan.windows), stretches)
 
 
 def document_of(
@@ -55,8 +55,9 @@ def document_of(
     """Everything, as JSON's plain values; docs/predict.md describes them."""
     found = timeline.prediction
     smoothed = config.smooth > 0
+    cells = timeline.cells.tolist()
     windows = []
-    for number, (window, (low, high)) in enumerate(zip(found.windows, timeline.cells.tolist(), strict=True)):
+    for number, (window, (low, high)) in enumerate(zip(found.plan.windows, cells, strict=True)):
         entry: dict[str, Any] = {
             "start": window.start,
             "end": window.end,
@@ -78,7 +79,7 @@ def document_of(
         "key": found.key,
         "video": str(video),
         "video_xxh3": found.xxh3,
-        "seconds": found.seconds,
+        "seconds": found.plan.seconds,
         "classes": list(timeline.classes),
         "model": classifier.model,
         "model_identity": classifier.identity,
@@ -91,7 +92,7 @@ def document_of(
         "verified": config.verify,
         "smoothing": {"kind": config.smoothing, "seconds": config.smooth} if smoothed else None,
         "device": device,
-        "read": {"windows": len(found.windows) - len(found.missing), "of": len(found.windows)},
+        "read": {"windows": len(found.plan.windows) - len(found.missing), "of": len(found.plan.windows)},
         "timeline": [
             {
                 "start": each.start,
@@ -107,6 +108,7 @@ def document_of(
             for each in timeline.stretches
             if each.label is None
         ],
+        "holes": [list(each) for each in found.plan.holes],
         "windows": windows,
         **provenance(),
     }
@@ -147,9 +149,11 @@ def read_prediction(path: Path, key: str, classes: int) -> Prediction | None:
                 missing[number] = str(each["reason"])
             else:
                 shares[number] = each["probabilities"]
+        holes = [(float(start), float(end)) for start, end in document["holes"]]
         if not np.isfinite(shares).all() or not math.isfinite(document["seconds"]):
             raise ValueError("values that are not finite")
-        return Prediction(key, document["video_xxh3"], document["seconds"], windows, shares, missing)
+        plan = WindowPlan(windows, holes, document["seconds"])
+        return Prediction(key, document["video_xxh3"], plan, shares, missing)
     except VideoError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -14,6 +14,7 @@ from surgrec.evaluation.timeline_files import Timeline
 from surgrec.loaders.whole_file import replacing
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 WIDTH: Final = 1800
 LEFT: Final = 110
@@ -71,23 +72,23 @@ def draw(timeline: Timeline, title: str, subtitle: str) -> Image.Image:
     entries = _legend(timeline, palette)
     small, large = ImageFont.load_default(20), ImageFont.load_default(30)
     columns, height = _legend_shape(entries, small)
-    picture = Image.new("RGB", (WIDTH, CONFIDENCE[1] + 70 + height), "white")
+    picture = Image.new("RGB", (WIDTH, CONFIDENCE[1] + 84 + height), "white")
     canvas = ImageDraw.Draw(picture)
     canvas.text((LEFT, 22), _fitted(title, large), INK, large)
     canvas.text((LEFT, 68), _fitted(subtitle, small), INK, small)
     _ribbon(canvas, timeline, palette)
     _confidence(canvas, timeline, small)
-    _axis(canvas, timeline.prediction.seconds, small)
+    _axis(canvas, timeline.prediction.plan.seconds, small)
     for number, (text, colour) in enumerate(entries):
         x = LEFT + (number % columns) * ((WIDTH - LEFT - RIGHT) // columns)
-        y = CONFIDENCE[1] + 60 + 34 * (number // columns)
+        y = CONFIDENCE[1] + 66 + 34 * (number // columns)
         _box(canvas, (x, y, x + 24, y + 24), colour)
         canvas.text((x + 34, y), text, INK, small)
     return picture
 
 
 def _x(timeline: Timeline, seconds: float) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * seconds / timeline.prediction.seconds
+    return LEFT + (WIDTH - LEFT - RIGHT) * seconds / timeline.prediction.plan.seconds
 
 
 def _ribbon(canvas: ImageDraw.ImageDraw, timeline: Timeline, palette: list[Colour]) -> None:
@@ -102,7 +103,7 @@ def _ribbon(canvas: ImageDraw.ImageDraw, timeline: Timeline, palette: list[Colou
     canvas.rectangle((LEFT, top, WIDTH - RIGHT - 1, bottom), outline=PALE)
 
 
-def _confidence(canvas: ImageDraw.ImageDraw, timeline: Timeline, font: ImageFont.FreeTypeFont) -> None:
+def _confidence(canvas: ImageDraw.ImageDraw, timeline: Timeline, font: Font) -> None:
     """The probability of the class that is shown, as steps."""
     top, bottom = CONFIDENCE
     for share in (0.0, 0.5, 1.0):
@@ -127,12 +128,12 @@ def _confidence(canvas: ImageDraw.ImageDraw, timeline: Timeline, font: ImageFont
             _box(canvas, (low, top, max(high, low + 2), bottom), None)
 
 
-def _axis(canvas: ImageDraw.ImageDraw, seconds: float, font: ImageFont.FreeTypeFont) -> None:
+def _axis(canvas: ImageDraw.ImageDraw, seconds: float, font: Font) -> None:
     step = next((step for step in STEPS if seconds / step <= MOST_TICKS), STEPS[-1] * np.ceil(seconds / 1e5))
     for tick in np.arange(0, seconds + 1e-9, step).tolist():
         x = LEFT + (WIDTH - LEFT - RIGHT) * tick / seconds
         canvas.line((x, CONFIDENCE[1], x, CONFIDENCE[1] + 8), INK)
-        canvas.text((x, CONFIDENCE[1] + 12), clock(tick, step), INK, font, anchor="mt")
+        canvas.text((x, CONFIDENCE[1] + 16), clock(tick, step), INK, font, anchor="mt")
 
 
 def _box(canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: Colour | None) -> None:
@@ -158,7 +159,7 @@ def _legend(timeline: Timeline, palette: list[Colour]) -> list[tuple[str, Colour
         (f"{_short(timeline.classes[label])}  {clock(seconds)}", palette[label])
         for label, seconds in shown.items()
     ]
-    unseen = timeline.prediction.seconds - gaps - sum(shown.values())
+    unseen = timeline.prediction.plan.seconds - gaps - sum(shown.values())
     if gaps > 0:
         found.append((f"{GAP}  {clock(gaps)}", None))
     if unseen > 1:
@@ -171,14 +172,14 @@ def _short(name: str) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def _legend_shape(entries: list[tuple[str, Colour | None]], font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+def _legend_shape(entries: list[tuple[str, Colour | None]], font: Font) -> tuple[int, int]:
     """Columns, and height in pixels."""
     widest = max(font.getlength(text) for text, _ in entries) + 34 + 30
     columns = max(1, min(len(entries), int((WIDTH - LEFT - RIGHT) // widest)))
     return columns, 34 * -(-len(entries) // columns)
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _fitted(text: str, font: Font) -> str:
     shown = readable(text)
     while font.getlength(shown) > WIDTH - LEFT - RIGHT:
         shown = f"{shown[:-6]}…"

@@ -13,7 +13,9 @@ pieces at key frames, K, and each is decoded once:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +31,10 @@ from surgrec.loaders.picture_bytes import picture_bytes
 
 LEAST: Final = 32
 """Frames of a piece before it ends at a key frame: fewer would cost more in the making than in decoding."""
+HOLE: Final = 1.0
+"""Seconds between frames, if they are more than five frames', that no window reaches over."""
+LAST: Final = 1 - 1e-9
+"""Position of the last clip of a segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +47,30 @@ class Window:
     end: float
 
 
-def duration_of(index: PacketIndex, video: int) -> float:
-    """Seconds from the first frame's start to the last one's end, where that lasts as long as most do."""
-    seconds = seconds_of(index, video)
-    return float(seconds[-1]) + _frame_seconds(index, video, seconds)
+@dataclass(frozen=True, slots=True)
+class WindowPlan:
+    """windows: in the order of their times. holes: seconds [start, end) in which the video has no frame.
+    seconds: from the first frame's start to the last one's end, where that lasts as long as most do."""
+
+    windows: list[Window]
+    holes: list[tuple[float, float]]
+    seconds: float
 
 
-def _frame_seconds(index: PacketIndex, video: int, seconds: NDArray[np.float64]) -> float:
-    steps = np.diff(seconds)
-    return float(np.median(steps)) if len(steps) else float(index.videos.duration[video])
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Frames [first, end) of a video without a hole in time. seconds: float64 [F], of all frames of the
+    video. step: seconds that a frame lasts."""
+
+    first: int
+    end: int
+    seconds: NDArray[np.float64]
+    step: float
+
+    def window(self, frames: tuple[int, ...], first: int, last: int) -> Window:
+        """To the microsecond: times in binary would give ends like 4.279999999999999."""
+        start, end = float(self.seconds[first]), float(self.seconds[last]) + self.step
+        return Window(frames, round(start, 6), round(end, 6))
 
 
 def plan_windows(
@@ -59,8 +80,8 @@ def plan_windows(
     choose: Choose,
     every: float,
     length: float | None,
-) -> list[Window]:
-    """A window each `every` seconds, and one that ends with the video.
+) -> WindowPlan:
+    """A window each `every` seconds, and one that ends with the video, or before a hole in it.
 
     geometry, choose: of the network's clips. length: seconds of a window; None takes those that a clip of the
     network lasts. The clip of a longer window is chosen as extraction does it for a row of that length. A
@@ -74,77 +95,54 @@ def plan_windows(
             " that the clips of its training last"
         )
     seconds = seconds_of(index, video)
-    step = _frame_seconds(index, video, seconds)
-    count = len(seconds)
-    starts = np.searchsorted(seconds, np.arange(0, seconds[-1] + SLACK, every) - SLACK)
-    # Where a video has a hole in time, several windows would begin at the frame behind it.
-    starts = np.unique(starts[starts < count])
-    found: list[Window] = []
-    for start in starts.tolist():
-        if length is None:
-            window = _clip_at(index, video, geometry, start, seconds, step)
-        else:
-            window = _span_at(index, video, choose, start, length, seconds, step)
-        if window is None:
-            return [_whole(index, video, choose, seconds, step)]
-        if not found or window.frames != found[-1].frames:
-            found.append(window)
-        if window.frames[0] < start or window.end >= seconds[-1] + step - SLACK:
-            break  # it ends with the video
-    return found
+    steps = np.diff(seconds)
+    step = float(np.median(steps)) if len(steps) else float(index.videos.duration[video])
+    cuts = np.flatnonzero(steps > max(HOLE, 5 * step)) + 1
+    bounds = [0, *cuts.tolist(), len(seconds)]
+    grid = np.searchsorted(seconds, np.arange(0, seconds[-1] + SLACK, every) - SLACK)
+    # The first frame behind a hole, too.
+    starts = np.unique(np.append(grid, bounds[:-1]))
+    windows: list[Window] = []
+    for first, end in pairwise(bounds):
+        run = _Run(first, end, seconds, step)
+        for start in starts[(starts >= first) & (starts < end)].tolist():
+            if length is None:
+                window = _clip_at(index, video, geometry, run, start)
+            else:
+                window = _span_at(index, video, choose, run, start, length)
+            if window is None:
+                window = run.window(choose(index, video, first, end, 0, 1), first, end - 1)
+            if not windows or window.frames != windows[-1].frames:
+                windows.append(window)
+            if window.end >= seconds[end - 1] + step - SLACK:
+                break
+    holes = [(round(float(seconds[at - 1]) + step, 6), round(float(seconds[at]), 6)) for at in cuts.tolist()]
+    return WindowPlan(windows, holes, round(float(seconds[-1]) + step, 6))
 
 
 def _clip_at(
-    index: PacketIndex,
-    video: int,
-    geometry: dict[str, Any],
-    start: int,
-    seconds: NDArray[np.float64],
-    step: float,
+    index: PacketIndex, video: int, geometry: dict[str, Any], run: _Run, start: int
 ) -> Window | None:
-    """The clip that starts at a frame, or the last one that fits; None where the video is too short."""
-    try:
-        frames = clip_frames(
-            index,
-            video,
-            start,
-            start + 1,
-            0.0,
-            geometry["frames"],
-            stride=geometry.get("stride"),
-            fps=geometry.get("fps"),
-        )
-    except ClipTooLong:
-        return None
-    return Window(frames, float(seconds[frames[0]]), float(seconds[frames[-1]]) + step)
+    """The clip that starts at a frame, or the last one that fits; None where the run is too short."""
+    shape: dict[str, Any] = {"stride": geometry.get("stride"), "fps": geometry.get("fps"), "within": True}
+    for first, position in ((start, 0.0), (run.first, LAST)):
+        with suppress(ClipTooLong):
+            frames = clip_frames(index, video, first, run.end, position, geometry["frames"], **shape)
+            return run.window(frames, frames[0], frames[-1])
+    return None
 
 
 def _span_at(
-    index: PacketIndex,
-    video: int,
-    choose: Choose,
-    start: int,
-    length: float,
-    seconds: NDArray[np.float64],
-    step: float,
+    index: PacketIndex, video: int, choose: Choose, run: _Run, start: int, length: float
 ) -> Window | None:
     """As _clip_at, of a window of `length` seconds."""
-    whole = float(seconds[-1]) + step
-    if length > whole + SLACK:
-        return None
-    if seconds[start] + length > whole + SLACK:
-        start = int(np.searchsorted(seconds, whole - length - SLACK))
-    end = max(start + 1, int(np.searchsorted(seconds, seconds[start] + length - SLACK)))
-    return Window(
-        choose(index, video, start, end, 0, 1), float(seconds[start]), float(seconds[end - 1]) + step
-    )
-
-
-def _whole(
-    index: PacketIndex, video: int, choose: Choose, seconds: NDArray[np.float64], step: float
-) -> Window:
-    frames = choose(index, video, 0, len(seconds), 0, 1)
-    return Window(frames, 0.0, float(seconds[-1]) + step)
+    until = float(run.seconds[run.end - 1]) + run.step
+    if run.seconds[start] + length > until + SLACK:
+        if run.seconds[run.first] + length > until + SLACK:
+            return None
+        start = int(np.searchsorted(run.seconds, until - length - SLACK))
+    end = max(start + 1, int(np.searchsorted(run.seconds, run.seconds[start] + length - SLACK)))
+    return run.window(choose(index, video, start, end, 0, 1), start, end - 1)
 
 
 def pieces_of(
