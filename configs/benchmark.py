@@ -127,8 +127,8 @@ class CompareConfig:
     manifests: tuple[Path, ...]
     """Manifests of the splits: they hold the truth and the groups."""
     modes: tuple[str, ...] = ()
-    """Modes of evaluation, such as probe-linear: one for both models, or one for each; by default the only one
-    there is."""
+    """Modes of evaluation, such as probe-linear: one for both models, or one for each; by default the only
+    one there is."""
     form: Literal["text", "json", "markdown"] = "text"
     out: Path | None = None
     """Where the comparison goes; it is printed by default."""

@@ -25,7 +25,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 if all was done and nothing is wrong, 1 otherwise, 130 if it was interrupted."""
     config = tyro.cli(
         Command,
-        CompareConfig,
         args=arguments,
         prog="python -m surgrec.benchmark",
         description="The benchmark's data sets, their splits, and tables of results.",
@@ -240,10 +239,8 @@ def _compare(config: CompareConfig) -> int:
         return _failed(f"--resamples is {config.resamples}; it is at least 1")
     if len(config.modes) > 2:
         return _failed(f"--modes are {' '.join(config.modes)}; give one for both models, or one for each")
-    modes = [*config.modes, *config.modes, None, None]
-    first, second = (
-        Side(model, mode) for model, mode in zip(config.models, (modes[0], modes[1]), strict=True)
-    )
+    modes = (*config.modes, *config.modes, None, None)
+    first, second = Side(config.models[0], modes[0]), Side(config.models[1], modes[1])
     if first == second:
         return _failed(f"{first.model} is compared with itself; name two models, or two --modes of it")
     results = [result for path in config.results for result in read_results(path)]

@@ -94,24 +94,24 @@ def compare(
         if not common:
             raise CompareError(
                 f"{dataset}: {_named(sides[0])} was evaluated on split {', '.join(sorted(digests[0]))},"
-                f" {_named(sides[1])} on {', '.join(sorted(digests[1]))}: figures of different splits cannot be"
-                " compared; evaluate both on one"
+                f" {_named(sides[1])} on {', '.join(sorted(digests[1]))}: figures of different splits cannot"
+                " be compared; evaluate both on one"
             )
-        for digest in common:
-            if digest not in known:
-                given = ", ".join(f"{each.dataset} {each.digest}" for each in manifests) or "none"
-                raise CompareError(
-                    f"{dataset}: the results are of split {digest}, whose manifest is not given (given:"
-                    f" {given}); name it, --manifests"
-                )
-            pair = chosen[0][dataset, digest], chosen[1][dataset, digest]
-            found = _compare_set(*pair, known[digest], seed, resamples)
-            if isinstance(found, str):
-                skipped.append(f"{dataset} (split {digest[:8]}): {found}")
-                continue
-            sets.append(found[0])
-            for name, values in found[1].items():
-                drawn.setdefault(name, []).append(values)
+        usable = [digest for digest in common if digest in known]
+        if len(usable) != 1:
+            given = ", ".join(f"{each.dataset} {each.digest}" for each in manifests)
+            raise CompareError(
+                f"{dataset}: the results are of split {', '.join(common)}; give the manifest of that split, of"
+                f" one where there are several, --manifests (given: {given})"
+            )
+        pair = chosen[0][dataset, usable[0]], chosen[1][dataset, usable[0]]
+        found = _compare_set(*pair, known[usable[0]], seed, resamples)
+        if isinstance(found, str):
+            skipped.append(f"{dataset} (split {usable[0][:8]}): {found}")
+            continue
+        sets.append(found[0])
+        for name, values in found[1].items():
+            drawn.setdefault(name, []).append(values)
     if not sets:
         raise CompareError("; ".join(skipped) or "there is nothing to compare")
     means = {}
@@ -136,10 +136,11 @@ def _of_side(results: Sequence[Result], side: Side) -> dict[tuple[str, str], Res
         if other.mode != each.mode:
             modes = ", ".join(dict.fromkeys(result.mode for result in own))
             raise CompareError(f"{each.dataset}: {side.model} has results of modes {modes}; choose, --modes")
-        differ = [name for name in each.options if each.options[name] != other.options.get(name)]
+        names = {*each.options, *other.options}
+        differ = sorted(name for name in names if each.options.get(name) != other.options.get(name))
         raise CompareError(
-            f"{each.dataset}: {_named(side)} has several results, with other {', '.join(differ) or 'options'};"
-            " give a file that holds the line of one of them"
+            f"{each.dataset}: {_named(side)} has several results, with other {', '.join(differ)}; give a file"
+            " that holds the line of one of them"
         )
     return found
 

@@ -34,8 +34,8 @@ def render(found: Comparison, form: str) -> str:
 def warnings_of(found: Comparison) -> list[str]:
     """Sets on which the two were scored on different rows, and what could not be compared."""
     uneven = [
-        f"{each.dataset} (split {each.manifest_digest[:8]}): {each.only[0]} test rows were scored by the first"
-        f" alone, {each.only[1]} by the second alone; only the {each.rows} common ones are compared"
+        f"{each.dataset} (split {each.manifest_digest[:8]}): {each.only[0]} test rows were scored by the"
+        f" first alone, {each.only[1]} by the second alone; only the {each.rows} common ones are compared"
         for each in found.sets
         if any(each.only)
     ]
@@ -44,9 +44,9 @@ def warnings_of(found: Comparison) -> list[str]:
 
 def _note(found: Comparison) -> str:
     return (
-        "Figures in %, differences in points, first less second, with 95 % intervals and two-sided p-values by"
-        f" paired bootstrap over groups, {found.resamples} resamples; p-values are not corrected for the number"
-        " of comparisons."
+        "Figures in %, differences in points, first less second, with 95 % intervals and two-sided p-values"
+        f" by paired bootstrap over groups, {found.resamples} resamples; p-values are not corrected for the"
+        " number of comparisons."
     )
 
 
