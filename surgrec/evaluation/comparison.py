@@ -101,8 +101,8 @@ def compare(
         if len(usable) != 1:
             given = ", ".join(f"{each.dataset} {each.digest}" for each in manifests)
             raise CompareError(
-                f"{dataset}: the results are of split {', '.join(common)}; give the manifest of that split, of"
-                f" one where there are several, --manifests (given: {given})"
+                f"{dataset}: the results are of split {', '.join(common)}; give the manifest of that split,"
+                f" of one where there are several, --manifests (given: {given})"
             )
         pair = chosen[0][dataset, usable[0]], chosen[1][dataset, usable[0]]
         found = _compare_set(*pair, known[usable[0]], seed, resamples)

@@ -79,7 +79,7 @@ def smooth(
 
 def stretches_of(plan: WindowPlan, shares: Floats, missing: dict[int, str]) -> list[Stretch]:
     """What is shown when, in order. shares: float64 [n, C]. missing: windows that could not be read, with the
-    reason; gaps of one reason are one. Holes of the video are gaps, too."""
+    reason; a gap has that of its first one. Holes of the video are gaps, too."""
     found: list[Stretch] = []
     weights: list[float] = []
     for number, (low, high) in enumerate(cells_of(plan.windows).tolist()):
@@ -89,7 +89,7 @@ def stretches_of(plan: WindowPlan, shares: Floats, missing: dict[int, str]) -> l
         share = None if label is None else float(shares[number, label])
         reason = missing.get(number, "")
         last = found[-1] if found else None
-        if last is None or (last.label, last.reason) != (label, reason) or low - last.end > TOUCHING:
+        if last is None or last.label != label or low - last.end > TOUCHING:
             found.append(Stretch(low, high, label, share, reason))
             weights.append(high - low)
             continue
@@ -97,6 +97,6 @@ def stretches_of(plan: WindowPlan, shares: Floats, missing: dict[int, str]) -> l
         if share is not None and last.probability is not None:
             share = (last.probability * weights[-1] + share * weight) / (weights[-1] + weight)
         weights[-1] += weight
-        found[-1] = Stretch(last.start, high, label, share, reason)
+        found[-1] = Stretch(last.start, high, label, share, last.reason)
     found += [Stretch(start, end, None, None, NO_FRAME) for start, end in plan.holes]
     return sorted(found, key=lambda stretch: stretch.start)
