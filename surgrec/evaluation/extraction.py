@@ -84,7 +84,7 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     records.open()
     finished = False
     try:
-        index = _index(manifest, paths, records.folder / "videos.h5", threads)
+        index = index_of(manifest, paths, records.folder / "videos.h5", threads)
         chunks = _plan(config, manifest, paths, index, model, device)
         _compute(config, model, index, chunks, records, device, threads, progress)
         stored = (_stored(records, chunk) for chunk in chunks)
@@ -125,7 +125,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _index(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
+def index_of(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
     """The packet index of the videos. One that is not there has a row that says so."""
     entries = {path: Entry(path, manifest.dataset) for path in paths}
     build_index(list(entries.values()), out, threads)
