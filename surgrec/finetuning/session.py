@@ -30,7 +30,7 @@ from surgrec.finetuning.tuner import Asked, Tuner, ask
 from surgrec.loaders.clip_stream import ClipStream
 from surgrec.loaders.failure_watch import FailureWatch
 from surgrec.loaders.ledger import Ledger
-from surgrec.models.block_ways import set_blocks
+from surgrec.models.block_ways import set_blocks, way_on
 from surgrec.models.low_rank import merge_low_rank
 from surgrec.models.video_encoder import encoder_of
 from surgrec.training.distributed import World, choose_device
@@ -102,7 +102,7 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
             _append(config, before)
             return Finished(run, before, reused=True)
         progress.say(f"run: {run.path}")
-        data = _open(config, manifest, ours, run, device, threads, stack)
+        data = _open(config, manifest, ours, run, device, threads, stack, progress)
         result = _finetune(config, data, run, device, progress)
     return Finished(run, result, reused=False)
 
@@ -118,8 +118,19 @@ def _before(
         result: dict[str, Any] = json.loads(run.result.read_text())
     except ValueError as error:
         raise UserError(
-            f"{run.result} is damaged: not JSON ({error}). Remove it: test is asked again"
+            f"{run.result} is damaged: not JSON ({error}). Remove it, and test is asked again"
         ) from error
+    for name, wanted in (
+        ("mode", f"finetune-{config.mode}"),
+        ("options", options_of(config)),
+        ("model_identity", ours.identity),
+        ("manifest_digest", manifest.digest),
+    ):
+        if result.get(name) != wanted:
+            raise UserError(
+                f"{run.path} holds the result of another run: {name} is {result.get(name)!r}, here"
+                f" {wanted!r}; give another --out"
+            )
     return result
 
 
@@ -144,7 +155,9 @@ def _open(
     device: torch.device,
     threads: int,
     stack: ExitStack,
+    progress: Progress,
 ) -> _Data:
+    progress.say(f"indexing the videos of {len(manifest.rows)} rows")
     clips = Clips(manifest, config.data_root, ours.config.data, run.path / "videos.h5", threads)
     parts = parts_among(clips.present, manifest, str(config.manifest))
     batch = min(config.batch, len(parts["train"].rows))
@@ -162,9 +175,7 @@ def _finetune(
 ) -> dict[str, Any]:
     classes = len(data.manifest.classes)
     encoder = encoder_of(data.ours.build(torch.device("cpu")))
-    if device.type == "cuda" and not of_mode(config).get("drop_path"):
-        set_blocks(encoder.to(device), "auto")
-        encoder.to("cpu")
+    set_blocks(encoder, way_on(device.type, "auto"))
     classifier = build_classifier(config, encoder, classes).to(device)
     tuner = Tuner(config, classifier, classes, data.batch)
     train = TrainClips(
@@ -176,8 +187,6 @@ def _finetune(
     if path is not None:
         values = restore_epoch(path, tuner) | wanted
         progress.say(f"resumed from {path}, after epoch {values['epoch']}")
-    else:
-        run.metrics.unlink(missing_ok=True)
     count = sum(value.numel() for value in trained(classifier).values())
     progress.say(
         f"{config.mode}: {count:,} trained parameters; {len(data.parts['train'].rows)} rows of train,"
@@ -223,11 +232,12 @@ def _epoch(
     values["val"] = [*values["val"], entry]
     values["substitutes"] += done.substitutes
     step = (epoch + 1) * train.steps
-    save_epoch(run, step, tuner, values, _best(values["val"])["epoch"] * train.steps)
     scalars = {"train/loss": done.loss, "data/substitutes": float(values["substitutes"])}
     if entry["score"] is not None:
         scalars |= {f"val/{config.select}": entry["score"], "val/loss": entry["loss"]}
+    # Before the checkpoint: a resumed run withdraws points behind its own.
     monitor.scalars(step, scalars)
+    save_epoch(run, step, tuner, values, _best(values["val"])["epoch"] * train.steps)
     said = (
         "diverged"
         if entry["score"] is None
@@ -315,7 +325,7 @@ def _write_records(
     config: FinetuneConfig, data: _Data, run: RunFolder, device: torch.device, start: int
 ) -> None:
     index = data.clips.index
-    record = IndexRecord(str(run.path / "videos.h5"), index.digest, len(index))
+    record = IndexRecord(str(index.path), index.digest, len(index))
     world = World(0, 0, 1, device)
     start_record(run, world, record, None, start or None, {}, graphed=False, program="surgrec.finetune")
     write_atomically(run.config, dump_yaml(to_document(config)))

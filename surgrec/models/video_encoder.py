@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-from timm.layers import drop_path
+from timm.layers.drop import drop_path
 from torch import Tensor, nn
 
 from surgrec.configs.model import JepaConfig, MaeConfig
