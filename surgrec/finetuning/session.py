@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from surgrec.configs.data import DataConfig
 from surgrec.configs.finetune import FinetuneConfig, of_mode, to_document
@@ -183,7 +184,7 @@ def _finetune(
     )
     wanted = _wanted(config, data.manifest, data.ours) | {"videos": data.videos}
     path = newest(run, wanted)
-    values: dict[str, Any] = wanted | {"epoch": 0, "val": [], "substitutes": 0}
+    values: dict[str, Any] = wanted | {"epoch": 0, "val": [], "val_missing": [], "substitutes": 0}
     if path is not None:
         values = restore_epoch(path, tuner) | wanted
         progress.say(f"resumed from {path}, after epoch {values['epoch']}")
@@ -224,11 +225,12 @@ def _epoch(
     total = config.epochs * train.steps
     done = tuner.train(train, epoch, lambda step, loss: progress.step(step, total, loss))
     asked = _ask(config, data, tuner, "val", tuner.average.values)
-    val = part_among(_read(data, asked, "val"), data.manifest, "val", str(config.manifest))
+    val = part_among(_read(data, asked.missing), data.manifest, "val", str(config.manifest))
     entry: dict[str, Any] = {"epoch": epoch + 1, "score": None, "loss": None, "train_loss": done.loss}
     if np.isfinite(asked.scores).all():
         entry["score"], entry["loss"] = val_score(val, asked.scores, config.select)
     values["epoch"] = epoch + 1
+    values["val_missing"] = list(asked.missing.items())
     values["val"] = [*values["val"], entry]
     values["substitutes"] += done.substitutes
     step = (epoch + 1) * train.steps
@@ -257,11 +259,10 @@ def _ask(
     return ask(tuner.classifier, weights, data.clips, rows, data.stream, config.batch, **own)
 
 
-def _read(data: _Data, asked: Asked, split: Split) -> Any:
-    """bool [rows of the manifest]: those that can be read, of a split those that were."""
+def _read(data: _Data, missing: Mapping[int, str]) -> NDArray[np.bool_]:
+    """bool [rows of the manifest]: those that can be read, but the missing."""
     present = data.clips.present
-    present[data.parts[split].rows] = False
-    present[asked.rows] = True
+    present[list(missing)] = False
     return present
 
 
@@ -286,8 +287,10 @@ def _result(
             f"{where}: every epoch diverged; give a smaller --lr than {of_mode(config)['lr']:g} and another"
             " --out"
         )
-    parts = data.parts | {"test": part_among(_read(data, test, "test"), data.manifest, "test", where)}
-    missing = data.clips.missing | test.missing
+    # Of val, what could not be read in the last epoch.
+    lost = dict(values["val_missing"]) | test.missing
+    parts = parts_among(_read(data, lost), data.manifest, where)
+    missing = dict(sorted((data.clips.missing | lost).items()))
     return {
         "model": config.model,
         "model_identity": data.ours.identity,

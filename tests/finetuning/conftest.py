@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,21 @@ class Digits:
     checkpoint: Path
     index: Path
     fragile: Path
+
+    @contextmanager
+    def damaged(self, paths: Sequence[str], left: int = 1000) -> Iterator[None]:
+        """Files of `fragile` cut to `left` bytes since they were indexed; whole again, as old as before,
+        later."""
+        files = [self.fragile / path for path in paths]
+        kept = [(file.read_bytes(), file.stat()) for file in files]
+        try:
+            for file, (content, _) in zip(files, kept, strict=True):
+                file.write_bytes(content[:left])
+            yield
+        finally:
+            for file, (content, status) in zip(files, kept, strict=True):
+                file.write_bytes(content)
+                os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def config(self, folder: Path, rows: Sequence[Row] | None = None, **options: Any) -> FinetuneConfig:
         """Of a run in folder/run. rows: of its split, by default all."""

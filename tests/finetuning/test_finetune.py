@@ -221,23 +221,19 @@ def test_training_substitutes_and_counts_and_evaluation_does_not(indexed: Any, t
     vals = [number for number, row in enumerate(rows) if row.split == "val"]
     damaged = (0, vals[0], tests[3])
     rows = [replace(row, label=number % 2) for number, row in enumerate(rows)]
-    contents = {number: (indexed.fragile / rows[number].path).read_bytes() for number in damaged}
     gone = Row("gone.mp4", 0, "test", "gone")
-    try:
-        for number, content in contents.items():  # since they were indexed
-            (indexed.fragile / rows[number].path).write_bytes(content[: len(content) // 2])
-        results = []
+    results = []
+    with indexed.damaged([rows[number].path for number in damaged]):
         for name in ("one", "two"):
             config = indexed.config(tmp_path / name, rows, data_root=indexed.fragile, epochs=2, batch=6)
             results.append(run(config).result)
-    finally:
-        for number, content in contents.items():
-            (indexed.fragile / rows[number].path).write_bytes(content)
     result = results[0]
     assert result["rows"]["train"] == {"read": 6, "of": 6}
     assert result["rows"]["test"] == {"read": 19, "of": 20}
     assert result["substitutes"] == 2  # once an epoch
-    assert [[split, path] for split, path, _ in result["missing"]] == [["test", rows[tests[3]].path]]
+    assert result["rows"]["val"] == {"read": 19, "of": 20}
+    missing = [["val", rows[vals[0]].path], ["test", rows[tests[3]].path]]
+    assert [[split, path] for split, path, _ in result["missing"]] == missing
     assert tests[3] not in [number for number, _ in result["predictions"]]
     assert results[1]["network_digest"] == result["network_digest"]
     failed = {entry.path for entry in read_ledger(tmp_path / "one" / "run" / "ledger.jsonl")}

@@ -80,16 +80,11 @@ def test_crops_are_those_of_pretraining(indexed: Any) -> None:
 
 
 def test_a_substitute_brings_its_own_label(indexed: Any) -> None:
-    path = indexed.fragile / indexed.rows[2].path
-    content = path.read_bytes()
-    try:
-        path.write_bytes(content[:1000])
+    with indexed.damaged([indexed.rows[2].path]):
         with train_clips(indexed, COUNT) as clips:
             found = epochs(clips, 3)
         with train_clips(indexed, COUNT) as clips:
             (again,) = clips.epoch(2)
-    finally:
-        path.write_bytes(content)
     with train_clips(indexed, COUNT) as clips:
         whole = epochs(clips, 3)
     stood_in = []
@@ -109,30 +104,17 @@ def test_a_substitute_brings_its_own_label(indexed: Any) -> None:
 
 
 def test_nothing_can_be_decoded(indexed: Any) -> None:
-    paths = [indexed.fragile / row.path for row in indexed.rows[:COUNT]]
-    contents = [path.read_bytes() for path in paths]
-    try:
-        for path in paths:
-            path.write_bytes(b"")
-        with (
-            train_clips(indexed, 2) as clips,
-            pytest.raises(ClipLoaderError, match=f"its {ATTEMPTS} substitutes could not be decoded"),
-        ):
-            list(clips.epoch(0))
-    finally:
-        for path, content in zip(paths, contents, strict=True):
-            path.write_bytes(content)
+    with (
+        indexed.damaged([row.path for row in indexed.rows[:COUNT]], 0),
+        train_clips(indexed, 2) as clips,
+        pytest.raises(ClipLoaderError, match=f"its {ATTEMPTS} substitutes could not be decoded"),
+    ):
+        list(clips.epoch(0))
 
 
 def test_a_row_of_which_a_clip_fails_is_missing(indexed: Any) -> None:
-    path = indexed.fragile / indexed.rows[1].path
-    content = path.read_bytes()
-    try:
-        path.write_bytes(content[:1000])
-        with train_clips(indexed, 2) as clips:
-            parts = list(clips_in_order(clips._clips, np.arange(4), 2, ("centre",), 4, clips._stream))
-    finally:
-        path.write_bytes(content)
+    with indexed.damaged([indexed.rows[1].path]), train_clips(indexed, 2) as clips:
+        parts = list(clips_in_order(clips._clips, np.arange(4), 2, ("centre",), 4, clips._stream))
     assert [part.rows for part in parts] == [[0], [2, 3]]
     assert [len(part.frames) for part in parts] == [2, 4]
     assert list(parts[0].missing) == [1]
