@@ -81,8 +81,16 @@ def test_full_fine_tuning_learns_motion(seed: int, indexed: Any, tmp_path: Path)
     assert loaded.about.manifest_digest == result["manifest_digest"]
     # The encoder and the head.
     assert result["trained_parameters"] == sum(value.numel() for value in loaded.classifier.parameters())
-    kept = [step for step, _ in list_checkpoints(finished.run.checkpoints)]
-    assert kept == sorted({5 * best["epoch"], 5 * 16})
+    kept = dict(list_checkpoints(finished.run.checkpoints))
+    assert sorted(kept) == sorted({5 * best["epoch"], 5 * 16})
+    # The network is the average of the best epoch, not its weights.
+    saved = load_checkpoint(kept[5 * best["epoch"]]).model
+    for name, value in loaded.classifier.named_parameters():
+        assert torch.equal(value, saved[f"average.{name}"])
+    assert any(
+        not torch.equal(saved[f"weights.{n}"], saved[f"average.{n}"])
+        for n, _ in loaded.classifier.named_parameters()
+    )
 
 
 def test_random_labels_stay_at_chance(indexed: Any, tmp_path: Path) -> None:
