@@ -20,7 +20,7 @@ class PredictConfig:
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Videos. One that cannot be used is reported, and the others go on."""
     head: Path
-    """The head that `python -m surgrec.probe --save` wrote."""
+    """The head that `python -m surgrec.probe --save` wrote, or a network of `python -m surgrec.finetune`."""
     model: str | None = None
     """The network that the head was trained on, as in surgrec.extract (ckpt:PATH, timm:MODEL, ...): for where
     it lies now. By default what it was called then. Another network is refused."""

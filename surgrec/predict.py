@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     from surgrec.corpus.build import BuildError
     from surgrec.corpus.journal import JournalBusyError
     from surgrec.curation.records import CurationError
-    from surgrec.evaluation.classifier import open_classifier
+    from surgrec.evaluation.clip_classifier import open_classifier
     from surgrec.evaluation.device import device_of
     from surgrec.evaluation.prediction import Network, VideoError
 

@@ -23,8 +23,8 @@ from surgrec.evaluation.intervals import (
 )
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.metrics import Answers, Floats
-from surgrec.evaluation.probe_data import Part
-from surgrec.evaluation.probing import times_of
+from surgrec.evaluation.outcome import times_of
+from surgrec.evaluation.parts import Part
 from surgrec.evaluation.results import Result, latest
 
 

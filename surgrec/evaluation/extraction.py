@@ -85,7 +85,7 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     records.open()
     finished = False
     try:
-        index = _index(manifest, paths, records.folder / "videos.h5", threads)
+        index = index_of(manifest, paths, records.folder / "videos.h5", threads)
         chunks = _plan(config, manifest, paths, index, model, device)
         _compute(config, model, index, chunks, records, device, threads, progress)
         stored = (_stored(records, chunk) for chunk in chunks)
@@ -118,7 +118,7 @@ def _report(out: Path, manifest: SplitManifest, digest: str, reused: bool) -> Re
     return Report(len(manifest.rows), missing, digest, reused)
 
 
-def _index(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
+def index_of(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
     """The packet index of the videos. One that is not there has a row that says so."""
     entries = {path: Entry(path, manifest.dataset) for path in paths}
     build_index(list(entries.values()), out, threads)

@@ -52,6 +52,53 @@ class FeatureModel:
     load: Callable[[torch.device], FeatureNetwork]
 
 
+@dataclass(frozen=True)
+class VideoModel:
+    """A model of this project. identity: as of FeatureModel. config: of its pretraining. build: on a
+    device."""
+
+    identity: str
+    config: MaePretrain | JepaPretrain
+    build: Callable[[torch.device], Objective]
+
+
+def video_model(name: str, seed: int) -> VideoModel | None:
+    """What ckpt:PATH or random:PRESET names; None for another name. seed: of first weights.
+
+    Raises CurationError where a checkpoint is not there or damaged.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "ckpt" and rest:
+        checkpoint = open_checkpoint(Path(rest))
+        return VideoModel(
+            f"ckpt:{checkpoint.key}", checkpoint.config, lambda device: load_objective(checkpoint, device)
+        )
+    if kind == "random" and rest in PRESETS:
+        preset = PRESETS[rest][1]
+        assert isinstance(preset, MaePretrain | JepaPretrain)
+        data = preset.data
+        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, seed)
+
+        def build(device: torch.device) -> Objective:
+            return build_objective(preset.model, seed, data.frames, data.size).to(device).eval()
+
+        return VideoModel(f"random:{rest}/{key}", preset, build)
+    return None
+
+
+def clip_geometry(data: DataConfig) -> dict[str, Any]:
+    """Frames, stride or frames per second, and size of a clip, as JSON."""
+    time = {"stride": data.stride} if data.fps is None else {"fps": data.fps}
+    return {"frames": data.frames, **time, "size": data.size}
+
+
+def choose_within(data: DataConfig) -> Choose:
+    """Clips of a run's shape, in the middles of equal shares of a span."""
+    return lambda index, video, start, end, clip, clips: clip_within(
+        index, video, start, end, (clip + 0.5) / clips, data
+    )
+
+
 def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
     """What `asked` names, as --model has it. A file or checkpoint is read once, to know what it holds.
 
@@ -72,20 +119,9 @@ def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
         raise FeatureError(
             f"--pictures is of image models; {asked} sees the frames of its pretraining: leave it out"
         )
-    if kind == "ckpt" and name:
-        checkpoint = open_checkpoint(Path(name))
-        own = checkpoint.config.data
-        return _video(f"ckpt:{checkpoint.key}", own, lambda device: load_objective(checkpoint, device))
-    if kind == "random" and name in PRESETS:
-        preset = PRESETS[name][1]
-        assert isinstance(preset, MaePretrain | JepaPretrain)
-        data = preset.data
-        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, seed)
-
-        def build(device: torch.device) -> Objective:
-            return build_objective(preset.model, seed, data.frames, data.size).to(device).eval()
-
-        return _video(f"random:{name}/{key}", data, build)
+    ours = video_model(asked, seed)
+    if ours is not None:
+        return _video(ours)
     raise FeatureError(
         f"there is no model {asked!r}: give ckpt:PATH, timm:MODEL, timm:MODEL@FILE,"
         " random:timm:MODEL or"
@@ -93,11 +129,12 @@ def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
     )
 
 
-def _video(identity: str, data: DataConfig, build: Callable[[torch.device], Objective]) -> FeatureModel:
+def _video(ours: VideoModel) -> FeatureModel:
     """The encoder of MAE, the teacher of JEPA, on all tokens of a clip; pooled is the mean of the tokens."""
+    data = ours.config.data
 
     def load(device: torch.device) -> FeatureNetwork:
-        objective = build(device)
+        objective = ours.build(device)
 
         @torch.no_grad()
         def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,13 +144,7 @@ def _video(identity: str, data: DataConfig, build: Callable[[torch.device], Obje
 
         return FeatureNetwork(data.size, encode)
 
-    def choose(
-        index: PacketIndex, video: int, start: int, end: int, clip: int, clips: int
-    ) -> tuple[int, ...]:
-        return clip_within(index, video, start, end, (clip + 0.5) / clips, data)
-
-    time = {"stride": data.stride} if data.fps is None else {"fps": data.fps}
-    return FeatureModel(identity, {"frames": data.frames, **time, "size": data.size}, choose, load)
+    return FeatureModel(ours.identity, clip_geometry(data), choose_within(data), load)
 
 
 def _image(name: str, pictures: int | None, identity: str, make: Callable[[], Any]) -> FeatureModel:

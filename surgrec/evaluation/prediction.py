@@ -17,7 +17,7 @@ from surgrec.configs.predict import PredictConfig
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import Entry
 from surgrec.curation.records import CurationError, VideoRecords, key_of
-from surgrec.evaluation.classifier import Ask, Classifier
+from surgrec.evaluation.clip_classifier import Ask, ClipClassifier
 from surgrec.evaluation.features import FeatureError
 from surgrec.evaluation.sliding import WindowBatch, read_windows
 from surgrec.evaluation.window_plan import Window, WindowPlan, plan_windows
@@ -67,7 +67,7 @@ class Prediction:
 class Network:
     """The classifier on a device, loaded when a window first needs it."""
 
-    classifier: Classifier
+    classifier: ClipClassifier
     device: torch.device
     _loaded: tuple[int, Ask] | None = field(default=None, init=False)
 

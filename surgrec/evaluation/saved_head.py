@@ -16,12 +16,12 @@ from typing import Any, Final
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from surgrec.evaluation.head_training import probabilities
 from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads, Weights
 from surgrec.loaders.whole_file import replacing
+from surgrec.training.tensor_file import write_tensors
 
 FORMAT_NAME: Final = "surgrec-head"
 FORMAT_VERSION: Final = 1
@@ -132,11 +132,20 @@ def write_head(path: Path, head: SavedHead) -> str:
     """Writes a head, whole or not at all; returns its digest. Raises OSError."""
     plain = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(head.about)}
     text = json.dumps(plain | {"digest": head.digest}, allow_nan=False)
-    content = save({name: value.contiguous() for name, value in head.tensors.items()}, {"surgrec": text})
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        write_tensors(temporary, head.tensors, {"surgrec": text})
     return head.digest
+
+
+def format_of(path: Path) -> str:
+    """The format that the header of a safetensors file names; empty where none can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            document = json.loads((file.metadata() or {}).get("surgrec", "null"))
+    except (OSError, SafetensorError, ValueError, RecursionError):
+        return ""
+    return str(document.get("format", "")) if isinstance(document, dict) else ""
 
 
 def read_head(path: Path) -> SavedHead:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.configs.predict import PredictConfig
-from surgrec.evaluation.classifier import Classifier
+from surgrec.evaluation.clip_classifier import ClipClassifier
 from surgrec.evaluation.prediction import Prediction, VideoError
 from surgrec.evaluation.results import provenance
 from surgrec.evaluation.table_text import spreadsheet_cell
@@ -50,7 +50,7 @@ def make_timeline(config: PredictConfig, classes: tuple[str, ...], found: Predic
 
 
 def document_of(
-    config: PredictConfig, classifier: Classifier, video: Path, device: str, timeline: Timeline
+    config: PredictConfig, classifier: ClipClassifier, video: Path, device: str, timeline: Timeline
 ) -> dict[str, Any]:
     """Everything, as JSON's plain values; docs/predict.md describes them."""
     found = timeline.prediction

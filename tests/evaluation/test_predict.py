@@ -18,19 +18,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from surgrec.configs.data import DataConfig
 from surgrec.configs.predict import PredictConfig
+from surgrec.loaders.clip_plan import ClipRequest
+from surgrec.loaders.clip_stream import ClipStream
+from surgrec.loaders.packet_index import PacketIndex
 
+from surgrec.corpus.build import build_index
+from surgrec.corpus.discovery import Entry
 from surgrec.demo_data.encode import write_h264
 from surgrec.demo_data.handwriting import sklearn_digits
 from surgrec.demo_data.moving_digit import FPS, frames
 from surgrec.demo_data.texture import Picture
 from surgrec.evaluation import prediction
-from surgrec.evaluation.classifier import open_classifier
+from surgrec.evaluation.clip_classifier import open_classifier
 from surgrec.evaluation.features import FeatureError, open_features
 from surgrec.evaluation.manifest import Row, SplitManifest, read_manifest, write_manifest
 from surgrec.evaluation.probe_data import parts_of
 from surgrec.evaluation.saved_head import HeadError, read_head
 from surgrec.extract import main as extract
+from surgrec.finetune import main as finetune
+from surgrec.finetuning.network_file import read_network
 from surgrec.predict import main
 from surgrec.probe import main as probe
 
@@ -354,6 +362,39 @@ def test_another_network_is_refused(case: Case, tmp_path: Path, capsys: pytest.C
         open_classifier(tmp_path / "none", None, 0)
     with pytest.raises(FeatureError, match="there is no model 'nothing:1'"):
         open_classifier(case.head("linear"), "nothing:1", 0)
+
+
+def test_a_fine_tuned_network(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its timeline is what it says of each window, and it needs no other network beside it."""
+    run_folder = tmp_path / "run"
+    given = ["--manifest", str(case.manifest), "--data-root", str(case.folder), "--model", "random:demo"]
+    options = [
+        "--epochs",
+        "1",
+        "--batch",
+        "8",
+        "--device",
+        "cpu",
+        "--resamples",
+        "10",
+        "--out",
+        str(run_folder),
+    ]
+    assert finetune([*given, *options, "--results", str(tmp_path / "results.jsonl")]) == 0
+    (path,) = run_folder.rglob("network.safetensors")
+    shown = [str(case.video), "--head", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(shown) == 0
+    found, network = document(tmp_path / "out"), read_network(path, torch.device("cpu"))
+    assert (found["head_digest"], found["head"]["kind"]) == (network.digest, "finetune-full")
+    window = found["windows"][3]
+    entries = [Entry(str(case.video), "films")]
+    build_index(entries, tmp_path / "video.h5", 1)
+    data = DataConfig(size=network.config.data.size)
+    with ClipStream(PacketIndex.open(tmp_path / "video.h5"), data, "cpu", 1) as stream:
+        (group,) = stream.read([[ClipRequest(0, 0, tuple(window["frames"]))]])
+    np.testing.assert_allclose(network(group.frames)[0], window["probabilities"], atol=1e-5)
+    assert main([*shown, "--model", "random:demo"]) == 1
+    assert "holds all its weights; leave --model out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
