@@ -103,7 +103,8 @@ def predict(
         store(found)
         over = True
     except VideoError:
-        over = True
+        # What another run has computed there is not lost by one that is refused.
+        over = not any(work.glob("*.npz"))
         raise
     finally:
         records.close(remove=over)
@@ -142,6 +143,7 @@ def _predicted(
     _compute(config, network, index, windows, blocks, threads, progress)
     shares, missing = blocks.joined()
     if len(missing) == len(windows):
+        blocks.forget()  # so that the next run tries again
         raise VideoError(
             f"{video}: none of its {len(windows)} windows could be read, the first one because: {missing[0]}"
         )
@@ -199,6 +201,11 @@ class _Blocks:
         }
         self._records.put(self._name(block), arrays)
         del self._open[block]
+
+    def forget(self) -> None:
+        """Removes the records."""
+        for block in range(-(-self._count // BLOCK)):
+            self._records.record_path(self._name(block).encode()).unlink(missing_ok=True)
 
     def joined(self) -> tuple[Floats, dict[int, str]]:
         """All shares, float64 [n, C], and what is missing. Raises VideoError where a record was torn."""

@@ -99,8 +99,8 @@ def plan_windows(
     step = float(np.median(steps)) if len(steps) else float(index.videos.duration[video])
     cuts = np.flatnonzero(steps > max(HOLE, 5 * step)) + 1
     bounds = [0, *cuts.tolist(), len(seconds)]
-    grid = np.searchsorted(seconds, np.arange(0, seconds[-1] + SLACK, every) - SLACK)
-    # The first frame behind a hole, too.
+    # The first frame at or behind each multiple of `every`, and the first behind a hole.
+    grid = np.flatnonzero(np.diff(np.floor((seconds + SLACK) / every), prepend=-1) > 0)
     starts = np.unique(np.append(grid, bounds[:-1]))
     windows: list[Window] = []
     for first, end in pairwise(bounds):

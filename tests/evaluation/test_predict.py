@@ -306,6 +306,10 @@ def test_a_run_that_was_stopped_goes_on(
         taken.append(given)
         return take(*given)
 
+    # Refused in between, which loses nothing.
+    (tmp_path / "op4.csv").write_text("mine")
+    assert run(case, tmp_path, "--batch", "4") == 1
+    (tmp_path / "op4.csv").unlink()
     taken.clear()
     monkeypatch.setattr(prediction, "_take", count)
     assert run(case, tmp_path, "--batch", "4") == 0
