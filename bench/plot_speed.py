@@ -2,9 +2,9 @@
 
     python bench/plot_speed.py
 
-One panel for each machine on which loader_throughput was run (clips per second by corpus and loader; of
-several ways to use one library the fastest there), and one each for sampler_speed and index_speed. Nothing is
-drawn that was not measured.
+A panel each for loading, training, sampling and indexing, each of one machine: of those on which most others
+were measured beside this project, one with a GPU, and the newest. Loading and training show what was measured
+beside others; of several ways to use one library the fastest. Nothing is drawn that was not measured.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ OURS = ("nvdec", "dali", "hybrid", "cpu", "cpu-keep", "surgrec")
 """Names of rows that SurgRec's own code gave."""
 METRICS = {
     "loader_throughput": ("clips_per_s", "clips per second"),
+    "train_throughput": ("clips_per_s", "clips per second, forward, backward and optimizer"),
     "sampler_speed": ("draws_per_s", "million draws per second, one core"),
     "index_speed": ("packets_per_s", "thousand packets per second, one core"),
 }
+COMPARED = ("loader_throughput", "train_throughput")
+"""Benchmarks of which only what was measured beside others is drawn."""
 SCALE = {"sampler_speed": 1e-6, "index_speed": 1e-3}
 BLUE, GREY, INK = "#1f6fb4", "#b9bec6", "#22262b"
 
@@ -54,7 +57,7 @@ class Panel:
 def newest(paths: Iterable[Path]) -> dict[tuple[str, str], dict[str, Any]]:
     """The latest results of each benchmark on each device: (bench, device) -> content.
 
-    That is the latest file's, with the rows of earlier ones for corpora that it does not have.
+    That is the latest file's, with the rows of earlier ones for corpora and presets that it does not have.
     """
     found: dict[tuple[str, str], list[tuple[tuple[str, int, str], dict[str, Any]]]] = {}
     for path in paths:
@@ -75,35 +78,54 @@ def number(value: float) -> str:
 
 
 def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last content, with all rows of each corpus from the last that has it."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+    """The last content, with all rows of each corpus (and preset) from the last that has it."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for content in contents:
-        own: dict[str, list[dict[str, Any]]] = {}
+        own: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in content["rows"]:
-            own.setdefault(row["corpus"], []).append(row)
+            own.setdefault((row["corpus"], row.get("case", "")), []).append(row)
         rows |= own
     return contents[-1] | {"rows": [row for corpus in rows.values() for row in corpus]}
 
 
 def panels(results: dict[tuple[str, str], dict[str, Any]]) -> list[Panel]:
-    """The panels that the results allow, loaders first."""
+    """The panels that the results allow, in the order of METRICS."""
     made = []
     for bench, (metric, label) in METRICS.items():
         scale = SCALE.get(bench, 1.0)
+        candidates: list[tuple[tuple[int, bool, str], Panel]] = []
         for (name, device), content in sorted(results.items()):
             rows = [row for row in content["rows"] if row["metric"] == metric] if name == bench else []
             # One number of cores a machine, the smallest: the chart compares loaders, not core counts.
             fewest = min((row["cores"] for row in rows if "cores" in row), default=None)
             rows = [row for row in rows if row.get("cores") == fewest]
-            rows = fastest_ways(rows) if name == "loader_throughput" else rows
-            if rows:
-                bars = tuple(
-                    (case(row), row["name"], *(scale * row[part] for part in ("value", "low", "high")))
-                    for row in rows
-                )
-                title = f"{bench.replace('_', ' ')}: {device}, {content['cpus']} cores"
-                made.append(Panel(bench, title, label, bars))
+            if bench in COMPARED:
+                rows = beside_others(fastest_ways(rows))
+            if not rows:
+                continue
+            bars = tuple(
+                (case(row), shown(row), *(scale * row[part] for part in ("value", "low", "high")))
+                for row in rows
+            )
+            cores = f"{content['cpus']} core{'s' if content['cpus'] > 1 else ''}"
+            title = f"{bench.replace('_', ' ')}: {device}, {cores}"
+            others = len({bar[1] for bar in bars if bar[1] not in OURS})
+            rank = others, device.startswith("NVIDIA"), content["date"]
+            candidates.append((rank, Panel(bench, title, label, bars)))
+        if candidates:
+            made.append(max(candidates, key=lambda candidate: candidate[0])[1])
     return made
+
+
+def beside_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of cases on which something was measured that is not this project's; all, where there is none."""
+    compared = {case(row) for row in rows if shown(row) not in OURS}
+    return [row for row in rows if case(row) in compared] or rows
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A row's name in the chart. This project's training steps are called by their preset."""
+    return "surgrec" if row["name"] == row.get("case") else row["name"]
 
 
 def fastest_ways(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,19 +137,21 @@ def fastest_ways(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     kept: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        name, corpus = row["name"], row["corpus"]
-        if "/" in corpus:
+        name = shown(row)
+        if "/" in row["corpus"]:
             continue
         way = name if name in OURS else f"{name.partition('-')[0]}-"
-        if (corpus, way) not in kept or row["value"] > kept[corpus, way]["value"]:
-            kept[corpus, way] = row
+        if (case(row), way) not in kept or row["value"] > kept[case(row), way]["value"]:
+            kept[case(row), way] = row
     return list(kept.values())
 
 
 def case(row: dict[str, Any]) -> str:
-    """What a row was measured on: its corpus, and the cores where the benchmark tries several numbers."""
+    """What a row was measured on: its corpus, the preset of a training step, and the cores where the
+    benchmark tries several numbers."""
     cores = row.get("cores")
-    return row["corpus"] if cores is None else f"{row['corpus']}, {cores} core{'s' if cores > 1 else ''}"
+    preset = f"{row['case']}, " if "case" in row else ""
+    return preset + row["corpus"] + ("" if cores is None else f", {cores} core{'s' if cores > 1 else ''}")
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
@@ -163,17 +187,19 @@ def main() -> int:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = panels(newest(sorted(args.results.glob("*.json"))))
-    if not shown:
+    shown_panels = panels(newest(sorted(args.results.glob("*.json"))))
+    if not shown_panels:
         print(f"{args.results} holds no results to draw. Run make bench first.", file=sys.stderr)
         return 1
-    heights = [0.9 + 0.26 * len(panel.bars) for panel in shown]
-    figure, axes = pyplot.subplots(
-        len(shown), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
-    )
-    for panel, place in zip(shown, axes[:, 0], strict=True):
-        draw_panel(place, panel)
-    figure.savefig(args.out, dpi=130, facecolor="white")
+    columns = [shown_panels[at::2] for at in (0, 1)]
+    figure = pyplot.figure(figsize=(13, 6.5), layout="constrained")
+    parts = figure.subfigures(1, 2) if columns[1] else [figure]
+    for part, column in zip(parts, columns, strict=False):
+        heights = [2 + len(panel.bars) for panel in column]
+        axes = part.subplots(len(column), 1, height_ratios=heights, squeeze=False)
+        for panel, place in zip(column, axes[:, 0], strict=True):
+            draw_panel(place, panel)
+    figure.savefig(args.out, dpi=110, facecolor="white")
     print(f"wrote {args.out}")
     return 0
 

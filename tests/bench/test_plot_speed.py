@@ -97,7 +97,7 @@ def test_the_smallest_number_of_cores_is_drawn(plot_speed: ModuleType) -> None:
         }
         for n in (2, 1, 4)
     ]
-    results = {("loader_throughput", "CPU"): {"cpus": 4, "rows": rows}}
+    results = {("loader_throughput", "CPU"): {"cpus": 4, "date": "2026-01-01", "rows": rows}}
     assert [panel.bars for panel in plot_speed.panels(results)] == [(("480g250, 1 core", "cpu", 1, 1, 1),)]
     assert plot_speed.case({"corpus": "480g250", "cores": 2}) == "480g250, 2 cores"
     assert plot_speed.case({"corpus": "858000"}) == "858000"
@@ -122,6 +122,40 @@ def test_of_other_libraries_the_fastest_way_is_drawn(plot_speed: ModuleType) -> 
         ("dali-decoders", "mixed"),
         ("torchcodec", "mixed"),
         ("torchcodec-cuda", "256g16"),
+    ]
+
+
+def test_the_machine_with_most_others_is_drawn_and_what_was_compared(
+    tmp_path: Path, plot_speed: ModuleType
+) -> None:
+    bench, metric = "loader_throughput", "clips_per_s"
+    ours = [("nvdec", "480g250", metric, 9.0), ("nvdec", "proxy16", metric, 99.0)]
+    write(tmp_path / "a.json", bench, "2026-01-03", [*ours, ("decord", "480g250", metric, 1.0)], "NVIDIA A")
+    more = [("decord", "480g250", metric, 1.0), ("dali-readers", "480g250", metric, 0.5)]
+    write(tmp_path / "b.json", bench, "2026-01-01", [*ours, *more], "NVIDIA B")
+    write(tmp_path / "c.json", bench, "2026-01-02", [*ours, *more], "CPU")
+    (panel,) = plot_speed.panels(plot_speed.newest(sorted(tmp_path.glob("*.json"))))
+    assert "NVIDIA B" in panel.title
+    assert [bar[:2] for bar in panel.bars] == [
+        ("480g250", name) for name in ("nvdec", "decord", "dali-readers")
+    ]
+
+
+def test_training_is_drawn_by_preset(tmp_path: Path, plot_speed: ModuleType) -> None:
+    def rows(name: str, case: str, value: float, batch: int) -> dict[str, object]:
+        same = {"corpus": "synthetic", "metric": "clips_per_s", "low": value, "high": value}
+        return {"name": name, "case": case, "value": value, "batch": batch, **same}
+
+    def store(number: int, *content: dict[str, object]) -> None:
+        document = {"bench": "train_throughput", "date": "2026-01-01", "device": "NVIDIA A", "cpus": 2}
+        (tmp_path / f"t-a-20260101-{number}.json").write_text(json.dumps(document | {"rows": content}))
+
+    store(1, rows("mae", "mae", 9.0, 1), rows("mae", "mae", 8.0, 2), rows("other", "mae", 3.0, 1))
+    store(2, rows("jepa", "jepa", 7.0, 1))
+    (panel,) = plot_speed.panels(plot_speed.newest(sorted(tmp_path.glob("*.json"))))
+    assert [bar[:3] for bar in panel.bars] == [
+        ("mae, synthetic", "surgrec", 9.0),
+        ("mae, synthetic", "other", 3.0),
     ]
 
 
