@@ -15,6 +15,7 @@ from torch import Tensor
 from surgrec.configs.data import DataConfig
 from surgrec.configs.extract import View
 from surgrec.curation.checkpoint_embedder import clip_within
+from surgrec.curation.records import key_of
 from surgrec.evaluation.extraction import index_of, span_of
 from surgrec.evaluation.manifest import SplitManifest, resolve
 from surgrec.evaluation.parts import Rows
@@ -31,7 +32,7 @@ ATTEMPTS: Final = 16
 
 class Clips:
     """Where the clips of a manifest lie. missing: number of a row -> why it cannot be read, as far as the
-    index tells."""
+    index tells. contents: a digest of the videos of all rows, wherever they lie."""
 
     def __init__(
         self, manifest: SplitManifest, data_root: Path, data: DataConfig, index_file: Path, threads: int
@@ -46,6 +47,7 @@ class Clips:
         paths = [str(resolve(data_root, row)) for row in manifest.rows]
         self.index: PacketIndex = index_of(manifest, paths, index_file, threads)
         numbers = {path: number for number, path in enumerate(self.index.videos.path)}
+        self.contents = key_of([self.index.videos.xxh3[numbers[path]] for path in paths])
         self.missing: dict[int, str] = {}
         self._spans: dict[int, tuple[int, int, int]] = {}
         for number, (row, path) in enumerate(zip(manifest.rows, paths, strict=True)):

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from surgrec.configs.data import DataConfig
-from surgrec.configs.finetune import FinetuneConfig, of_mode, to_document
-from surgrec.configs.pretrain import to_document as pretraining_document
+from surgrec.configs.finetune import FinetuneConfig, to_document
 from surgrec.configs.yaml_io import dump_yaml
-from surgrec.curation.records import key_of
-from surgrec.evaluation.feature_models import VideoModel, clip_geometry, video_model
+from surgrec.evaluation.feature_models import VideoModel, video_model
 from surgrec.evaluation.manifest import Split, SplitManifest, read_manifest
-from surgrec.evaluation.outcome import outcome_of, val_score
-from surgrec.evaluation.parts import Part, part_among, parts_among
-from surgrec.evaluation.results import append_result
+from surgrec.evaluation.outcome import val_score
+from surgrec.evaluation.parts import part_among
 from surgrec.finetuning.classifier import build_classifier, trained
-from surgrec.finetuning.labelled_clips import Clips, TrainClips
-from surgrec.finetuning.network_file import NetworkAbout, pretraining_of, write_network
-from surgrec.finetuning.options import check_options, crop_of, options_of
+from surgrec.finetuning.labelled_clips import TrainClips
+from surgrec.finetuning.network_file import write_network
+from surgrec.finetuning.options import check_options, crop_of
+from surgrec.finetuning.run_data import RunData, open_data
+from surgrec.finetuning.run_result import about_of, append_once, kept_result, result_of
 from surgrec.finetuning.run_state import newest, restore_best, restore_epoch, save_epoch
 from surgrec.finetuning.tuner import Asked, Tuner, ask
-from surgrec.loaders.clip_stream import ClipStream
-from surgrec.loaders.failure_watch import FailureWatch
-from surgrec.loaders.ledger import Ledger
 from surgrec.models.block_ways import set_blocks, way_on
 from surgrec.models.low_rank import merge_low_rank
 from surgrec.models.video_encoder import encoder_of
 from surgrec.training.distributed import World, choose_device
-from surgrec.training.errors import UserError
 from surgrec.training.monitor import Monitor
 from surgrec.training.run_folder import RunFolder, choose_folder, open_folder, write_atomically
 from surgrec.training.run_record import IndexRecord, start_record
@@ -56,24 +49,6 @@ class Finished:
     run: RunFolder
     result: dict[str, Any]
     reused: bool
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What a run reads. batch: clips of a step."""
-
-    manifest: SplitManifest
-    ours: VideoModel
-    clips: Clips
-    parts: dict[Split, Part]
-    batch: int
-    stream: ClipStream
-    watch: FailureWatch
-
-    @property
-    def videos(self) -> str:
-        """A digest of the content of the videos of all rows, wherever they lie."""
-        return key_of(self.clips.index.videos.xxh3)
 
 
 def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finished:
@@ -98,81 +73,19 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
     run = choose_folder(config.out, "finetune")
     with ExitStack() as stack:
         stack.enter_context(open_folder(run))
-        before = _before(run, config, manifest, ours)
+        newest(run, _wanted(config, manifest, ours))
+        before = kept_result(run, config, manifest, ours)
         if before is not None:
-            _append(config, before)
+            append_once(config.results, before)
             return Finished(run, before, reused=True)
-        progress.say(f"run: {run.path}")
-        data = _open(config, manifest, ours, run, device, threads, stack, progress)
+        progress.say(f"run: {run.path}; indexing the videos of {len(manifest.rows)} rows")
+        data = open_data(config, manifest, ours, run, device, threads, stack)
         result = _finetune(config, data, run, device, progress)
     return Finished(run, result, reused=False)
 
 
-def _before(
-    run: RunFolder, config: FinetuneConfig, manifest: SplitManifest, ours: VideoModel
-) -> dict[str, Any] | None:
-    """The result of a run that is complete. Raises UserError where the folder holds another run."""
-    newest(run, _wanted(config, manifest, ours))
-    if not run.result.exists():
-        return None
-    try:
-        result: dict[str, Any] = json.loads(run.result.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{run.result} is damaged: not JSON ({error}). Remove it, and test is asked again"
-        ) from error
-    for name, wanted in (
-        ("mode", f"finetune-{config.mode}"),
-        ("options", options_of(config)),
-        ("model_identity", ours.identity),
-        ("manifest_digest", manifest.digest),
-    ):
-        if result.get(name) != wanted:
-            raise UserError(
-                f"{run.path} holds the result of another run: {name} is {result.get(name)!r}, here"
-                f" {wanted!r}; give another --out"
-            )
-    return result
-
-
-def _wanted(config: FinetuneConfig, manifest: SplitManifest, ours: VideoModel) -> dict[str, Any]:
-    """What the checkpoints of a run have in common with a start that goes on from them."""
-    return {"config": to_document(config), "manifest_digest": manifest.digest, "identity": ours.identity}
-
-
-def _append(config: FinetuneConfig, result: dict[str, Any]) -> None:
-    """Appends a result, unless its very line is there: a run may be stopped between keeping and appending
-    it."""
-    line = json.dumps(result, allow_nan=False).encode()
-    if not config.results.exists() or line not in config.results.read_bytes().splitlines():
-        append_result(config.results, result)
-
-
-def _open(
-    config: FinetuneConfig,
-    manifest: SplitManifest,
-    ours: VideoModel,
-    run: RunFolder,
-    device: torch.device,
-    threads: int,
-    stack: ExitStack,
-    progress: Progress,
-) -> _Data:
-    progress.say(f"indexing the videos of {len(manifest.rows)} rows")
-    clips = Clips(manifest, config.data_root, ours.config.data, run.path / "videos.h5", threads)
-    parts = parts_among(clips.present, manifest, str(config.manifest))
-    batch = min(config.batch, len(parts["train"].rows))
-    if config.mixup or config.cutmix:
-        batch -= batch % 2
-    data = DataConfig(size=ours.config.data.size)
-    stream = stack.enter_context(ClipStream(clips.index, data, device, threads))
-    ledger = stack.enter_context(Ledger(run.ledger))
-    watch = FailureWatch(data.max_failures, ledger)
-    return _Data(manifest, ours, clips, parts, batch, stream, watch)
-
-
 def _finetune(
-    config: FinetuneConfig, data: _Data, run: RunFolder, device: torch.device, progress: Progress
+    config: FinetuneConfig, data: RunData, run: RunFolder, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
     classes = len(data.manifest.classes)
     encoder = encoder_of(data.ours.build(torch.device("cpu")))
@@ -182,7 +95,7 @@ def _finetune(
     train = TrainClips(
         data.clips, data.parts["train"].rows, data.batch, crop_of(config), data.stream, data.watch
     )
-    wanted = _wanted(config, data.manifest, data.ours) | {"videos": data.videos}
+    wanted = _wanted(config, data.manifest, data.ours) | {"videos": data.clips.contents}
     path = newest(run, wanted)
     values: dict[str, Any] = wanted | {"epoch": 0, "val": [], "val_missing": [], "substitutes": 0}
     if path is not None:
@@ -202,17 +115,17 @@ def _finetune(
     merge_low_rank(classifier)
     progress.say(f"epoch {best['epoch']} is the best on val; asking it about test")
     test = _ask(config, data, tuner, "test", {})
-    result = _result(config, data, values, best, count, device, test)
-    about = _about(config, data, result)
+    result = result_of(config, data, values, best, count, device, test)
+    about = about_of(config, data, result)
     result["network_digest"] = write_network(run.network, about, classifier)
     write_atomically(run.result, json.dumps(result, allow_nan=False) + "\n")
-    _append(config, result)
+    append_once(config.results, result)
     return result
 
 
 def _epoch(
     config: FinetuneConfig,
-    data: _Data,
+    data: RunData,
     run: RunFolder,
     tuner: Tuner,
     train: TrainClips,
@@ -225,7 +138,7 @@ def _epoch(
     total = config.epochs * train.steps
     done = tuner.train(train, epoch, lambda step, loss: progress.step(step, total, loss))
     asked = _ask(config, data, tuner, "val", tuner.average.values)
-    val = part_among(_read(data, asked.missing), data.manifest, "val", str(config.manifest))
+    val = part_among(data.present(asked.missing), data.manifest, "val", str(config.manifest))
     entry: dict[str, Any] = {"epoch": epoch + 1, "score": None, "loss": None, "train_loss": done.loss}
     if np.isfinite(asked.scores).all():
         entry["score"], entry["loss"] = val_score(val, asked.scores, config.select)
@@ -249,7 +162,7 @@ def _epoch(
 
 
 def _ask(
-    config: FinetuneConfig, data: _Data, tuner: Tuner, split: Split, weights: dict[str, torch.Tensor]
+    config: FinetuneConfig, data: RunData, tuner: Tuner, split: Split, weights: dict[str, torch.Tensor]
 ) -> Asked:
     """About the rows of val or test, which has its own clips and views."""
     own: dict[str, Any] = {}
@@ -259,73 +172,19 @@ def _ask(
     return ask(tuner.classifier, weights, data.clips, rows, data.stream, config.batch, **own)
 
 
-def _read(data: _Data, missing: Mapping[int, str]) -> NDArray[np.bool_]:
-    """bool [rows of the manifest]: those that can be read, but the missing."""
-    present = data.clips.present
-    present[list(missing)] = False
-    return present
-
-
 def _best(val: list[dict[str, Any]]) -> dict[str, Any]:
     """The epoch of the highest score on val; of equal ones that of the lowest loss, then the first."""
     scored = [entry for entry in val if entry["score"] is not None]
     return min(scored, key=lambda entry: (-entry["score"], entry["loss"])) if scored else val[-1]
 
 
-def _result(
-    config: FinetuneConfig,
-    data: _Data,
-    values: dict[str, Any],
-    best: dict[str, Any],
-    parameters: int,
-    device: torch.device,
-    test: Asked,
-) -> dict[str, Any]:
-    where = str(config.manifest)
-    if best["score"] is None or not np.isfinite(test.scores).all():
-        raise UserError(
-            f"{where}: every epoch diverged; give a smaller --lr than {of_mode(config)['lr']:g} and another"
-            " --out"
-        )
-    # Of val, what could not be read in the last epoch.
-    lost = dict(values["val_missing"]) | test.missing
-    parts = parts_among(_read(data, lost), data.manifest, where)
-    missing = dict(sorted((data.clips.missing | lost).items()))
-    return {
-        "model": config.model,
-        "model_identity": data.ours.identity,
-        "features_digest": "",
-        "geometry": clip_geometry(data.ours.config.data),
-        "clips": config.test_clips,
-        "views": list(config.test_views),
-        "mode": f"finetune-{config.mode}",
-        "options": options_of(config),
-        "device": device.type,
-        "trained_parameters": parameters,
-        "chosen": {name: best[name] for name in ("epoch", "score", "loss")},
-        "val": values["val"],
-        "substitutes": values["substitutes"],
-        **outcome_of(data.manifest, parts, missing, test.scores, config.seed, config.resamples),
-    }
-
-
-def _about(config: FinetuneConfig, data: _Data, result: dict[str, Any]) -> NetworkAbout:
-    pretraining = data.ours.config
-    names = ("dataset", "manifest_digest", "model", "geometry", "clips", "options", "chosen")
-    return NetworkAbout(
-        kind=result["mode"],
-        classes=data.manifest.classes,
-        identity=data.ours.identity,
-        pretraining=pretraining_of(pretraining, pretraining_document(pretraining)),
-        head=config.head,
-        blocks=config.blocks,
-        views=config.test_views,
-        **{name: result[name] for name in (*names, "date", "versions", "commit")},
-    )
+def _wanted(config: FinetuneConfig, manifest: SplitManifest, ours: VideoModel) -> dict[str, Any]:
+    """What the checkpoints of a run have in common with a start that goes on from them."""
+    return {"config": to_document(config), "manifest_digest": manifest.digest, "identity": ours.identity}
 
 
 def _write_records(
-    config: FinetuneConfig, data: _Data, run: RunFolder, device: torch.device, start: int
+    config: FinetuneConfig, data: RunData, run: RunFolder, device: torch.device, start: int
 ) -> None:
     index = data.clips.index
     record = IndexRecord(str(index.path), index.digest, len(index))

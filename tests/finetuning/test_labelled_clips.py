@@ -19,7 +19,7 @@ from surgrec.loaders.crop import RandomCrop
 from surgrec.loaders.failure_watch import FailureWatch
 from surgrec.loaders.packet_index import PacketIndex
 
-from surgrec.evaluation.manifest import SplitManifest
+from surgrec.evaluation.manifest import Row, SplitManifest
 from surgrec.finetuning.labelled_clips import ATTEMPTS, Clips, TrainBatch, TrainClips, clips_in_order
 
 DATA = DataConfig(frames=8, stride=4, size=32)
@@ -63,6 +63,16 @@ def test_every_row_comes_once_an_epoch_in_another_order(indexed: Any) -> None:
         )
     with train_clips(indexed, 4) as clips:  # of six rows two are left out
         assert [len(batch.labels) for batch in clips.epoch(0)] == [4]
+
+
+def test_contents_are_the_same_wherever_videos_lie(indexed: Any) -> None:
+    def contents(rows: tuple[Row, ...], folder: Path) -> str:
+        manifest = SplitManifest("digits", ("left", "up"), rows)
+        return Clips(manifest, folder, DATA, Path("unused.h5"), 1).contents
+
+    rows = indexed.rows[:COUNT]
+    assert contents(rows, indexed.folder) == contents(rows, indexed.fragile)
+    assert contents(rows, indexed.folder) != contents(rows[1:], indexed.folder)
 
 
 def test_crops_are_those_of_pretraining(indexed: Any) -> None:
