@@ -112,6 +112,33 @@ class TableConfig:
     """Where the table goes; it is printed by default."""
 
 
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare two models on the test rows that both were scored on: differences, first less second, with 95 %
+    intervals and p-values by paired bootstrap over groups, for each data set and over them.
+
+    Of several results of one model in one way on one split the last one counts. Results on different splits
+    are refused.
+    """
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files of results, as `python -m surgrec.probe` writes them."""
+    models: tuple[str, str]
+    """The two models, as the results name them; the same one twice to compare two modes of it."""
+    manifests: tuple[Path, ...]
+    """Manifests of the splits: they hold the truth and the groups."""
+    modes: tuple[str, ...] = ()
+    """Modes of evaluation, such as probe-linear: one for both models, or one for each; by default the only
+    one there is."""
+    form: Literal["text", "json", "markdown"] = "text"
+    out: Path | None = None
+    """Where the comparison goes; it is printed by default."""
+    resamples: int = 1000
+    """Resamples of the bootstrap over groups."""
+    seed: int = 0
+    """Of the resamples."""
+
+
 Command = (
     Annotated[ListConfig, tyro.conf.subcommand("list")]
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
@@ -120,4 +147,5 @@ Command = (
     | Annotated[RepairConfig, tyro.conf.subcommand("repair")]
     | Annotated[MatrixConfig, tyro.conf.subcommand("run")]
     | Annotated[TableConfig, tyro.conf.subcommand("table")]
+    | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
 )

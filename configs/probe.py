@@ -76,3 +76,5 @@ class ProbeConfig(ProbeOptions, ProbeTask):
     learned query over token features."""
     out: Path = Path("results.jsonl")
     """The result is appended to this file."""
+    save: Path | None = None
+    """The chosen head is saved here, with what made it, for `python -m surgrec.predict`; not of knn."""

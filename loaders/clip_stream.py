@@ -1,8 +1,8 @@
-"""ClipStream: given clips, cropped at the centre, in their order, once each, and none replaced by another.
+"""ClipStream: given clips, cropped, in their order, once each, and none replaced by another.
 
-What reads a corpus through (embedding, features) wants every clip that it asks for, or the reason why there
-is none; ClipLoader, which trains, draws clips without end and substitutes those that fail. Both decode and
-crop by the same engines and the same graph:
+What reads a corpus through (embedding, features, fine-tuning) wants every clip that it asks for, or the
+reason why there is none; ClipLoader, which pretrains, draws clips without end and substitutes those that
+fail. Both decode and crop by the same engines and the same graph:
 
     groups of requests --submit, some ahead--> engine --in order--> CropGraph --> group by group
 """
@@ -22,7 +22,7 @@ from surgrec.loaders.clip_loader import AHEAD, SPARE, checked_device, parallel_c
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE
 from surgrec.loaders.clip_source import check_areas, content_of
-from surgrec.loaders.crop import CropWindows, centre_windows
+from surgrec.loaders.crop import CropWindows, RandomCrop, centre_windows
 from surgrec.loaders.dali_graph import CropGraph, choose_way
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Outcome
 from surgrec.loaders.engines.select import make_engine
@@ -51,10 +51,12 @@ class ClipStream:
         device: str | torch.device,
         threads: int,
         content_area: ArrayLike | None = None,
+        chunk: int = CHUNK,
     ) -> None:
         """data: size, engine and the bounds of memory; nothing is drawn. threads: of the CPU that decode.
         content_area: int32 [V, 4] as in ClipSource; windows are the largest square, as displayed, at its
-        centre.
+        centre. chunk: clips that are cropped at once; a GPU keeps room for as many, so that long ones are
+        better cropped one by one.
 
         Raises ValueError for a field of `data` that makes no sense, or a device that is not there.
         """
@@ -62,15 +64,19 @@ class ClipStream:
         self.device = checked_device(device)
         self._areas = None if content_area is None else check_areas(index, content_area)
         way = choose_way(data.crop, self.device)
-        self._graph = CropGraph(data.size, CHUNK, self.device, threads, way)
+        self._graph = CropGraph(data.size, chunk, self.device, threads, way)
+        self._chunk = chunk
         self._bytes = data.picture_mib << 20
         self._engine = make_engine(index, data, threads, self.device)
         self._ahead = SPARE + AHEAD * parallel_clips(self._engine, threads)
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def read(self, groups: Iterable[Sequence[ClipRequest]]) -> Iterator[Group]:
+    def read(
+        self, groups: Iterable[Sequence[ClipRequest]], crop: RandomCrop | None = None
+    ) -> Iterator[Group]:
         """Each group of requests, all of as many frames, as soon as it is decoded and cropped. Groups are
-        asked for as decoding goes ahead; empty ones give none."""
+        asked for as decoding goes ahead; empty ones give none. crop: draws windows by the requests' sample
+        numbers, in the place of the largest square. Between two groups others may be read."""
         sizes: deque[int] = deque()
         waiting: deque[tuple[Future[Outcome], int]] = deque()
         upcoming = _one_by_one(groups, sizes)
@@ -99,10 +105,10 @@ class ClipStream:
                     else:
                         failures.append(outcome)
                         held -= nbytes
-                    full = len(decoded) >= CHUNK or decoded_bytes * CROP_SHARE >= self._bytes
+                    full = len(decoded) >= self._chunk or decoded_bytes * CROP_SHARE >= self._bytes
                     if decoded and (full or left == 1):
                         requests += [clip.request for clip in decoded]
-                        parts.append(self._crop(decoded))
+                        parts.append(self._crop(decoded, crop))
                         decoded = []
                         held -= decoded_bytes
                         decoded_bytes = 0
@@ -113,10 +119,14 @@ class ClipStream:
             for future, _ in waiting:
                 future.cancel()
 
-    def _crop(self, clips: list[DecodedClip]) -> Tensor:
+    def _crop(self, clips: list[DecodedClip], crop: RandomCrop | None) -> Tensor:
         """uint8 [b, T, S, S, 3], torch's own memory. On a GPU beside what the caller has queued there."""
         areas, sar = content_of(self.index, self._areas, clips)
-        inside = centre_windows(areas[:, 3], areas[:, 2], sar)
+        if crop is None:
+            inside = centre_windows(areas[:, 3], areas[:, 2], sar)
+        else:
+            samples = [clip.request.sample for clip in clips]
+            inside = crop.windows(samples, areas[:, 3], areas[:, 2], sar)
         windows = CropWindows(
             inside.top + areas[:, 0], inside.left + areas[:, 1], inside.height, inside.width, inside.flip
         )

@@ -1,4 +1,5 @@
-"""`python -m surgrec.benchmark list | check | import | lint | repair | run | table`: sets, splits, models."""
+"""`python -m surgrec.benchmark list | check | import | lint | repair | run | table | compare`: data sets,
+splits, models, results."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import tyro
 from surgrec.configs.benchmark import (
     CheckConfig,
     Command,
+    CompareConfig,
     ImportConfig,
     LintConfig,
     ListConfig,
@@ -65,6 +67,8 @@ def _run(config: Any) -> int:
         return _repair(config)
     if isinstance(config, MatrixConfig):
         return _matrix(config)
+    if isinstance(config, CompareConfig):
+        return _compare(config)
     return _table(config)
 
 
@@ -256,6 +260,36 @@ def _table(config: TableConfig) -> int:
     with replacing(config.out) as temporary:
         temporary.write_text(text)
     print(f"{config.out}: {len(results)} results")
+    return 0
+
+
+def _compare(config: CompareConfig) -> int:
+    from surgrec.evaluation.comparison import Side, compare
+    from surgrec.evaluation.comparison_text import render, warnings_of
+    from surgrec.evaluation.manifest import read_manifest
+    from surgrec.evaluation.results import read_results
+    from surgrec.loaders.whole_file import replacing
+
+    if config.resamples < 1:
+        return _failed(f"--resamples is {config.resamples}; it is at least 1")
+    if len(config.modes) > 2:
+        return _failed(f"--modes are {' '.join(config.modes)}; give one for both models, or one for each")
+    modes = (*config.modes, *config.modes, None, None)
+    first, second = Side(config.models[0], modes[0]), Side(config.models[1], modes[1])
+    if first == second:
+        return _failed(f"{first.model} is compared with itself; name two models, or two --modes of it")
+    results = [result for path in config.results for result in read_results(path)]
+    manifests = [read_manifest(path) for path in config.manifests]
+    found = compare(results, manifests, (first, second), config.seed, config.resamples)
+    for warning in warnings_of(found):
+        print(f"surgrec.benchmark: {warning}", file=sys.stderr)
+    text = render(found, config.form)
+    if config.out is None:
+        print(text)
+        return 0
+    with replacing(config.out) as temporary:
+        temporary.write_text(text)
+    print(f"{config.out}: {len(found.sets)} data sets")
     return 0
 
 

@@ -68,7 +68,7 @@ def extract(
     paths = [str(resolve(config.data_root, row)) for row in manifest.rows]
     if not config.data_root.is_dir():
         raise FeatureError(f"{config.data_root}: no such folder; check --data-root")
-    model = feature_model(config)
+    model = feature_model(config.model, config.pictures, config.seed)
     ranks = one_rank(config.device) if ranks is None else ranks
     device, here = ranks.world.device, max(1, threads // ranks.on_this_machine)
     records = ChunkRecords(config.out.with_name(f"{config.out.name}.work"))
@@ -120,7 +120,7 @@ def _lead(
     records.open()
     finished = False
     try:
-        index = _index(manifest, paths, records.folder / "videos.h5", threads)
+        index = index_of(manifest, paths, records.folder / "videos.h5", threads)
         chunks = plan_chunks(config, manifest, paths, index, model, ranks.world.device)
         left = [chunk for chunk in chunks if chunk.requests and not records.has(chunk.key)]
         rows = sum(chunk.count for chunk in left)
@@ -159,7 +159,7 @@ def _report(out: Path, manifest: SplitManifest, digest: str, reused: bool) -> Re
     return Report(len(manifest.rows), missing, digest, reused)
 
 
-def _index(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
+def index_of(manifest: SplitManifest, paths: list[str], out: Path, threads: int) -> PacketIndex:
     """The packet index of the videos. One that is not there has a row that says so."""
     entries = {path: Entry(path, manifest.dataset) for path in paths}
     build_index(list(entries.values()), out, threads)

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from surgrec.configs.extract import ExtractConfig
 from surgrec.curation.records import key_of
@@ -79,11 +80,9 @@ def span_of(index: PacketIndex, video: int, row: Row) -> tuple[int, int] | str:
     table = index.videos
     if table.status[video] in (ERROR, REMOVED):
         return table.reason[video] or "the video is gone"
-    times = index.frame_pts(video)
-    if not len(times):
+    seconds = seconds_of(index, video)
+    if not len(seconds):
         return "the video has no frame"
-    num, den = int(table.time_base_num[video]), int(table.time_base_den[video])
-    seconds = np.maximum.accumulate((times - times[0]) * (num / den))
     start = 0 if row.start is None else int(np.searchsorted(seconds, row.start - SLACK))
     end = len(seconds) if row.end is None else int(np.searchsorted(seconds, row.end - SLACK))
     if start >= len(seconds):
@@ -91,3 +90,11 @@ def span_of(index: PacketIndex, video: int, row: Row) -> tuple[int, int] | str:
             f"seconds {row.start:g} to {row.end or np.inf:g} begin behind the last frame, at {seconds[-1]:g}"
         )
     return start, max(end, start + 1)
+
+
+def seconds_of(index: PacketIndex, video: int) -> NDArray[np.float64]:
+    """float64 [F]: when each frame of a video is shown, counted from the first one on; never decreasing."""
+    times = index.frame_pts(video)
+    num, den = int(index.videos.time_base_num[video]), int(index.videos.time_base_den[video])
+    first = times[0] if len(times) else 0
+    return np.maximum.accumulate((times - first) * (num / den))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from surgrec.configs.data import DataConfig
-from surgrec.configs.extract import ExtractConfig
 from surgrec.configs.presets import PRESETS
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain
 from surgrec.curation.checkpoint_embedder import clip_within, load_objective, open_checkpoint
@@ -67,51 +66,89 @@ def is_image_model(name: str) -> bool:
     return name.removeprefix("random:").startswith("timm:")
 
 
-def feature_model(config: ExtractConfig) -> FeatureModel:
-    """What config.model names. A file or checkpoint is read once, to know what it holds.
+@dataclass(frozen=True)
+class VideoModel:
+    """A model of this project. identity: as of FeatureModel. config: of its pretraining. build: on a
+    device."""
 
-    Raises FeatureError for a name that does not exist, and CurationError where weights are not there or
-    damaged, both with the remedy.
+    identity: str
+    config: MaePretrain | JepaPretrain
+    build: Callable[[torch.device], Objective]
+
+
+def video_model(name: str, seed: int) -> VideoModel | None:
+    """What ckpt:PATH or random:PRESET names; None for another name. seed: of first weights.
+
+    Raises CurationError where a checkpoint is not there or damaged.
     """
-    kind, _, name = config.model.partition(":")
+    kind, _, rest = name.partition(":")
+    if kind == "ckpt" and rest:
+        checkpoint = open_checkpoint(Path(rest))
+        return VideoModel(
+            f"ckpt:{checkpoint.key}", checkpoint.config, lambda device: load_objective(checkpoint, device)
+        )
+    if kind == "random" and rest in PRESETS:
+        preset = PRESETS[rest][1]
+        assert isinstance(preset, MaePretrain | JepaPretrain)
+        data = preset.data
+        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, seed)
+
+        def build(device: torch.device) -> Objective:
+            return build_objective(preset.model, seed, data.frames, data.size).to(device).eval()
+
+        return VideoModel(f"random:{rest}/{key}", preset, build)
+    return None
+
+
+def clip_geometry(data: DataConfig) -> dict[str, Any]:
+    """Frames, stride or frames per second, and size of a clip, as JSON."""
+    time = {"stride": data.stride} if data.fps is None else {"fps": data.fps}
+    return {"frames": data.frames, **time, "size": data.size}
+
+
+def choose_within(data: DataConfig) -> Choose:
+    """Clips of a run's shape, in the middles of equal shares of a span."""
+    return lambda index, video, start, end, clip, clips: clip_within(
+        index, video, start, end, (clip + 0.5) / clips, data
+    )
+
+
+def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
+    """What `asked` names, as --model has it. A file or checkpoint is read once, to know what it holds.
+
+    pictures: of a clip, for image models; None takes PICTURES. seed: of random weights. Raises FeatureError
+    for a name that does not exist, and CurationError where weights are not there or damaged, both with the
+    remedy.
+    """
+    kind, _, name = asked.partition(":")
     if kind == "timm" and name:
         model, at, file = name.partition("@")
         path = Path(file) if at else None
-        return _image(config, model, timm_identity(model, path), lambda: timm_model(model, path))
+        return _image(model, pictures, timm_identity(model, path), lambda: timm_model(model, path))
     if kind == "random" and name.startswith("timm:"):
         model = name.removeprefix("timm:")
         check_name(model)
-        return _image(config, model, f"{config.model}/{config.seed}", lambda: _random(model, config.seed))
-    if config.pictures is not None:
+        return _image(model, pictures, f"{asked}/{seed}", lambda: _random(model, seed))
+    if pictures is not None:
         raise FeatureError(
-            f"--pictures is of image models; {config.model} sees the frames of its pretraining: leave it out"
+            f"--pictures is of image models; {asked} sees the frames of its pretraining: leave it out"
         )
-    if kind == "ckpt" and name:
-        checkpoint = open_checkpoint(Path(name))
-        own = checkpoint.config.data
-        return _video(f"ckpt:{checkpoint.key}", own, lambda device: load_objective(checkpoint, device))
-    if kind == "random" and name in PRESETS:
-        preset = PRESETS[name][1]
-        assert isinstance(preset, MaePretrain | JepaPretrain)
-        data = preset.data
-        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, config.seed)
-
-        def build(device: torch.device) -> Objective:
-            return build_objective(preset.model, config.seed, data.frames, data.size).to(device).eval()
-
-        return _video(f"random:{name}/{key}", data, build)
+    ours = video_model(asked, seed)
+    if ours is not None:
+        return _video(ours)
     raise FeatureError(
-        f"there is no model {config.model!r}: give ckpt:PATH, timm:MODEL, timm:MODEL@FILE,"
+        f"there is no model {asked!r}: give ckpt:PATH, timm:MODEL, timm:MODEL@FILE,"
         " random:timm:MODEL or"
         f" random:PRESET, of {', '.join(PRESETS)}"
     )
 
 
-def _video(identity: str, data: DataConfig, build: Callable[[torch.device], Objective]) -> FeatureModel:
+def _video(ours: VideoModel) -> FeatureModel:
     """The encoder of MAE, the teacher of JEPA, on all tokens of a clip; pooled is the mean of the tokens."""
+    data = ours.config.data
 
     def load(device: torch.device) -> FeatureNetwork:
-        objective = build(device)
+        objective = ours.build(device)
 
         @torch.no_grad()
         def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,18 +158,12 @@ def _video(identity: str, data: DataConfig, build: Callable[[torch.device], Obje
 
         return FeatureNetwork(data.size, encode)
 
-    def choose(
-        index: PacketIndex, video: int, start: int, end: int, clip: int, clips: int
-    ) -> tuple[int, ...]:
-        return clip_within(index, video, start, end, (clip + 0.5) / clips, data)
-
-    time = {"stride": data.stride} if data.fps is None else {"fps": data.fps}
-    return FeatureModel(identity, {"frames": data.frames, **time, "size": data.size}, choose, load)
+    return FeatureModel(ours.identity, clip_geometry(data), choose_within(data), load)
 
 
-def _image(config: ExtractConfig, name: str, identity: str, make: Callable[[], Any]) -> FeatureModel:
+def _image(name: str, pictures: int | None, identity: str, make: Callable[[], Any]) -> FeatureModel:
     """Pictures spread over a span; pooled is the mean of what timm pools of each, tokens are those of all."""
-    count = PICTURES if config.pictures is None else config.pictures
+    count = PICTURES if pictures is None else pictures
     if count < 1:
         raise FeatureError(f"--pictures is {count}; a clip has at least 1")
 

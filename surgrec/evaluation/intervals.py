@@ -44,15 +44,19 @@ class Evaluation:
     groups: int
 
 
-def draw_groups(groups: int, seed: int, resamples: int = RESAMPLES) -> Floats:
+def draw_groups(groups: int, seed: int, resamples: int = RESAMPLES, test_set: str = "") -> Floats:
     """float64 [resamples, groups]: how often each group is in each resample. The same for all models and
-    figures of a test set, so that two of them can be compared in pairs."""
-    return np.concatenate(list(_draws(groups, seed, resamples)))
+    figures of a test set, so that two of them can be compared in pairs.
+
+    test_set: its digest, where resamples of several sets are put together: each has a stream of its own.
+    """
+    return np.concatenate(list(_draws(groups, seed, resamples, test_set)))
 
 
-def _draws(groups: int, seed: int, resamples: int) -> Iterator[Floats]:
+def _draws(groups: int, seed: int, resamples: int, test_set: str = "") -> Iterator[Floats]:
     """The resamples, in blocks that hold at most HELD numbers, or one resample."""
-    generator = np.random.Generator(np.random.Philox(stream_key(seed, "evaluation/bootstrap")))
+    name = f"evaluation/bootstrap/{test_set}" if test_set else "evaluation/bootstrap"
+    generator = np.random.Generator(np.random.Philox(stream_key(seed, name)))
     shares, block = np.full(groups, 1 / groups), max(1, HELD // groups)
     for first in range(0, resamples, block):
         drawn = generator.multinomial(groups, shares, size=min(block, resamples - first))
@@ -69,16 +73,21 @@ def resampled_figures(
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def figures_of(answers: Answers, weights: Floats, times: Floats | None = None) -> dict[str, NDArray[Any]]:
+def figures_of(
+    answers: Answers, weights: Floats, times: Floats | None = None, ranked: bool = True
+) -> dict[str, NDArray[Any]]:
     """All figures for R weightings of the groups: [R] each, but `recall` and `class_auroc`, [R, C].
 
-    weights: float64 [R, G]. times: float64 [n] that order the rows of a video, where they are known.
+    weights: float64 [R, G]. times: float64 [n] that order the rows of a video, where they are known. ranked:
+    whether the scores are a model's. Where they only say which class it predicts, figures of their order
+    (top-5, AUROC) are left out.
     """
     found: dict[str, NDArray[Any]] = dict(class_figures(answers, weights))
-    if answers.scores.shape[1] > TOP:
-        found[f"top{TOP}"] = top_k(answers, weights)
-    found["class_auroc"] = auroc(answers, weights)
-    found["auroc"] = _mean_of_known(found["class_auroc"])
+    if ranked:
+        if answers.scores.shape[1] > TOP:
+            found[f"top{TOP}"] = top_k(answers, weights)
+        found["class_auroc"] = auroc(answers, weights)
+        found["auroc"] = _mean_of_known(found["class_auroc"])
     for name, values in video_figures(answers, times).items():
         found[name] = (weights @ values) / weights.sum(1)
     return found
@@ -132,12 +141,17 @@ def evaluate(
 @dataclass(frozen=True)
 class Difference:
     """Of a figure between two models, first less second. p: two-sided, twice the smaller share of resamples
-    on either side of no difference, at least 1 / resamples."""
+    on either side of no difference, at least 1 / resamples: the level at which the interval begins to hold
+    no difference (Efron and Tibshirani 1993, section 15.4)."""
 
     value: float
     low: float
     high: float
     p: float
+
+    def plain(self) -> dict[str, float]:
+        """As a document has it."""
+        return {"value": self.value, "low": self.low, "high": self.high, "p": self.p}
 
 
 def paired_differences(
@@ -147,22 +161,35 @@ def paired_differences(
 
     Raises ValueError where the rows are not the same, or there is one group only.
     """
+    drawn = paired_resamples(one, two, draw_groups(one.group_count, seed, resamples), times)
+    found = {name: difference_of(values) for name, values in drawn.items()}
+    return {name: difference for name, difference in found.items() if difference is not None}
+
+
+def paired_resamples(
+    one: Answers, two: Answers, weights: Floats, times: Floats | None = None, ranked: bool = True
+) -> dict[str, Floats]:
+    """float64 [1 + R] for every figure: the difference on the rows as they are, and on R resamples.
+
+    weights: float64 [R, G]. ranked: as in figures_of. Raises ValueError as paired_differences does.
+    """
     same = np.array_equal(one.labels, two.labels) and np.array_equal(one.groups, two.groups)
     if not same or one.scores.shape != two.scores.shape:
         raise ValueError("two models are compared on the same test rows, in the same order; these differ")
     if one.group_count < 2:
         raise ValueError("the test set has one group: the bootstrap over groups has nothing to draw from")
-    first, second = (resampled_figures(answers, seed, times, resamples) for answers in (one, two))
-    found = {}
-    for name, values in first.items():
-        difference = values - second[name]
-        if values.ndim > 1 or not np.isfinite(difference[0]):
-            continue
-        drawn = difference[1:][np.isfinite(difference[1:])]
-        bounds = interval(drawn)
-        if bounds is None:
-            continue
-        side = min((drawn <= 0).mean(), (drawn >= 0).mean())
-        p = float(min(1.0, max(2 * side, 1 / len(drawn))))
-        found[name] = Difference(float(difference[0]), *bounds, p)
-    return found
+    weights = np.vstack([np.ones((1, one.group_count)), weights])
+    first, second = (figures_of(answers, weights, times, ranked) for answers in (one, two))
+    return {name: values - second[name] for name, values in first.items() if values.ndim == 1}
+
+
+def difference_of(values: Floats) -> Difference | None:
+    """Of [1 + R] differences as paired_resamples gives them; None for a figure that has no value here, or on
+    no resample."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    bounds = interval(drawn)
+    if not np.isfinite(values[0]) or bounds is None:
+        return None
+    side = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    p = float(min(1.0, max(2 * side, 1 / len(drawn))))
+    return Difference(float(values[0]), *bounds, p)

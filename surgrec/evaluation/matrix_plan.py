@@ -157,7 +157,8 @@ def _of_model(
     """The pairs of a model; where it cannot be had, all say why."""
     fault, model, shapes = "", None, None
     try:
-        model = feature_model(extract_config(config, name, Path(), Path()))
+        options = extract_config(config, name, Path(), Path())
+        model = feature_model(name, options.pictures, options.seed)
     except FAILURES as error:
         fault = reason_of(error)
     pairs = []

@@ -10,11 +10,11 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from surgrec.evaluation.features import FeatureError, FeatureFile
-from surgrec.evaluation.manifest import SPLITS, Split, SplitManifest
+from surgrec.evaluation.features import FeatureFile
+from surgrec.evaluation.manifest import Split, SplitManifest
+from surgrec.evaluation.parts import Part, Rows, parts_among
 from surgrec.kernels.counter_rng import stream_key
 
 AHEAD: Final = 4
@@ -23,51 +23,11 @@ READ: Final = 1024
 """Rows of pooled features that are read at a time."""
 
 Column = Literal["pooled", "tokens"]
-Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of a split that have features. rows: int64 [n], ascending numbers in the manifest. labels,
-    groups: int64 [n], groups from 0 without gaps. of: rows of the split in the manifest. lacks: classes that
-    occur in none of the n rows."""
-
-    rows: Rows
-    labels: Rows
-    groups: Rows
-    of: int
-    lacks: tuple[int, ...]
 
 
 def parts_of(features: FeatureFile, manifest: SplitManifest) -> dict[Split, Part]:
-    """The three splits.
-
-    Raises FeatureError where one is empty, or train holds one class only: nothing can be learned or said.
-    """
-    found: dict[Split, Part] = {}
-    for split in SPLITS:
-        every = [number for number, row in enumerate(manifest.rows) if row.split == split]
-        rows = np.array([number for number in every if features.present[number]], np.int64)
-        if not len(rows):
-            cause = f"all {len(every)} rows of it are missing" if every else "the manifest has no row of it"
-            raise FeatureError(
-                f"{features.path}: nothing to read for the split {split}: {cause}. A probe needs train, val"
-                " and"
-                " test; `python -m surgrec.benchmark repair` makes them"
-            )
-        labels = np.array([manifest.rows[number].label for number in rows], np.int64)
-        groups = np.unique([manifest.rows[number].group for number in rows], return_inverse=True)[1]
-        lacks = tuple(sorted(set(range(len(manifest.classes))) - set(labels.tolist())))
-        found[split] = Part(rows, labels, groups.astype(np.int64), len(every), lacks)
-    present = set(found["train"].labels.tolist())
-    if len(present) < 2:
-        only = manifest.classes[found["train"].labels[0]]
-        raise FeatureError(
-            f"{features.path}: train holds one class only, {only!r}: there is nothing to learn. Check the"
-            " labels"
-            " of the manifest"
-        )
-    return found
+    """The three splits; errors as of parts_among."""
+    return parts_among(features.present, manifest, str(features.path))
 
 
 def few_shot(train: Part, shots: int, draw: int, seed: int) -> Part:

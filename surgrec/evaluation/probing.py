@@ -4,39 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from surgrec.configs.probe import RATES, Kind, ProbeConfig
-from surgrec.evaluation.baseline_answers import as_scores, lookup
-from surgrec.evaluation.baselines import majority_label
+from surgrec.evaluation.device import device_of
 from surgrec.evaluation.features import FeatureError, FeatureFile, open_features
 from surgrec.evaluation.head_training import Candidate, one_head, probabilities, train_heads
-from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads
-from surgrec.evaluation.intervals import Evaluation, evaluate
+from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads, Weights
 from surgrec.evaluation.knn import knn_scores
 from surgrec.evaluation.manifest import Split, SplitManifest, read_manifest
-from surgrec.evaluation.metrics import Answers, Floats, class_figures
-from surgrec.evaluation.probe_data import Part, Reader, few_shot, parts_of
-from surgrec.evaluation.results import FORMAT_NAME, FORMAT_VERSION, provenance
-
-BASELINE_FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
-
-Scores = NDArray[np.float32]
+from surgrec.evaluation.metrics import Answers, class_figures
+from surgrec.evaluation.outcome import BASELINE_FIGURES, Scores, outcome_of, val_score
+from surgrec.evaluation.parts import Part
+from surgrec.evaluation.probe_data import Reader, few_shot, parts_of
+from surgrec.evaluation.results import provenance
+from surgrec.evaluation.saved_head import HeadAbout, SavedHead, write_head
 
 
 @dataclass(frozen=True)
 class Chosen:
     """The best of a grid on val. parameters: that it was trained in. setting: what it is. val: score and loss
-    of every candidate, None for one that diverged. test: float32 [n, C], what it says of test."""
+    of every candidate, None for one that diverged. test: float32 [n, C], what it says of test. weights: of a
+    trained head, with shift and scale of its features where they are standardised; empty for knn."""
 
     parameters: int
     setting: dict[str, Any]
     val: list[dict[str, Any]]
     test: Scores
+    weights: Weights
 
 
 def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -48,19 +46,11 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
     manifest = read_manifest(config.manifest)
     features = open_features(config.features, manifest)
     parts = parts_of(features, manifest)
-    device = _device(config.device)
+    device = device_of(config.device)
     classes = len(manifest.classes)
     progress(f"{config.kind} probe of {features.about.model}, {len(parts['train'].rows)} rows of train")
     chosen = choose(config, features, parts, classes, device)
-    test = parts["test"]
-    times = times_of(manifest, test)
-    answers = Answers(test.labels, chosen.test.astype(np.float64), test.groups)
     result: dict[str, Any] = {
-        "format": FORMAT_NAME,
-        "format_version": FORMAT_VERSION,
-        "dataset": manifest.dataset,
-        "manifest_digest": manifest.digest,
-        "classes": list(manifest.classes),
         "model": features.about.model,
         "model_identity": features.about.identity,
         "features_digest": features.digest,
@@ -70,35 +60,40 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
         "mode": mode_of(config.kind),
         "options": options_of(config),
         "device": device.type,
-        "rows": {split: {"read": len(part.rows), "of": part.of} for split, part in parts.items()},
-        "classes_missing": {
-            split: [manifest.classes[label] for label in part.lacks] for split, part in parts.items()
-        },
-        "missing": [
-            [manifest.rows[row].split, manifest.rows[row].path, reason]
-            for row, reason in features.missing.items()
-        ],
         "trained_parameters": chosen.parameters,
         "chosen": chosen.setting,
         "val": chosen.val,
-        **_evaluated(evaluate(answers, config.seed, times, config.resamples), manifest),
-        "baselines": _baselines(config, manifest, parts, times),
-        "confusion": confusion(test.labels, answers.predicted, classes),
-        "predictions": [
-            [int(row), int(said)] for row, said in zip(test.rows, answers.predicted, strict=True)
-        ],
-        **provenance(),
+        **outcome_of(manifest, parts, features.missing, chosen.test, config.seed, config.resamples),
     }
     if config.shots:
         result["few_shot"] = _few_shot(config, features, parts, classes, device, progress)
+    if config.save is not None:
+        result["head_digest"] = write_head(config.save, _saved(config, features, manifest, chosen))
     return result
 
 
-def confusion(truth: NDArray[Any], said: NDArray[Any], classes: int) -> list[list[int]]:
-    """Rows by what is true, columns by what was said: [C][C] counts."""
-    found = np.bincount(truth * classes + said, minlength=classes * classes).reshape(classes, classes)
-    counts: list[list[int]] = found.tolist()
-    return counts
+def _saved(config: ProbeConfig, features: FeatureFile, manifest: SplitManifest, chosen: Chosen) -> SavedHead:
+    """The chosen head with what made it."""
+    tokens = features.token_shape
+    about = HeadAbout(
+        kind=mode_of(config.kind),
+        classes=manifest.classes,
+        dataset=manifest.dataset,
+        manifest_digest=manifest.digest,
+        features_digest=features.digest,
+        model=features.about.model,
+        identity=features.about.identity,
+        geometry=features.about.geometry,
+        clips=features.about.clips,
+        views=features.about.views,
+        width=features.width if config.kind == "linear" or tokens is None else tokens[1],
+        blocks=config.blocks if config.kind == "attentive" else 0,
+        precision=config.precision,
+        options=options_of(config),
+        chosen=chosen.setting,
+        **provenance(),
+    )
+    return SavedHead(about, chosen.weights)
 
 
 def mode_of(kind: Kind) -> str:
@@ -121,6 +116,12 @@ def check_options(config: ProbeConfig) -> None:
     for name in ("weight_decays", "seeds", "ks"):
         if not getattr(config, name):
             raise ValueError(f"--{name.replace('_', '-')} is empty; name at least one")
+    if config.save is not None and config.kind == "knn":
+        raise ValueError(
+            "--save is of trained heads; knn trains none: leave it out, or choose another --kind"
+        )
+    if config.save is not None and config.save.exists():
+        raise ValueError(f"{config.save}: is there already, and is not overwritten; name another --save")
 
 
 def options_of(config: ProbeConfig) -> dict[str, Any]:
@@ -135,14 +136,6 @@ def options_of(config: ProbeConfig) -> dict[str, Any]:
     if config.kind != "knn":
         found["lrs"] = config.lrs or RATES[config.kind]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, but torch finds no GPU; use --device cpu")
-    return torch.device(name)
 
 
 def choose(
@@ -183,7 +176,11 @@ def choose(
     val = ask(parts["val"], weights)
     settings = [vars(candidate) for candidate in grid]
     best, scores = _best(config, parts["val"], val, settings, str(features.path))
-    return Chosen(heads.parameters, settings[best], scores, ask(parts["test"], one_head(weights, best))[0])
+    head = one_head(weights, best)
+    kept = {name: value[0].cpu() for name, value in head.items()}
+    if reader.shift is not None and reader.scale is not None:
+        kept |= {"shift": reader.shift.cpu(), "scale": reader.scale.cpu()}
+    return Chosen(heads.parameters, settings[best], scores, ask(parts["test"], head)[0], kept)
 
 
 def _nearest(
@@ -201,71 +198,26 @@ def _nearest(
 
     settings = [{"k": k} for k in ks]
     best, scores = _best(config, parts["val"], ask(parts["val"], ks), settings, str(features.path))
-    return Chosen(0, settings[best], scores, ask(parts["test"], [ks[best]])[0])
+    return Chosen(0, settings[best], scores, ask(parts["test"], [ks[best]])[0], {})
 
 
 def _best(
     config: ProbeConfig, val: Part, shares: Scores, settings: list[dict[str, Any]], where: str
 ) -> tuple[int, list[dict[str, Any]]]:
     """The candidate of the highest score on val; of equal ones that of the lowest loss, then the first."""
-    ones = np.ones((1, int(val.groups.max()) + 1))
     found: list[dict[str, Any]] = []
     ranks = []
     for number, (setting, own) in enumerate(zip(settings, shares, strict=True)):
         if not np.isfinite(own).all():
             found.append(setting | {"score": None, "loss": None})
             continue
-        score = float(class_figures(Answers(val.labels, own, val.groups), ones)[config.select][0])
-        loss = float(-np.log(np.maximum(own[np.arange(len(own)), val.labels], 1e-12)).mean())
+        score, loss = val_score(val, own, config.select)
         found.append(setting | {"score": score, "loss": loss})
         ranks.append((-score, loss, number))
     if not ranks:
         rates = config.lrs or RATES[config.kind]
         raise FeatureError(f"{where}: every head of the grid diverged; give smaller --lrs than {rates}")
     return min(ranks)[2], found
-
-
-def times_of(manifest: SplitManifest, part: Part) -> Floats | None:
-    """float64 [n] that order the rows of a group in time; None where the manifest does not know their
-    starts."""
-    rows = [manifest.rows[number] for number in part.rows]
-    starts = [row.start for row in rows if row.start is not None]
-    if len(starts) < len(rows):
-        return None
-    order = sorted(range(len(rows)), key=lambda k: (rows[k].path, starts[k]))
-    times = np.empty(len(rows))
-    times[order] = np.arange(len(rows))
-    return times
-
-
-def _evaluated(found: Evaluation, manifest: SplitManifest) -> dict[str, Any]:
-    by_class = zip(manifest.classes, found.recall, found.class_auroc, strict=True)
-    return {
-        "test_rows": found.rows,
-        "test_groups": found.groups,
-        "figures": {name: figure.plain() for name, figure in found.figures.items()},
-        "per_class": [
-            {"class": name, "recall": recall.plain() if recall else None, "auroc": area}
-            for name, recall, area in by_class
-        ],
-    }
-
-
-def _baselines(
-    config: ProbeConfig, manifest: SplitManifest, parts: dict[Split, Part], times: Floats | None
-) -> dict[str, Any]:
-    """Majority and look-up of the source, from the rows of train that were read, on those of test."""
-    train, test = ([manifest.rows[number] for number in parts[split].rows] for split in ("train", "test"))
-    always = majority_label(train)
-    looked_up, known = lookup(train, test)
-    found: dict[str, Any] = {}
-    for name, answers in (("majority", np.full(len(test), always)), ("source_lookup", looked_up)):
-        given = Answers(parts["test"].labels, as_scores(answers, len(manifest.classes)), parts["test"].groups)
-        figures = evaluate(given, config.seed, times, config.resamples).figures
-        found[name] = {figure: figures[figure].plain() for figure in BASELINE_FIGURES}
-    found["majority"]["class"] = manifest.classes[always]
-    found["source_lookup"]["covered"] = int(known.sum())
-    return found
 
 
 def _few_shot(

@@ -1,7 +1,7 @@
 """Results of models on benchmark sets: a line of JSON each, for one model, data set and way of evaluation.
 
 A line is whole or not there: one that a killed run left torn at the end is cut off by the next one. Keys
-that this file does not name are left to those who write them (the grid, predictions, few-shot draws).
+that this file does not name are left to those who write them (the grid, few-shot draws).
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Result:
     groups: theirs. figures: by name, shares of 1, such as accuracy. baselines: the same for what no model is
     needed for, such as majority. confusion: [C][C] clips by what is true (rows) and what was said; empty
     where it was not recorded. trained_parameters: None where it was not recorded. options, chosen: what was
-    asked for, and what was chosen on val; plain values. date: ISO 8601.
+    asked for, and what was chosen on val; plain values. date: ISO 8601. predictions: (row of the manifest,
+    counted from 0; predicted class) of the n clips, in ascending order of the rows; empty where they were not
+    recorded.
     """
 
     model: str
@@ -77,6 +79,7 @@ class Result:
     date: str
     versions: Mapping[str, str]
     commit: str
+    predictions: tuple[tuple[int, int], ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -114,6 +117,7 @@ def document_of(result: Result) -> dict[str, Any]:
         "date": result.date,
         "versions": dict(result.versions),
         "commit": result.commit,
+        "predictions": [list(pair) for pair in result.predictions],
     }
 
 
@@ -233,6 +237,7 @@ def _parsed(document: Any) -> Result:
         date=_get(document, "date", str, ""),
         versions={k: str(v) for k, v in _get(document, "versions", dict, {}).items()},
         commit=_get(document, "commit", str, ""),
+        predictions=_predictions(_get(document, "predictions", list, []), len(classes)),
     )
     if not 0 < result.n <= result.m:
         raise ResultsError(
@@ -241,6 +246,8 @@ def _parsed(document: Any) -> Result:
     counted = sum(map(sum, result.confusion))
     if result.confusion and counted != result.n:
         raise ResultsError(f"`confusion` counts {counted} clips, and {result.n} were scored")
+    if result.predictions and len(result.predictions) != result.n:
+        raise ResultsError(f"`predictions` are {len(result.predictions)}, and {result.n} clips were scored")
     return result
 
 
@@ -319,6 +326,18 @@ def _class(document: Any) -> ClassResult:
         None if recall is None else _interval(recall, "recall"),
         _optional(document, "auroc", _share),
     )
+
+
+def _predictions(pairs: list[Any], classes: int) -> tuple[tuple[int, int], ...]:
+    found: list[tuple[int, int]] = []
+    for pair in pairs:
+        counts = isinstance(pair, list) and len(pair) == 2 and all(type(each) is int for each in pair)
+        if not counts or not 0 <= pair[1] < classes or pair[0] <= (found[-1][0] if found else -1):
+            raise ResultsError(
+                f"`predictions` holds {_short(pair)}; rows ascend, and classes are 0 to {classes - 1}"
+            )
+        found.append((pair[0], pair[1]))
+    return tuple(found)
 
 
 def _confusion(rows: list[Any], classes: int) -> tuple[tuple[int, ...], ...]:

@@ -43,18 +43,19 @@ def markdown(table: Table) -> str:
         ]
         parts += ["## Top-1", *_markdown_table(["Data set", *names], body)]
     for section in table.sections:
-        parts += [f"## {_md(_split(section))}", *_markdown_table(_head(section), _body(section))]
+        parts += [f"## {markdown_cell(_split(section))}", *_markdown_table(_head(section), _body(section))]
     parts += [NOTE, *_notes(table)]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
     lines = [head, *rows]
-    text = ["| " + " | ".join(_md(cell) for cell in line) + " |" for line in lines]
+    text = ["| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines]
     return ["\n".join([text[0], "|" + "---|" * len(head), *text[1:]])]
 
 
-def _md(text: str) -> str:
+def markdown_cell(text: str) -> str:
+    """A name as a cell, with what Markdown reads as marks escaped."""
     return readable(text).translate(_MARKDOWN)
 
 
@@ -117,11 +118,12 @@ def csv_lines(table: Table) -> str:
                     *(name, figure.value, figure.low, figure.high),
                     *((found.trained_parameters, found.date, found.commit) if found else ("", "", "")),
                 ]
-                rows.writerow([_cell(cell) for cell in cells])
+                rows.writerow([spreadsheet_cell(cell) for cell in cells])
     return out.getvalue()
 
 
-def _cell(value: object) -> object:
+def spreadsheet_cell(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula, and in which all prints."""
     if not isinstance(value, str):
         return value
     text = readable(value)

@@ -36,9 +36,9 @@ def build_adamw(
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Write this step's values into the groups; the group without decay keeps 0."""
+    """Write this step's values into the groups; those without decay keep 0, and `scale` is of the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 

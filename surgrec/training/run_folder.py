@@ -57,15 +57,23 @@ class RunFolder:
     def reconstruction(self) -> Path:
         return self.path / "reconstruction.png"
 
+    @property
+    def network(self) -> Path:
+        return self.path / "network.safetensors"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
     def bad_step(self, step: int) -> Path:
         return self.path / f"nan-step-{step}.json"
 
 
-def choose_folder(config: PretrainConfig) -> RunFolder:
+def choose_folder(out: Path | None, name: str) -> RunFolder:
     """--out, or runs/NAME-TIME, which is always a new one."""
-    if config.out is not None:
-        return RunFolder(config.out)
-    base = Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if out is not None:
+        return RunFolder(out)
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = base, 2
     while path.exists():
         path = base.with_name(f"{base.name}-{number}")

@@ -109,17 +109,18 @@ def start_record(
     resumed_from: int | None,
     changed: dict[str, tuple[Any, Any]],
     graphed: bool,
+    program: str = "surgrec.pretrain",
 ) -> None:
     """Append this start to run.json.
 
     changed: entries that differ from the start before, both values. graphed: whether steps are replayed from
-    a CUDA graph.
+    a CUDA graph. program: the module that was started.
     """
     record = read_record(run)
     record["starts"].append(
         {
             "time": now(),
-            "command": shlex.join([sys.executable, "-m", "surgrec.pretrain", *sys.argv[1:]]),
+            "command": shlex.join([sys.executable, "-m", program, *sys.argv[1:]]),
             "folder": os.getcwd(),
             "versions": package_versions(),
             "git": git_state(Path(__file__).parent),

@@ -194,7 +194,7 @@ def _pretrain(config: PretrainConfig, world: World, stop: StopRequest) -> int:
 
 def _take_place(config: PretrainConfig, index: PacketIndex, stack: ExitStack) -> _Place:
     """On rank 0: lock the run folder for as long as `stack` is open, and look for what to resume."""
-    run = choose_folder(config)
+    run = choose_folder(config.out, config.name)
     stack.enter_context(open_folder(run))
     return _Place(run, find_checkpoint(run, config, index.digest))
 

@@ -63,12 +63,12 @@ class DigestedFile(io.FileIO):
         return FileDigest(self._written, self._xxh3.hexdigest())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileDigest:
-    """Write `tensors` (any device, any layout) to `path` and fsync it.
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> FileDigest:
+    """Write `tensors` (any device, any layout) to `path` and fsync it. about: texts for the file's header.
 
     Raises OSError; the file may then be partial.
     """
-    header: dict[str, object] = {}
+    header: dict[str, object] = {} if about is None else {"__metadata__": about}
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()

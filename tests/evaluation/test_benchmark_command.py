@@ -138,7 +138,7 @@ def test_no_room_to_write(splits: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "what is written is kept" in errors
 
 
-@pytest.mark.parametrize("command", ["list", "check", "import", "lint", "repair"])
+@pytest.mark.parametrize("command", ["list", "check", "import", "lint", "repair", "compare"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     code = f"""
 import sys

@@ -295,6 +295,8 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
         (replace(config, ks=(0,)), "--ks holds 0"),
         (replace(config, seeds=()), "--seeds is empty"),
         (replace(config, blocks=5), "blocks is 5"),
+        (replace(config, kind="knn", save=tmp_path / "head"), "knn trains none"),
+        (replace(config, save=config.manifest), "is there already, and is not overwritten"),
         (
             replace(config, kind="linear", lrs=(1e38,), weight_decays=(0.0,)),
             "every head of the grid diverged",

@@ -44,6 +44,7 @@ RESULT = Result(
     date="2026-01-02T03:04:05+0000",
     versions={"torch": "2.11"},
     commit="abc+",
+    predictions=tuple((row, row % 2) for row in range(9)),
 )
 
 
@@ -59,13 +60,22 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_lines_of_a_probe_need_not_hold_all(tmp_path: Path) -> None:
     """What a line may lack, and what stands among its baselines and is no figure."""
     document = document_of(RESULT)
-    for name in ("confusion", "trained_parameters", "options", "chosen", "date", "versions", "commit"):
+    left_out = ("confusion", "trained_parameters", "options", "chosen", "date", "versions", "commit")
+    for name in (*left_out, "predictions"):
         del document[name]
     document["baselines"]["majority"]["class"] = "clip"
     append_result(tmp_path / "results.jsonl", document)
     (found,) = read_results(tmp_path / "results.jsonl")
     assert found == replace(
-        RESULT, confusion=(), trained_parameters=None, options={}, chosen={}, date="", versions={}, commit=""
+        RESULT,
+        confusion=(),
+        trained_parameters=None,
+        options={},
+        chosen={},
+        date="",
+        versions={},
+        commit="",
+        predictions=(),
     )
 
 
@@ -103,6 +113,11 @@ def test_a_torn_line_is_none_and_is_cut_off(tmp_path: Path) -> None:
         ({"confusion": [[6, 3], [0, -1]]}, "not 2 rows of 2 counts"),
         ({"confusion": [[6, 3], [0, 1]]}, "counts 10 clips, and 9 were scored"),
         ({"per_class": [{"recall": None}]}, "`class` is missing"),
+        ({"predictions": [[0, 1]]}, "`predictions` are 1, and 9 clips were scored"),
+        ({"predictions": [[0, 1], [0, 0]]}, "`predictions` holds [0, 0]; rows ascend"),
+        ({"predictions": [[0, 2]]}, "`predictions` holds [0, 2]; rows ascend, and classes are 0 to 1"),
+        ({"predictions": [[0, 1.0]]}, "`predictions` holds [0, 1.0]"),
+        ({"predictions": [3]}, "`predictions` holds 3"),
     ],
 )
 def test_what_is_no_result_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -137,7 +152,7 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
 
 
 def test_a_later_result_replaces_an_earlier_one() -> None:
-    again = replace(RESULT, n=10, confusion=())
+    again = replace(RESULT, n=10, confusion=(), predictions=())
     others = [
         replace(RESULT, manifest_digest="ff"),
         replace(RESULT, mode="probe-knn"),

@@ -143,12 +143,12 @@ def test_a_damaged_config_is_named(run, dry_mae):
 
 def test_folders_are_new_unless_named(tmp_path, dry_mae, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = choose_folder(dry_mae)
+    first = choose_folder(dry_mae.out, dry_mae.name)
     assert first.path.parent.name == "runs"
     assert first.path.name.startswith("test-")
     first.path.mkdir(parents=True)
-    assert choose_folder(dry_mae).path != first.path
-    assert choose_folder(replace(dry_mae, out=tmp_path)).path == tmp_path
+    assert choose_folder(dry_mae.out, dry_mae.name).path != first.path
+    assert choose_folder(tmp_path, dry_mae.name).path == tmp_path
 
 
 LOCK = """
