@@ -91,9 +91,9 @@ def rows_of(index: PacketIndex, options: Options) -> tuple[ClipRow, ...]:
     return tuple(rows)
 
 
-def clips_of(index: PacketIndex, rows: tuple[ClipRow, ...], config: ExtractConfig) -> list[ClipRequest]:
+def clips_of(index: PacketIndex, rows: tuple[ClipRow, ...], name: str) -> list[ClipRequest]:
     """The clips that extraction takes of the rows."""
-    model = feature_model(config)
+    model = feature_model(name, None, 0)
     videos = {Path(path).name: video for video, path in enumerate(index.videos.path)}
     requests = []
     for number, entry in enumerate(rows):
@@ -155,8 +155,8 @@ def measure(model: str, corpus: str, folder: Path, options: Options) -> list[Row
             device=options.device,
         )
 
-    requests = clips_of(index, rows, config(0))
-    size = feature_model(config(0)).load(torch.device("cpu")).size
+    requests = clips_of(index, rows, model)
+    size = feature_model(model, None, 0).load(torch.device("cpu")).size
     alone, rates, seconds = [], [], []
     for number in range(options.runs + 1):
         alone.append(loaded(index, requests, size, options))
