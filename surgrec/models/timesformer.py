@@ -92,6 +92,10 @@ class TimeSformer(nn.Module):
         tokens: Tensor = self.norm(x)
         return tokens.flatten(1, 2)
 
+    def pool(self, tokens: Tensor) -> Tensor:
+        """float32 [B, D] of tokens [B, N, D]: their mean."""
+        return tokens.float().mean(1)
+
 
 def _attend(own: Attention, x: Tensor) -> Tensor:
     """Self-attention of sequences [B, N, D]."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from surgrec.weights import dinov3, endofm
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Layout
 
-_ALL: Final[tuple[Layout, ...]] = ()
+_ALL: Final[tuple[Layout, ...]] = (dinov3.LAYOUT, endofm.LAYOUT)
 LAYOUTS: Final[dict[str, Layout]] = {layout.name: layout for layout in _ALL}
 
 
