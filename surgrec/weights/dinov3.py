@@ -34,7 +34,7 @@ def fits(content: Content) -> bool:
 
 def read(content: Content, options: ReadOptions) -> Imported:
     """Raises WeightsError."""
-    refuse(content, NAME, part=options.part)
+    refuse(content, NAME, part=options.part, heads=options.heads)
     if options.inflate is not None:
         raise WeightsError(
             f"{content.path}: DINOv3 cannot be inflated to tubelets: its rotary positions, class token and"
@@ -44,18 +44,20 @@ def read(content: Content, options: ReadOptions) -> Imported:
     pooling = pooling_of(content, options)
     taker = Taker(content.path, content.tensors)
     if content.config is None:
-        form, weights = official(taker)
+        form, weights = official(content, taker)
     else:
         form, weights = transformers(taker, content.config)
     size = side_of(content, options, SIZE, form.patch)
-    assume_images(taker, options, size, "those of DINOv3's training")
+    rate = assume_images(taker, options, size, "those of DINOv3's training")
     coverage = taker.finish()
     model = _build(form, size)
     fill(model, weights)
-    return imported(model, coverage, options, pooling, size, IMAGENET_MEAN, IMAGENET_STD, form.patch)
+    return imported(
+        content.path, model, coverage, options.frames, rate, pooling, size, IMAGENET_MEAN, IMAGENET_STD
+    )
 
 
-LAYOUT: Final = Layout(
+DINOV3: Final = Layout(
     NAME, "DINOv3's image transformers (official files, or transformers' folders), on each frame", fits, read
 )
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.per_frame import depth_of, dimensions
+from surgrec.weights.files import Content
+from surgrec.weights.per_frame import UNSEEN, depth_of, dimensions, drop_beside, network_at
 
 EPS: Final = 1e-5
 REGISTERS: Final = "storage_tokens"
-_UNSEEN: Final = "of pretraining: stands for hidden patches, and no patch is hidden here"
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Form:
     periods: Tensor
 
 
-def official(taker: Taker) -> tuple[Form, dict[str, Tensor]]:
+def official(content: Content, taker: Taker) -> tuple[Form, dict[str, Tensor]]:
     """By the names of the official files: a state dict, or the teacher of a training checkpoint."""
-    prefix = _prefix(taker)
+    prefix = network_at(content, REGISTERS)
     registers = dimensions(taker, f"{prefix}{REGISTERS}", 3)[1]
     width, _, patch, _ = dimensions(taker, f"{prefix}patch_embed.proj.weight", 4)
     gated = f"{prefix}blocks.0.mlp.w1.weight" in taker
@@ -73,12 +73,11 @@ def official(taker: Taker) -> tuple[Form, dict[str, Tensor]]:
         )
         if form.biased:
             weights |= _masked_bias(taker, theirs, ours, width)
-    taker.drop(f"{prefix}mask_token", _UNSEEN)
+    taker.drop(f"{prefix}mask_token", UNSEEN)
     taker.drop_under(f"{prefix}local_cls_norm.", "of pretraining: of the class token of small crops")
-    if prefix:
-        heads_of_pretraining = prefix.removesuffix("backbone.")
-        for head in ("dino_head.", "ibot_head.", "gram_"):
-            taker.drop_under(f"{heads_of_pretraining}{head}", "of pretraining: a head of its losses")
+    for head in ("dino_head.", "ibot_head."):
+        taker.drop_under(f"{prefix.removesuffix('backbone.')}{head}", "of pretraining: a head of its losses")
+    drop_beside(content, taker, prefix)
     return form, weights
 
 
@@ -131,7 +130,7 @@ def transformers(taker: Taker, config: dict[str, Any]) -> tuple[Form, dict[str, 
                 if kind == "weight" or (form.biased and letter != "k"):
                     name = f"{ours}attn.{letter}_proj.{kind}"
                     weights[name] = taker.take(f"{theirs}attention.{letter}_proj.{kind}", name, shape)
-    taker.drop("embeddings.mask_token", _UNSEEN)
+    taker.drop("embeddings.mask_token", UNSEEN)
     return form, weights
 
 
@@ -195,17 +194,6 @@ def _masked_bias(taker: Taker, theirs: str, ours: str, width: int) -> dict[str, 
             " published DINOv3. Give its file as it was released"
         )
     return {f"{ours}attn.q_bias": bias[:width], f"{ours}attn.v_bias": bias[2 * width :]}
-
-
-def _prefix(taker: Taker) -> str:
-    """What stands before the network's names. Raises WeightsError where there are several networks."""
-    found = [key.removesuffix(REGISTERS) for key in taker.keys() if key.endswith(REGISTERS)]  # noqa: SIM118
-    if len(found) == 1:
-        return found[0]
-    raise WeightsError(
-        f"{taker.path}: holds {len(found)} networks with registers ({REGISTERS}); one is needed. Save the"
-        " state dict of the one that is meant"
-    )
 
 
 def _heads(taker: Taker, width: int, head: int) -> int:

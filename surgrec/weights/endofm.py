@@ -19,13 +19,21 @@ from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import ClipForm, Imported, Layout, ReadOptions, refuse
-from surgrec.weights.per_frame import check_whole, depth_of, dimensions, fill, side_of
+from surgrec.weights.per_frame import (
+    check_whole,
+    depth_of,
+    dimensions,
+    drop_beside,
+    fill,
+    network_at,
+    rate_asked,
+    side_of,
+)
 
 NAME: Final = "endofm"
 HEAD_WIDTH: Final = 64
 """Of all published TimeSformers; their files do not say it."""
 TIME: Final = "time_embed"
-_CLASSIFIER: Final = "a classifier's, or of the losses of pretraining"
 
 
 def fits(content: Content) -> bool:
@@ -39,24 +47,31 @@ def read(content: Content, options: ReadOptions) -> Imported:
     """Raises WeightsError."""
     refuse(content, NAME, part=options.part, inflate=options.inflate, pooling=options.pooling)
     taker = Taker(content.path, content.tensors)
-    prefix = _prefix(taker)
+    prefix = network_at(content, TIME)
     width, _, patch, _ = dimensions(taker, f"{prefix}patch_embed.proj.weight", 4)
     hidden = dimensions(taker, f"{prefix}blocks.0.mlp.fc1.weight", 2)[0]
     frames = dimensions(taker, f"{prefix}{TIME}", 3)[1]
     places = dimensions(taker, f"{prefix}pos_embed", 3)[1] - 1
     side = math.isqrt(max(places, 0))
-    if width % HEAD_WIDTH or side * side != places or not places:
+    if side * side != places or not places:
         raise WeightsError(
-            f"{content.path}: a width of {width} and {places} places of a frame are no TimeSformer's: heads are"
-            f" {HEAD_WIDTH} wide, and places fill a square; name another layout"
+            f"{content.path}: pos_embed has {places} places of a frame, which fill no square; name another"
+            " layout, or give another file"
+        )
+    heads = options.heads or width // HEAD_WIDTH
+    if not heads or width % heads:
+        raise WeightsError(
+            f"{content.path}: a width of {width} does not divide into {heads} heads; say heads=NUMBER"
         )
     depth = depth_of(taker, f"{prefix}blocks.")
     weights = _weights(taker, prefix, depth, (width, hidden, patch, places, frames))
-    _drop(taker, prefix)
-    taker.assume("heads", str(width // HEAD_WIDTH), f"each {HEAD_WIDTH} wide, as of all published ones")
+    for head in dict.fromkeys((prefix, prefix.removesuffix("backbone."))):
+        taker.drop_under(f"{head}head.", "a classifier's, or of the losses of pretraining")
+    drop_beside(content, taker, prefix)
+    if options.heads is None:
+        taker.assume("heads", str(heads), f"each {HEAD_WIDTH} wide, as of all published ones")
     taker.assume("mean, std", "ImageNet's", "those of Endo-FM's pretraining")
-    if options.frames is None and options.stride is None and options.fps is None:
-        taker.assume("stride", "none", "frames are spread evenly; ask for another with stride= or fps=")
+    rate = rate_asked(taker, options)
     size = side_of(content, options, side * patch, patch)
     wanted = options.frames or frames
     coverage = taker.finish()
@@ -72,7 +87,7 @@ def read(content: Content, options: ReadOptions) -> Imported:
         model = TimeSformer(
             depth,
             width,
-            width // HEAD_WIDTH,
+            heads,
             hidden,
             wanted,
             size,
@@ -83,11 +98,11 @@ def read(content: Content, options: ReadOptions) -> Imported:
     model.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
     fill(model, weights)
     check_whole(model)
-    clip = ClipForm(wanted, size, options.stride, options.fps, IMAGENET_MEAN, IMAGENET_STD, 1, patch, width)
+    clip = ClipForm(wanted, size, *rate, IMAGENET_MEAN, IMAGENET_STD, 1, patch, width)
     return Imported(model, coverage, clip, pretraining=False)
 
 
-LAYOUT: Final = Layout(NAME, "TimeSformer with divided attention (Endo-FM, SVT, TimeSformer)", fits, read)
+ENDOFM: Final = Layout(NAME, "TimeSformer with divided attention (Endo-FM, SVT, TimeSformer)", fits, read)
 
 
 def _weights(
@@ -121,32 +136,6 @@ def _weights(
             for kind, dims in (("weight", shape), ("bias", shape[:1])):
                 whole[f"blocks.{layer}.{ours}.{kind}"] = (f"blocks.{layer}.{theirs}.{kind}", dims)
     return {ours: taker.take(f"{prefix}{theirs}", ours, shape) for ours, (theirs, shape) in whole.items()}
-
-
-def _drop(taker: Taker, prefix: str) -> None:
-    """What stands beside the encoder: heads, the student, the state of training."""
-    taker.drop_under(f"{prefix}head.", _CLASSIFIER)
-    before = prefix.removesuffix("backbone.")
-    if before != prefix:
-        taker.drop_under(f"{before}head.", _CLASSIFIER)
-    group = prefix.partition("/")[0] if "/" in prefix else ""
-    for key in taker.keys():  # noqa: SIM118 - no dict
-        top, slash, _ = key.partition("/")
-        if slash and top != group:
-            taker.drop_under(f"{top}/", "of training: beside the encoder, which is another part of the file")
-
-
-def _prefix(taker: Taker) -> str:
-    """What stands before the encoder's names: the teacher's, where there is a student. Raises WeightsError
-    where it is not clear."""
-    found = [key.removesuffix(TIME) for key in taker.keys() if key.endswith(TIME)]  # noqa: SIM118
-    chosen = [prefix for prefix in found if prefix.startswith("teacher/")] or found
-    if len(chosen) == 1:
-        return chosen[0]
-    raise WeightsError(
-        f"{taker.path}: holds {len(found)} networks with {TIME}; the teacher's, or a single one, is needed."
-        " Save the state dict of the one that is meant"
-    )
 
 
 def _nearest_places(table: Tensor, side: int, wanted: int) -> Tensor:

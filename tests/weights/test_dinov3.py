@@ -149,7 +149,7 @@ def test_what_the_file_does_not_say(reference: Any, tmp_path: Path) -> None:
     model = load_model(write(reference, tmp_path, "official"))
     assert (model.size, model.frames, model.mean) == (224, 8, (0.485, 0.456, 0.406))
     assert model.coverage is not None
-    assert [what for what, _, _ in model.coverage.assumed] == ["mean, std", "size", "frames"]
+    assert [what for what, _, _ in model.coverage.assumed] == ["mean, std", "size", "frames", "rate"]
 
 
 def test_every_key_is_accounted_for(reference: Any, tmp_path: Path) -> None:
@@ -269,12 +269,14 @@ def test_options_that_do_not_apply(tmp_path: Path) -> None:
 
 def test_two_networks_in_a_file(tmp_path: Path) -> None:
     tensors = official(random_model())
-    both = {
-        part: {f"backbone.{key}": value for key, value in tensors.items()} for part in ("student", "teacher")
-    }
-    torch.save(both, tmp_path / "both.pth")
-    with pytest.raises(WeightsError, match="holds 2 networks with registers"):
-        load_model(tmp_path / "both.pth")
+    for parts in (("student", "teacher"), ("one", "other")):
+        both = {part: {f"backbone.{key}": value for key, value in tensors.items()} for part in parts}
+        torch.save(both, tmp_path / f"{parts[0]}.pth")
+    with pytest.raises(WeightsError, match="holds 2 networks with storage_tokens"):
+        load_model(tmp_path / "one.pth")
+    model = load_model(tmp_path / "student.pth")
+    assert model.coverage is not None
+    assert "student/*" in dict(model.coverage.dropped)
 
 
 def write(model: Any, folder: Path, how: str) -> str:

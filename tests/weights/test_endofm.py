@@ -150,7 +150,7 @@ def test_what_is_left_out_is_named(reference: Any, tmp_path: Path) -> None:
     model = load_model(write(reference, tmp_path / "endofm.pth", "teacher"))
     assert model.coverage is not None
     dropped = dict(model.coverage.dropped)
-    assert set(dropped) == {"teacher/head.*", "student/*", "optimizer/*", "dino_loss/*"}
+    assert set(dropped) == {"teacher/head.*", "student/*", "optimizer/*", "dino_loss/*", "epoch", "args"}
     assert "tensors: 2" in dropped["teacher/head.*"]
 
 
@@ -179,10 +179,28 @@ def test_every_kind_of_weight_matters(reference: Any, tmp_path: Path, key: str) 
     assert (found[0] - found[1]).abs().max() > 0.01
 
 
+def test_heads_are_as_they_are_asked_for(reference: Any, tmp_path: Path) -> None:
+    path = write(reference, tmp_path / "endofm.pth", "bare")
+    clips = clips_of(FRAMES, SIZE)
+    with torch.no_grad():
+        found = [load_model(f"file:{path}#heads={heads}").forward_features(clips) for heads in (2, 4)]
+    torch.testing.assert_close(found[0], expected(reference, clips), atol=1e-4, rtol=1e-4)
+    assert (found[0] - found[1]).abs().max() > 0.01
+    with pytest.raises(WeightsError, match="a width of 128 does not divide into 3 heads"):
+        load_model(f"file:{path}#heads=3")
+
+
+def test_a_rate_is_as_it_is_asked_for(reference: Any, tmp_path: Path) -> None:
+    path = write(reference, tmp_path / "endofm.pth", "bare")
+    assert load_model(f"file:{path}#fps=2.5").rate == {"fps": 2.5}
+    with pytest.raises(WeightsError, match=r"stride=2 and fps=3.0 contradict; give one"):
+        load_model(f"file:{path}#stride=2,fps=3")
+
+
 def test_a_file_of_another_shape(reference: Any, tmp_path: Path) -> None:
     tensors = {**official(reference), "pos_embed": torch.zeros(1, 9, WIDTH)}
     torch.save(tensors, tmp_path / "bent.pth")
-    with pytest.raises(WeightsError, match=r"bent\.pth: a width of 128 and 8 places of a frame are no"):
+    with pytest.raises(WeightsError, match=r"bent\.pth: pos_embed has 8 places of a frame"):
         load_model(tmp_path / "bent.pth")
     torch.save({**official(reference), "pos_embed": torch.zeros(3)}, tmp_path / "flat.pth")
     with pytest.raises(WeightsError, match=r"flat\.pth: pos_embed is \[3\]; 3 dimensions"):
