@@ -47,14 +47,14 @@ def fits(content: Content) -> bool:
 
 
 def read(content: Content, options: ReadOptions) -> Imported:
-    """Of a folder of timm's hub. Raises WeightsError; also for a file alone, which does not tell its model."""
+    """Of a folder of timm's hub. Raises WeightsError, also for a file alone: it tells no model."""
     if content.config is None:
         prefix = network_at(content, PATCH)
         width, _, patch, _ = content.tensors[f"{prefix}{PATCH}"].shape
         raise WeightsError(
             f"{content.path}: a vision transformer (width {width}, patches of {patch} pixels) whose file does"
             " not say its heads, colours and size; give timm:MODEL@FILE, such as"
-            f" timm:vit_base_patch16_224.dino@{content.path} (timm.list_models('*patch{patch}*') lists models)"
+            f" timm:vit_base_patch16_224.dino@{content.path}; timm.list_models('*patch{patch}*') lists models"
         )
     return read_as(str(content.config["architecture"]), content, options)
 
