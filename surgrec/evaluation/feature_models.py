@@ -51,6 +51,20 @@ class FeatureModel:
     choose: Choose
     load: Callable[[torch.device], FeatureNetwork]
 
+    def shapes(self, device: torch.device) -> tuple[int, tuple[int, int]]:
+        """D and (N, D') of a clip: what the network gives of a black one. Raises as feature_model, for
+        weights that must be fetched first."""
+        network = self.load(device)
+        frames = self.geometry["frames" if "frames" in self.geometry else "pictures"]
+        clip = torch.zeros(1, frames, network.size, network.size, 3, dtype=torch.uint8, device=device)
+        pooled, tokens = network.encode(clip)
+        return pooled.shape[1], (tokens.shape[1], tokens.shape[2])
+
+
+def is_image_model(name: str) -> bool:
+    """Whether a model, as it is given, is one of timm, which sees single pictures."""
+    return name.removeprefix("random:").startswith("timm:")
+
 
 @dataclass(frozen=True)
 class VideoModel:
