@@ -75,7 +75,7 @@ class Patches(nn.Module):
 
 
 class Encoder(nn.Module):
-    """positions: [1, N, width], that the tokens get; None for none. end: `norm`, or `fc_norm` behind a mean."""
+    """Called with positions [1, N, width]. end: `norm`, or `fc_norm` behind a mean."""
 
     def __init__(
         self,

@@ -108,7 +108,7 @@ def test_biases_of_either_storing_are_loaded(
     state = load_file(tmp_path / "hf" / "model.safetensors")
     others = {"q_bias": "query.bias", "v_bias": "value.bias"}
     renamed = {}
-    for key, value in state.items():
+    for key in state:
         old, new = key, key
         for one, other in others.items():
             old, new = old.replace(f"attention.{other}", f"attention.{one}"), new.replace(one, other)
