@@ -10,12 +10,8 @@ View = Literal["centre", "mirror"]
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
-    """Extract the features that a frozen network gives of each row of a split, once, into an HDF5 file.
-
-    A clip that cannot be read is never replaced: its row is listed as missing, with the reason. A run that
-    was stopped goes on where it was.
-    """
+class ExtractTask:
+    """Features of what, and where they go."""
 
     manifest: Path
     """The split, as `python -m surgrec.benchmark import` writes it."""
@@ -29,6 +25,12 @@ class ExtractConfig:
     """The feature file. What is computed is kept beside it, in OUT.work/, until it is whole."""
     tokens: bool = False
     """Store token features, too, which an attentive probe reads: N times the room of the pooled ones."""
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How each row is looked at."""
+
     clips: int = 1
     """Clips of a row, spread evenly over its time."""
     views: tuple[View, ...] = ("centre",)
@@ -45,3 +47,12 @@ class ExtractConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network computes, and frames are wanted; on a GPU in bfloat16. auto takes a GPU where there
     is one."""
+
+
+@dataclass(frozen=True)
+class ExtractConfig(ExtractOptions, ExtractTask):
+    """Extract the features that a frozen network gives of each row of a split, once, into an HDF5 file.
+
+    A clip that cannot be read is never replaced: its row is listed as missing, with the reason. A run that
+    was stopped goes on where it was. Processes that torchrun starts share the work.
+    """

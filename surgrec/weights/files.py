@@ -44,6 +44,10 @@ PLAIN_CLASSES: Final[list[Any]] = [
 ]
 """What training scripts put beside their weights (options, losses): values without behaviour."""
 
+DEEPEST: Final = 16
+MOST: Final = 2_000_000
+"""Levels of mappings in a file, and values in them, beyond which it is no checkpoint."""
+
 _FETCH: Final = "fetch it again, and compare its size and checksum with what its source states"
 
 
@@ -63,7 +67,7 @@ class Content:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their path in `top`: "model/encoder.norm.weight"."""
-        return dict(_tensors(self.top))
+        return dict(_tensors(self.path, self.top))
 
     def digest(self) -> str:
         """XXH3-128 of files and configuration, wherever these lie: 32 hex digits. Reads the files once.
@@ -209,22 +213,26 @@ def _torch(path: Path, zipped: bool) -> Mapping[str, Any]:
             f"{path}: holds {type(top).__name__}, not a mapping of names to tensors; give a checkpoint, or a"
             " state_dict"
         )
-    if not any(True for _ in _tensors(top)):
+    if not any(True for _ in _tensors(path, top)):
         raise WeightsError(f"{path}: holds no tensors ({', '.join(list(top)[:5])}); give a checkpoint")
     return top
 
 
-def _tensors(top: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Names joined by `/` and tensors of nested mappings, in their order; each mapping once."""
-    stack: list[tuple[str, Any]] = [(str(key), value) for key, value in reversed(list(top.items()))]
-    seen = {id(top)}
+def _tensors(path: Path, top: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Names joined by `/` and tensors of nested mappings, in their order. Raises WeightsError for mappings
+    that hold one another endlessly."""
+    stack: list[tuple[str, Any, int]] = [("", top, 0)]
+    seen = 0
     while stack:
-        name, value = stack.pop()
+        name, value, depth = stack.pop()
+        seen += 1
+        if depth > DEEPEST or seen > MOST:
+            raise WeightsError(f"{path}: mappings in mappings without an end; {_FETCH}")
         if isinstance(value, Tensor):
             yield name, value
-        elif isinstance(value, Mapping) and id(value) not in seen:
-            seen.add(id(value))
-            stack += [(f"{name}/{key}", inner) for key, inner in reversed(list(value.items()))]
+        elif isinstance(value, Mapping):
+            before = f"{name}/" if name else ""
+            stack += [(f"{before}{key}", inner, depth + 1) for key, inner in reversed(list(value.items()))]
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:

@@ -12,6 +12,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from surgrec.models.encoder_form import EncoderForm
+from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import read_file
@@ -91,10 +93,12 @@ class VideoModel(nn.Module):
 @dataclass(frozen=True)
 class OpenedModel:
     """A model that was found, and is not on a device yet. identity, coverage: as of VideoModel. clip: what it
-    wants to see. load: in eval mode."""
+    wants to see. form: of a VideoEncoder, which can be fine-tuned; None of another network. load: in eval
+    mode."""
 
     identity: str
     clip: ClipForm
+    form: EncoderForm | None
     coverage: Coverage | None
     load: Callable[[torch.device], VideoModel]
 
@@ -147,7 +151,7 @@ def open_model(
         def load(device: torch.device) -> VideoModel:
             return VideoModel(found.load(device), found.clip, found.identity, None).eval()
 
-        return OpenedModel(ours.identity, ours.clip, None, load)
+        return OpenedModel(ours.identity, ours.clip, ours.form, None, load)
     path, options, named = parse_name(rest)
     for field in asdict(asked or ReadOptions()).items():
         if field[1] is not None:
@@ -196,7 +200,8 @@ def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedMod
     def load(device: torch.device) -> VideoModel:
         return VideoModel(found.encoder, found.clip, identity, found.coverage).to(device).eval()
 
-    return OpenedModel(identity, found.clip, found.coverage, load)
+    form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
+    return OpenedModel(identity, found.clip, form, found.coverage, load)
 
 
 def _positive(text: str) -> bool:
