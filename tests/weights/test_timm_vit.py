@@ -70,7 +70,12 @@ def hub_folder(folder: Path, name: str, tensors: Mapping[str, Tensor], size: int
     """As timm writes it for the Hugging Face hub."""
     folder.mkdir()
     save_file(dict(tensors), folder / "model.safetensors")
-    cfg = {"input_size": [3, size, size], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "classifier": "head"}
+    cfg = {
+        "input_size": [3, size, size],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "classifier": "head",
+    }
     config = {"architecture": name, "pretrained_cfg": cfg, "model_args": {"img_size": size}, **entries}
     (folder / "config.json").write_text(json.dumps(config))
     return f"hf:{folder}"
@@ -104,34 +109,36 @@ def test_a_folder_of_the_hub_says_what_it_is(tmp_path: Path) -> None:
     }
 
 
-def test_dinov2_by_the_names_of_its_own_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"])
+def test_dinov2_by_the_names_of_its_own_files(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """timm's own reading of them, which names nothing, is the reference."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    for name in ("vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"):
-        size = 28
-        tiny = {"embed_dim": 64, "num_heads": 2} if "giant" in name else {}
-        model = reference(name, size, **tiny)
-        width = model.num_features
-        theirs = dict(model.state_dict())
-        theirs["register_tokens"] = theirs.pop("reg_token")
-        place = torch.randn(1, 1, width)
-        theirs["pos_embed"] = torch.cat([place, theirs["pos_embed"]], dim=1)
-        theirs["mask_token"] = torch.zeros(1, width)
-        if "giant" in name:
-            theirs = {key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value for key, value in theirs.items()}
-        path = tmp_path / f"{name}.pth"
-        torch.save(theirs, path)
-        model.load_state_dict(checkpoint_filter_fn(dict(theirs), model))
-        if tiny:
-            with pytest.raises(WeightsError, match="is needed"):
-                load_model(f"timm:{name}@{path}", size=size)
-            continue
-        found = load_model(f"timm:{name}@{path}", size=size, frames=2)
-        assert_same(found, clips_of(size), expected(model, clips_of(size)).flatten(1, 2))
-        assert found.coverage is not None
-        assert ("cls_token", "its place, the first of pos_embed, is added to it") in found.coverage.changed
-        assert [key for key, _ in found.coverage.dropped] == ["mask_token"]
+    if "giant" in name:
+        narrow = {"embed_dim": 96, "num_heads": 2}
+        create = timm.create_model
+        monkeypatch.setattr(timm, "create_model", lambda name, **given: create(name, **{**narrow, **given}))
+    model = reference(name, 28)
+    theirs = dict(model.state_dict())
+    theirs["register_tokens"] = theirs.pop("reg_token")
+    place = torch.randn(1, 1, model.num_features)
+    theirs["pos_embed"] = torch.cat([place, theirs["pos_embed"]], dim=1)
+    theirs["mask_token"] = torch.zeros(1, model.num_features)
+    if "giant" in name:
+        pairs = (("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3"))
+        for ours, own in pairs:
+            theirs = {key.replace(ours, own): value for key, value in theirs.items()}
+    path = tmp_path / "dinov2.pth"
+    torch.save(theirs, path)
+    model.load_state_dict(checkpoint_filter_fn(dict(theirs), model))
+    found = load_model(f"timm:{name}@{path}", size=28, frames=2)
+    assert_same(found, clips_of(28), expected(model, clips_of(28)).flatten(1, 2))
+    assert found.coverage is not None
+    assert ("cls_token", "its place, the first of pos_embed, is added to it") in found.coverage.changed
+    assert [key for key, _ in found.coverage.dropped] == ["mask_token"]
+    assert {key for key, _ in found.coverage.loaded} == set(theirs) - {"mask_token"}
 
 
 def test_positions_of_other_frames_are_interpolated_and_said(tmp_path: Path) -> None:
@@ -161,10 +168,16 @@ def test_nothing_is_lost_in_silence(tmp_path: Path, lost: str) -> None:
 def test_weights_of_another_model(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(reference("vit_small_patch14_dinov2", 28).state_dict(), path)
-    with pytest.raises(WeightsError, match=r"patch_embed\.proj\.weight is \[384, 3, 14, 14\]; \[192, 3, 16, 16\]"):
+    with pytest.raises(
+        WeightsError, match=r"patch_embed\.proj\.weight is \[384, 3, 14, 14\]; \[192, 3, 16, 16\]"
+    ):
         load_model(f"timm:{PLAIN}@{path}")
     with pytest.raises(WeightsError, match=r"blocks\.0\.ls1\.gamma is unknown"):
-        load_model(f"timm:vit_small_patch14_224@{path}" if timm.is_model("vit_small_patch14_224") else f"timm:deit_small_patch16_224@{path}")
+        load_model(
+            f"timm:vit_small_patch14_224@{path}"
+            if timm.is_model("vit_small_patch14_224")
+            else f"timm:deit_small_patch16_224@{path}"
+        )
 
 
 def test_a_file_alone_does_not_say_its_heads_and_colours(tmp_path: Path) -> None:
