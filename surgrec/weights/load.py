@@ -127,8 +127,8 @@ def load_model(
     opened = open_model(name if ":" in name else f"{_kind(Path(name))}:{name}", asked, layout)
     if opened is None:
         raise WeightsError(
-            f"there is no model {name!r}: give ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, or a"
-            " path"
+            f"there is no model {name!r}: give ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, or"
+            " a path"
         )
     return opened.load(torch.device(device))
 
