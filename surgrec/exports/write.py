@@ -1,0 +1,76 @@
+"""A format is written beside its place, run beside the model, and only then given its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from surgrec.configs.convert import ConvertConfig
+from surgrec.loaders.whole_file import sync
+
+from surgrec.exports.comparison import Check
+from surgrec.exports.formats import FORMATS, ExportFormat
+from surgrec.exports.source import open_source
+from surgrec.weights.errors import WeightsError
+
+
+def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
+    """Writes config.out and returns what was measured. say: told of each step.
+
+    Raises WeightsError, OSError; then nothing is left behind.
+    """
+    chosen = FORMATS[config.to]
+    _check(config, chosen)
+    say(f"reading {config.model}")
+    source = open_source(config.model)
+    folder = config.out.with_name(f".{config.out.name}.{os.getpid()}.tmp")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    try:
+        written = folder / config.out.name
+        say(f"writing {source.kind} of step {source.about.step} as {config.to}")
+        chosen.write(source, config, written)
+        say("running both sides on the same clips")
+        checks = chosen.verify(source, config.part, written)
+        # What belongs to a file comes first: whatever has the asked name is complete.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == config.out.name):
+            _sync_all(path)
+            os.rename(path, config.out.with_name(path.name))
+        sync(config.out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return checks
+
+
+def _check(config: ConvertConfig, chosen: ExportFormat) -> None:
+    """Raises WeightsError for options that do not fit, before anything is read."""
+    if config.out.exists() or config.out.is_symlink():
+        raise WeightsError(f"{config.out} is there already; give another --out, or remove it")
+    if config.to == "onnx" and config.out.suffix != ".onnx":
+        raise WeightsError(f"--out {config.out}: the name of an ONNX file ends in .onnx")
+    if config.to == "timm" and config.out.suffix != ".safetensors":
+        raise WeightsError(f"--out {config.out}: timm knows a safetensors file by the end of its name")
+    if config.part is not None and not chosen.one_encoder:
+        raise WeightsError(f"--part {config.part}: {config.to} holds all of a model; leave --part out")
+    if config.to != "hub":
+        for option in ("results", "license"):
+            if getattr(config, option) is not None:
+                raise WeightsError(f"--{option} is for the card of --to hub; leave it out")
+    missing = [name for name in chosen.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WeightsError(
+            f"--to {config.to} needs {', '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not"
+            " installed: pip install 'surgrec[export]'"
+        )
+
+
+def _sync_all(path: Path) -> None:
+    """A file, or a folder and what is in it, to the disk."""
+    if path.is_dir():
+        for each in path.iterdir():
+            _sync_all(each)
+    sync(path)
