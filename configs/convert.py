@@ -33,7 +33,7 @@ class ConvertConfig:
     """A run folder of surgrec.pretrain, of which the newest checkpoint is taken; one of its checkpoints; or a
     file that --to safetensors wrote."""
     to: Format
-    """safetensors: all weights in one file of ours. hub: a folder for the Hugging Face Hub, with a model card.
+    """safetensors: all weights in one file of ours. hub: a folder for the Hugging Face Hub, with a card.
     timm: for timm.create_model. transformers-*: folders for from_pretrained. vjepa, videomae: checkpoints of
     the original programs. onnx, torch-export: the encoder as a graph, from uint8 clips to tokens."""
     out: Path

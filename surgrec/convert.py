@@ -1,4 +1,4 @@
-"""`python -m surgrec.convert RUN --to timm --out FILE`: a model of this project in a format of other tools."""
+"""`python -m surgrec.convert RUN --to timm --out FILE`: a model in a format of other tools."""
 
 from __future__ import annotations
 

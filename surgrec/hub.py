@@ -1,7 +1,7 @@
-"""A model of this project on the Hugging Face Hub: SurgRecModel.from_pretrained, save_pretrained, push_to_hub.
+"""A model of this project on the Hugging Face Hub: from_pretrained, save_pretrained, push_to_hub.
 
-A folder holds model.safetensors, config.json and README.md, the model card. `python -m surgrec.convert RUN --to
-hub` makes one from a run, with a card of its record; it is read without a network.
+A folder holds model.safetensors, config.json and README.md, the model card. `python -m surgrec.convert RUN
+--to hub` makes one from a run, with a card of its record. It is read without a network.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Any, Final, get_args
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from surgrec.configs.pretrain import from_document
-from surgrec.configs.yaml_io import ConfigError
-from surgrec.loaders.whole_file import replacing
 
+from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document
+from surgrec.configs.yaml_io import ConfigError
 from surgrec.exports.card import plain_card
 from surgrec.exports.model_file import about_of, read_tensors, write_model
-from surgrec.exports.source import OURS, Part, Source
-from surgrec.models.build import build_objective
-from surgrec.models.video_encoder import VideoEncoder
+from surgrec.exports.source import Part, Source
+from surgrec.kernels.patchify import token_grid
+from surgrec.loaders.whole_file import replacing
+from surgrec.models.encoder_form import transformer_of
+from surgrec.models.video_encoder import VideoEncoder, form_of
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.load import VideoModel
 from surgrec.weights.ours import clip_of
@@ -35,13 +36,14 @@ class SurgRecModel(
     frames, size, size, 3], and gives tokens [B, N, D]. See VideoModel."""
 
     def __init__(self, about: dict[str, Any], part: Part) -> None:
-        """about: of the model, as its files have it. part: which encoder it is. Both are config.json.
+        """about: of the model, as its files have it. part: which encoder it is. Both are config.json. Weights
+        come with `of` and `from_pretrained`.
 
         Raises WeightsError where they are not those of a model.
         """
         try:
-            self_about = about_of(about)
-            config = from_document(self_about.pretraining)
+            read = about_of(about)
+            config = from_document(read.pretraining)
             if part not in get_args(Part):
                 raise ValueError(f"`part` is {part!r}")
         except (ValueError, ConfigError) as error:
@@ -49,10 +51,13 @@ class SurgRecModel(
                 f"config.json: not of a model of this project ({error}); make the folder with `python -m"
                 " surgrec.convert RUN --to hub`"
             ) from error
-        objective = build_objective(config.model, 0, config.data.frames, config.data.size)
-        encoder = VideoEncoder(getattr(objective, OURS[part]), config.model)
-        super().__init__(encoder, clip_of(config), f"{self_about.identity}#{part}", None)
-        self.about = self_about
+        assert isinstance(config, MaePretrain | JepaPretrain)
+        data, form = config.data, config.model
+        grid = token_grid((data.frames, data.size, data.size, 3), form.tubelet, form.patch)
+        encoder_form = form_of(form, grid)
+        encoder = VideoEncoder(transformer_of(encoder_form, form.attention), encoder_form)
+        super().__init__(encoder, clip_of(config), f"{read.identity}#{part}", None)
+        self.about = read
         self.part = part
         self.card: str | None = None
 
@@ -65,7 +70,7 @@ class SurgRecModel(
     def of(cls, source: Source, part: Part, card: str | None = None) -> SurgRecModel:
         """One encoder of a model, with the text of its card."""
         model = cls(source.about.plain(), part)
-        model.transformer.load_state_dict(source.encoder_tensors(part))
+        model.transformer.load_state_dict(source.encoder_tensors(part), assign=True)
         model.card = card
         return model.eval()
 
@@ -111,8 +116,8 @@ class SurgRecModel(
 
         if missing := {"about", "part"} - model_kwargs.keys():
             raise WeightsError(
-                f"{model_id}: its config.json has no {' and no '.join(sorted(missing))}: it is no model of this"
-                " project; other layouts are read by surgrec.load_model"
+                f"{model_id}: its config.json has no {' and no '.join(sorted(missing))}: it is no model of"
+                " this project; other layouts are read by surgrec.load_model"
             )
         model = cls(**{name: model_kwargs[name] for name in ("about", "part")})
         path = file_of(WEIGHTS)
@@ -121,7 +126,8 @@ class SurgRecModel(
             raise WeightsError(f"{path}: of another model than the config.json beside it; fetch both again")
         try:
             model.encoder.load_state_dict(
-                {name.replace("encoder.", "transformer.", 1): tensor for name, tensor in tensors.items()}
+                {name.replace("encoder.", "transformer.", 1): tensor for name, tensor in tensors.items()},
+                assign=True,
             )
         except RuntimeError as error:
             raise WeightsError(f"{path}: does not fit its configuration ({error}); fetch it again") from error

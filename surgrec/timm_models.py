@@ -10,11 +10,11 @@ There are no published weights: `checkpoint_path=` takes a file that `python -m 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD, VIT_SHAPES, Position, Size
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD, VIT_SHAPES, Position, Size
 from surgrec.exports.video_vit import VideoTransformer
 
 SIZES: Final = {False: 224, True: 256}
@@ -36,7 +36,7 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
-        for size in VIT_SHAPES
+        for size in get_args(Size)
         for rotary, pixels in SIZES.items()
     }
 )
@@ -47,20 +47,16 @@ def _entry(size: Size, rotary: bool) -> Callable[..., Any]:
     position: Position = "rotary_3d" if rotary else "sinusoid_1d"
 
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
-        given = {"img_size": SIZES[rotary], "position": position} | kwargs
-        return build_model_with_cfg(
-            VideoTransformer,
-            name,
-            pretrained,
-            feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-            **{"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads} | given,
-        )
+        given: dict[str, Any] = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
+        given |= {"img_size": SIZES[rotary], "position": position} | kwargs
+        features = {"out_indices": 3, "feature_cls": "getter"}
+        return build_model_with_cfg(VideoTransformer, name, pretrained, feature_cfg=features, **given)
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"ViT-{size} on clips; keywords are those of VideoTransformer."
     return create
 
 
-for _size in VIT_SHAPES:
+for _size in get_args(Size):
     for _rotary in SIZES:
         register_model(_entry(_size, _rotary))

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from surgrec.configs.pretrain import flatten
-
+from surgrec.configs.pretrain import flatten, is_free
 from surgrec.curation.report_page import readable
 from surgrec.evaluation.results import ResultsError, read_results
 from surgrec.evaluation.table import make_table
@@ -20,21 +19,18 @@ from surgrec.training.run_record import read_record
 from surgrec.weights.errors import WeightsError
 
 NAMES: Final[dict[Part, str]] = {"encoder": "the encoder", "target_encoder": "the teacher"}
-PLACES: Final = ("data.index", "data.plan", "name")
-"""Entries of a recipe that tell of the machine and not of the model."""
-
 USE: Final = """## Intended use
 
 Features of surgical video for research: probing, fine-tuning, retrieval, and comparison with other models.
 
 ## Limits
 
-- **Not a medical device.** It has not been evaluated for diagnosis, for decisions during surgery, or for any other
-  clinical use, and must not be used so.
-- Features may carry what identifies a hospital, a recorder or an operation. A figure on data of one source says little
-  of another: evaluate on your own, with splits by patient and hospital.
-- It was trained without labels on video that may hold near copies of public test sets; whether these were searched for
-  and left out is said above, where the record says it.
+- **Not a medical device.** It has not been evaluated for diagnosis, for decisions during surgery, or for any
+  other clinical use, and must not be used so.
+- Features may carry what identifies a hospital, a recorder or an operation. A figure on data of one source
+  says little of another: evaluate on your own, with splits by patient and hospital.
+- It was trained on video that may hold near copies of public test sets, unless these were searched for and
+  left out before (`surgrec.curate --decontaminate.videos`).
 - Clips of another size, length or frame rate than the model's are outside of what it was trained on.
 """
 
@@ -47,8 +43,8 @@ def plain_card(about: ModelAbout, part: Part, license: str | None = None) -> str
 def run_card(source: Source, part: Part, results: Path | None, license: str | None) -> str:
     """With the run's record, its recipe, and results of this model.
 
-    results: a results.jsonl whose rows are of one model, this one. Raises WeightsError for rows of several, or
-    a file that cannot be used.
+    results: a results.jsonl whose rows are of one model, this one. Raises WeightsError for rows of several,
+    or a file that cannot be used.
     """
     parts = [_head(source.about, part, license), _data(source), _recipe(source)]
     if results is not None:
@@ -70,7 +66,7 @@ def _head(about: ModelAbout, part: Part, license: str | None) -> str:
             "",
             f"# SurgRec {objective}, ViT-{model['size']}",
             "",
-            f"A video transformer pretrained on surgical video without labels: {NAMES[part]} of {objective} after"
+            f"A video transformer pretrained on video without labels: {NAMES[part]} of {objective} after"
             f" {about.step:,} steps. It takes clips of {data['frames']} frames ({rate}) of"
             f" {data['size']} x {data['size']} pixels, and gives a token for each {model['tubelet']} x"
             f" {model['patch']} x {model['patch']} of them.",
@@ -109,9 +105,8 @@ def _data(source: Source) -> str:
             git = start["git"]
             commit = "unknown" if git is None else git["commit"] + "+" * bool(git["dirty"])
             versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
-            lines.append(
-                f"- {start['time']}: {start['ranks']} x {_plain(start['device'])}, commit `{commit}`, {versions}"
-            )
+            device = f"{start['ranks']} x {_plain(start['device'])}"
+            lines.append(f"- {start['time']}: {device}, commit `{commit}`, {versions}")
     except (UserError, LookupError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{RunFolder(source.run).record}: not the record of a run ({error}); put it back, or convert to"
@@ -131,7 +126,7 @@ def _recipe(source: Source) -> str:
     lines += [
         f"| {_plain(name)} | {_plain(value)} |"
         for name, value in flat.items()
-        if name not in PLACES and value is not None
+        if not is_free(name) and value is not None
     ]
     return "\n".join(lines)
 
@@ -144,7 +139,7 @@ def _results(path: Path) -> str:
     names = sorted({row.model for row in rows})
     if len(names) != 1:
         raise WeightsError(
-            f"{path}: has rows of {', '.join(names) or 'no model'}; give a file with those of this model alone"
+            f"{path}: has rows of {', '.join(names) or 'no model'}; give a file of this model's rows alone"
         )
     return "# Results\n\n" + markdown(make_table(rows)).rstrip()
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from surgrec.kernels.counter_rng import random_u64, stream_key
 from torch import Tensor
 
 from surgrec.exports.source import Part, Source
+from surgrec.kernels.counter_rng import random_u64, stream_key
 from surgrec.weights.errors import WeightsError
 
 EXACT: Final = 1e-4

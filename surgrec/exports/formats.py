@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from surgrec.configs.convert import ConvertConfig, Format
-
 from surgrec.exports import graphs, original, ours, timm_file, transformers_folder
 from surgrec.exports.comparison import Check
 from surgrec.exports.source import Source

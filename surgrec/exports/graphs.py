@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from surgrec.configs.convert import ConvertConfig
 from torch import Tensor, nn
 
+from surgrec.configs.convert import ConvertConfig
 from surgrec.exports.comparison import GRAPH, Check, clips_for, compare, features_of
 from surgrec.exports.source import Part, Source
 from surgrec.exports.timm_file import as_timm
@@ -23,6 +23,8 @@ from surgrec.exports.video_vit import VideoTransformer
 
 ONNX_NEEDS: Final = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT = "clips", "tokens"
+ONE_FILE: Final = 1_800_000_000
+"""Bytes of weights in a file of ONNX: protobuf ends at 2 GiB."""
 BATCHES: Final = (1, 3)
 """Clips at a time that a graph, which was made with two, is run on."""
 
@@ -80,14 +82,18 @@ def verify_torch(source: Source, config: ConvertConfig, path: Path) -> list[Chec
 
 
 def write_onnx(source: Source, config: ConvertConfig, path: Path) -> None:
-    """Weights lie beside the graph, in PATH.data. See ExportFormat."""
+    """Weights that one file cannot hold lie beside it, in PATH.data. See ExportFormat."""
     program = exported(source, source.part(config.part))
     # PyTorch's exporter tells its steps on the terminal.
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         made: Any = torch.onnx.export(
             program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
         )
-    made.save(path, external_data=True)
+    made.save(path, external_data=_bytes_of(program) > ONE_FILE)
+
+
+def _bytes_of(program: torch.export.ExportedProgram) -> int:
+    return sum(tensor.nbytes for tensor in program.state_dict.values())
 
 
 def verify_onnx(source: Source, config: ConvertConfig, path: Path) -> list[Check]:

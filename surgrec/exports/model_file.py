@@ -16,12 +16,12 @@ from typing import Any, Final
 
 import xxhash
 from safetensors import SafetensorError, safe_open
-from surgrec.configs.pretrain import from_document
-from surgrec.configs.yaml_io import ConfigError
 from torch import Tensor
 
-from surgrec.weights.errors import WeightsError
+from surgrec.configs.pretrain import from_document
+from surgrec.configs.yaml_io import ConfigError
 from surgrec.training.tensor_file import write_tensors
+from surgrec.weights.errors import WeightsError
 
 FORMAT_NAME: Final = "surgrec-model"
 FORMAT_VERSION: Final = 1
@@ -33,7 +33,8 @@ class ModelAbout:
     """What a model is. Plain values.
 
     identity: of its weights and clips, as extract and probe name it. pretraining: `objective`, `model` and
-    `data` of its configuration, from which it is built. step: of the checkpoint. index_digest: of what it saw.
+    `data` of its configuration, from which it is built. step: of the checkpoint. index_digest: of what it
+    saw, empty where that is not known.
     """
 
     identity: str
@@ -54,7 +55,7 @@ def write_model(path: Path, about: ModelAbout, tensors: Mapping[str, Tensor]) ->
 
 
 def read_tensors(path: Path) -> tuple[ModelAbout, dict[str, Tensor]]:
-    """What a file holds, its digest verified. Raises WeightsError naming the file, the cause and the remedy."""
+    """What a file holds, its digest verified. Raises WeightsError naming file, cause and remedy."""
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("surgrec", "null")

@@ -1,8 +1,8 @@
 """Our weights by the names that VideoMAE, V-JEPA and timm share.
 
 Blocks are `N.norm1`, `N.attn.qkv`, `N.attn.proj`, `N.norm2`, `N.mlp.fc1`, `N.mlp.fc2` in all three. MAE's
-bias of queries and values is `N.attn.q_bias` and `N.attn.v_bias` in VideoMAE; where it is one vector with that
-of the keys, these are zero.
+bias of queries and values is `N.attn.q_bias` and `N.attn.v_bias` in VideoMAE; where it is one vector with
+that of the keys, that is zero.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ def fused_bias(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name.endswith(".q_bias"):
             stem = name.removesuffix("q_bias")
-            fused[f"{stem}qkv.bias"] = torch.cat(
-                [tensor, torch.zeros_like(tensor), tensors[f"{stem}v_bias"]]
-            )
+            fused[f"{stem}qkv.bias"] = torch.cat([tensor, torch.zeros_like(tensor), tensors[f"{stem}v_bias"]])
         elif not name.endswith(".v_bias"):
             fused[name] = tensor
     return fused
@@ -42,8 +40,8 @@ def shared_encoder(tensors: Mapping[str, Tensor], tubelet: int, patch: int) -> d
     """Weights of a VisionTransformer: `patch_embed.proj`, `blocks.N...`, `norm`."""
     named = shared_names(tensors)
     weight, bias = named.pop("patch_embedding.weight"), named.pop("patch_embedding.bias")
-    embedding = {"patch_embed.proj.weight": convolution(weight, tubelet, patch), "patch_embed.proj.bias": bias}
-    return embedding | named
+    kernel = convolution(weight, tubelet, patch)
+    return {"patch_embed.proj.weight": kernel, "patch_embed.proj.bias": bias} | named
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from surgrec.configs.convert import ConvertConfig
-from surgrec.kernels.patchify import patchify
 from torch import Tensor
 
+from surgrec.configs.convert import ConvertConfig
 from surgrec.exports.comparison import Check, clips_for, compare, features_of
 from surgrec.exports.names import fused_bias, prefixed, shared_encoder, shared_names, within
 from surgrec.exports.referee import decoded, our_predictions, predictions
 from surgrec.exports.source import Part, Source, jepa_of, mae_of
 from surgrec.exports.timm_file import as_timm, positions_of
 from surgrec.exports.video_vit import normalised
+from surgrec.kernels.patchify import patchify
 from surgrec.models.jepa import Jepa
 from surgrec.models.position import sincos_3d
 
@@ -93,7 +93,8 @@ def verify_vjepa(source: Source, config: ConvertConfig, path: Path) -> list[Chec
 
 def _predictor(jepa: Jepa, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By V-JEPA's names."""
-    named, config = {}, jepa.config
+    named: dict[str, Tensor] = {}
+    config = jepa.config
     for name, tensor in shared_names(tensors).items():
         if name == "mask_tokens":
             named |= {f"mask_tokens.{n}": token[None, None] for n, token in enumerate(tensor)}
@@ -118,4 +119,3 @@ def _save(top: dict[str, Any], path: Path) -> None:
 def _load(path: Path) -> dict[str, Any]:
     top: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return top
-

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from surgrec.configs.convert import ConvertConfig
 
+from surgrec.configs.convert import ConvertConfig
 from surgrec.exports.card import run_card
 from surgrec.exports.comparison import Check, clips_for, compare, features_of
 from surgrec.exports.model_file import write_model

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
-from surgrec.kernels.masking import TubeMask
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
 from surgrec.exports.names import fused_bias, within
 from surgrec.exports.video_vit import RotaryAttention
+from surgrec.kernels.masking import TubeMask
 from surgrec.models.jepa import Jepa
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.models.packing import Packed
-from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
+from surgrec.models.position import rotary_3d, sinusoid_1d
 from surgrec.models.vit import LAYER_NORM_EPS
 
 
@@ -56,14 +57,13 @@ def predictions(jepa: Jepa, weights: Mapping[str, Tensor], features: Tensor, gro
         factors = rotary_3d(jepa.grid, config.predictor_width // config.predictor_heads)[order]
     else:
         x = x + weights["predictor_pos_embed"][:, order]
-    x = _blocks(within("predictor_blocks.", weights), x, config.predictor_heads, factors)[:, context.shape[1] :]
+    x = _blocks(within("predictor_blocks.", weights), x, config.predictor_heads, factors)
+    x = x[:, context.shape[1] :]
     x = _norm(x, weights["predictor_norm.weight"], weights["predictor_norm.bias"])
     return functional.linear(x, weights["predictor_proj.weight"], weights["predictor_proj.bias"])
 
 
-def decoded(
-    mae: MaskedAutoencoder, weights: Mapping[str, Tensor], visible: Tensor, mask: TubeMask
-) -> Tensor:
+def decoded(mae: MaskedAutoencoder, weights: Mapping[str, Tensor], visible: Tensor, mask: TubeMask) -> Tensor:
     """What a decoder of VideoMAE, by its names, makes of the encoder's output for the visible tokens."""
     positions = sinusoid_1d(mae.grid[0] * mae.grid[1] * mae.grid[2], mae.config.decoder_width)
     seen = functional.linear(visible, weights["encoder_to_decoder.weight"]) + positions[mask.visible]
@@ -76,14 +76,18 @@ def decoded(
 def _blocks(weights: Mapping[str, Tensor], x: Tensor, heads: int, factors: Tensor | None) -> Tensor:
     """Blocks 0, 1, ... of these weights, in order."""
     width, depth = x.shape[-1], len({name.split(".")[0] for name in weights})
-    norm = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
-    blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+    blocks = nn.Sequential(*(_block(width, heads) for _ in range(depth)))
     if factors is not None:
         for block in blocks:
             block.attn = RotaryAttention(width, heads, factors)
     blocks.load_state_dict(fused_bias(weights))
     out: Tensor = blocks.eval()(x)
     return out
+
+
+def _block(width: int, heads: int) -> Block:
+    norm: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
+    return Block(width, heads, qkv_bias=True, norm_layer=norm)
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

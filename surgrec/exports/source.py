@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from surgrec.configs.model import Position
-from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document, to_document
 from torch import Tensor
 
+from surgrec.configs.model import Position
+from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document, to_document
 from surgrec.curation.checkpoint_embedder import load_objective, open_checkpoint
 from surgrec.curation.records import CurationError
-from surgrec.weights.errors import WeightsError
 from surgrec.exports.model_file import ModelAbout, read_tensors
 from surgrec.finetuning.network_file import pretraining_of
 from surgrec.models.build import build_objective
 from surgrec.models.jepa import Jepa
 from surgrec.models.mae import MaskedAutoencoder
 from surgrec.models.objective import Objective
-from surgrec.models.video_encoder import VideoEncoder
+from surgrec.models.video_encoder import VideoEncoder, form_of
 from surgrec.training.checkpoint import load_state
+from surgrec.weights.errors import WeightsError
 
 Part = Literal["encoder", "target_encoder"]
 OURS: Final[dict[Part, str]] = {"encoder": "encoder", "target_encoder": "teacher"}
@@ -73,7 +73,8 @@ class Source:
 
     def encoder(self, part: Part) -> VideoEncoder:
         """One of the encoders: uint8 [B, T, S, S, 3] -> [B, N, D]."""
-        return VideoEncoder(getattr(self.objective, OURS[part]), self.config.model)
+        transformer = getattr(self.objective, OURS[part])
+        return VideoEncoder(transformer, form_of(self.config.model, transformer.grid))
 
     def encoder_tensors(self, part: Part) -> dict[str, Tensor]:
         """The weights of one of the encoders, by the names of VisionTransformer."""
@@ -95,9 +96,9 @@ def open_source(path: Path) -> Source:
         try:
             objective.load_state_dict(tensors)
         except RuntimeError as error:
+            what = str(error).splitlines()[1].strip()[:200]
             raise WeightsError(
-                f"{path}: not a whole model ({str(error).splitlines()[1].strip()[:200]}); give a run folder, or a"
-                " file that --to safetensors wrote"
+                f"{path}: not a whole model ({what}); give a run folder, or a file that --to safetensors wrote"
             ) from error
         return Source(about, config, objective.eval(), None, None)
     try:
@@ -130,7 +131,7 @@ def jepa_of(source: Source, whose: str, positions: tuple[Position, ...]) -> Jepa
     """The model, for a format of JEPA. whose: the format's program. Raises WeightsError."""
     if source.jepa is None or source.jepa.config.position not in positions:
         raise WeightsError(
-            f"{whose} has a predictor and {' or '.join(positions)} positions; this model is {source.kind}. Give"
-            " --to timm, safetensors or another"
+            f"{whose} has a predictor and {' or '.join(positions)} positions; this model is {source.kind}."
+            " Give --to timm, safetensors or another"
         )
     return source.jepa

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from surgrec.configs.convert import ConvertConfig
 from surgrec.configs.data import DataConfig
 from surgrec.configs.model import JepaConfig, MaeConfig
-
 from surgrec.exports.comparison import Check, clips_for, compare, features_of
 from surgrec.exports.names import fused_bias, shared_encoder
 from surgrec.exports.source import Part, Source
@@ -80,7 +80,7 @@ def verify(source: Source, config: ConvertConfig, path: Path) -> list[Check]:
     chosen, model = source.part(config.part), source.config.model
     name = timm_name(model.size, model.position == "rotary_3d")
     keywords = keywords_of(model, source.config.data)
-    network = timm.create_model(name, checkpoint_path=str(path), **keywords).eval()
+    network: Any = timm.create_model(name, checkpoint_path=str(path), **keywords).eval()
     clips = clips_for(source)
     theirs = network.forward_features(normalised(clips, model.mean, model.std))
     return [compare("features, by timm", features_of(source, chosen, clips), theirs)]

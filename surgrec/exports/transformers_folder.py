@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from surgrec.configs.convert import ConvertConfig
 
+from surgrec.configs.convert import ConvertConfig
 from surgrec.exports.comparison import GRAPH, Check, clips_for, compare, features_of
 from surgrec.exports.referee import divided, our_predictions
-from surgrec.exports.source import Part, Source, jepa_of, mae_of
+from surgrec.exports.source import Source, jepa_of, mae_of
 from surgrec.exports.transformers_names import videomae_tensors, vjepa2_tensors
 from surgrec.exports.video_vit import normalised
+from surgrec.models.vit import LAYER_NORM_EPS
 from surgrec.training.tensor_file import write_tensors
 from surgrec.weights.errors import WeightsError
 
@@ -39,7 +40,7 @@ def write_videomae(source: Source, config: ConvertConfig, path: Path) -> None:
         decoder_num_hidden_layers=model.decoder_depth,
         decoder_num_attention_heads=model.decoder_heads,
         decoder_intermediate_size=4 * model.decoder_width,
-        layer_norm_eps=mae.encoder.norm.eps,
+        layer_norm_eps=LAYER_NORM_EPS,
         qv_bias=True,
         use_mean_pooling=False,
         norm_pix_loss=model.normalise_target,
@@ -87,7 +88,7 @@ def write_vjepa2(source: Source, config: ConvertConfig, path: Path) -> None:
         num_attention_heads=encoder.heads,
         num_hidden_layers=encoder.depth,
         mlp_ratio=4.0,
-        layer_norm_eps=encoder.norm.eps,
+        layer_norm_eps=LAYER_NORM_EPS,
         pred_hidden_size=model.predictor_width,
         pred_num_attention_heads=model.predictor_heads,
         pred_num_hidden_layers=model.predictor_depth,
@@ -108,7 +109,8 @@ def verify_vjepa2(source: Source, config: ConvertConfig, path: Path) -> list[Che
     """By VJEPA2Model.from_pretrained, encoder and predictor."""
     from transformers import VJEPA2Model
 
-    jepa, clips, chosen = jepa_of(source, "transformers' VJEPA2", ("rotary_3d",)), clips_for(source), source.part(config.part)
+    jepa = jepa_of(source, "transformers' VJEPA2", ("rotary_3d",))
+    clips, chosen = clips_for(source), source.part(config.part)
     network = _loaded(VJEPA2Model, path)
     pixels = normalised(clips, jepa.config.mean, jepa.config.std).transpose(1, 2)
     features = features_of(source, chosen, clips)
@@ -133,11 +135,14 @@ def _write(path: Path, form: Any, processor: Any, tensors: dict[str, torch.Tenso
 def _loaded(kind: Any, path: Path) -> Any:
     """Raises WeightsError for weights that were not there, or not taken."""
     network, told = kind.from_pretrained(path, output_loading_info=True, local_files_only=True)
-    wrong = [f"{name.replace('_', ' ')}: {', '.join(sorted(map(str, keys))[:3])}" for name, keys in told.items() if keys]
+    wrong = [
+        f"{name.replace('_', ' ')}: {', '.join(sorted(map(str, keys))[:3])}"
+        for name, keys in told.items()
+        if keys
+    ]
     if wrong:
         raise WeightsError(
-            f"{kind.__name__} of the installed transformers has other weights ({'; '.join(wrong)}); nothing was"
-            " written. Install transformers 5, or give another --to"
+            f"{kind.__name__} of the installed transformers has other weights ({'; '.join(wrong)}); nothing"
+            " was written. Install transformers 5, or give another --to"
         )
     return network.eval()
-

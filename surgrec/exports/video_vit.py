@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from surgrec.configs.model import Position
-from surgrec.kernels.masking import Grid
-from surgrec.kernels.rotary import plain_rotate
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional
 
+from surgrec.configs.model import Position
+from surgrec.kernels.masking import Grid
+from surgrec.kernels.rotary import plain_rotate
 from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 from surgrec.models.vit import LAYER_NORM_EPS
 
@@ -128,7 +128,7 @@ class VideoTransformer(VisionTransformer):
         if position == "sincos_3d":
             table = sincos_3d(grid, embed_dim, uniform_power)
         else:
-            table = sinusoid_1d(len(self.pos_embed[0]), embed_dim)
+            table = sinusoid_1d(self.patch_embed.num_patches, embed_dim)
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
@@ -138,16 +138,20 @@ class VideoTransformer(VisionTransformer):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-        **_: Any,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
     ) -> Any:
         """What the asked blocks give: [B, D, t, h, w], or [B, N, D] where output_fmt is NLC. There are no
-        prefix tokens. See timm."""
+        prefix tokens. See timm. Raises ValueError for an option that there is not here."""
+        if output_dict or is_causal or attn_mask is not None:
+            raise ValueError("output_dict, attn_mask and is_causal are not of the models of this project")
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}; it is NCHW or NLC")
         wanted, last = feature_take_indices(len(self.blocks), indices)

@@ -8,13 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
 from surgrec.configs.convert import ConvertConfig
-from surgrec.loaders.whole_file import sync
-
 from surgrec.exports.comparison import Check
 from surgrec.exports.formats import FORMATS, ExportFormat
 from surgrec.exports.source import open_source
+from surgrec.loaders.whole_file import sync
 from surgrec.weights.errors import WeightsError
 
 
@@ -35,7 +33,7 @@ def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
         say(f"writing {source.kind} of step {source.about.step} as {config.to}")
         chosen.write(source, config, written)
         say("running both sides on the same clips")
-        checks = chosen.verify(source, config.part, written)
+        checks = chosen.verify(source, config, written)
         # What belongs to a file comes first: whatever has the asked name is complete.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == config.out.name):
             _sync_all(path)
@@ -48,8 +46,10 @@ def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
 
 def _check(config: ConvertConfig, chosen: ExportFormat) -> None:
     """Raises WeightsError for options that do not fit, before anything is read."""
-    if config.out.exists() or config.out.is_symlink():
-        raise WeightsError(f"{config.out} is there already; give another --out, or remove it")
+    beside = [config.out.with_name(f"{config.out.name}.data")] if config.to == "onnx" else []
+    for path in (config.out, *beside):
+        if path.exists() or path.is_symlink():
+            raise WeightsError(f"{path} is there already; give another --out, or remove it")
     if config.to == "onnx" and config.out.suffix != ".onnx":
         raise WeightsError(f"--out {config.out}: the name of an ONNX file ends in .onnx")
     if config.to == "timm" and config.out.suffix != ".safetensors":

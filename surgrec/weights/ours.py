@@ -61,11 +61,10 @@ def open_ours(name: str, seed: int) -> OurModel | None:
     return None
 
 
-def _model(
-    identity: str, config: MaePretrain | JepaPretrain, build: Callable[[torch.device], Objective]
-) -> OurModel:
+def clip_of(config: MaePretrain | JepaPretrain) -> ClipForm:
+    """What the encoder of a pretraining wants to see."""
     data, model = config.data, config.model
-    clip = ClipForm(
+    return ClipForm(
         data.frames,
         data.size,
         data.stride if data.fps is None else None,
@@ -76,4 +75,9 @@ def _model(
         model.patch,
         VIT_SHAPES[model.size].width,
     )
-    return OurModel(identity, clip, lambda device: encoder_of(build(device)))
+
+
+def _model(
+    identity: str, config: MaePretrain | JepaPretrain, build: Callable[[torch.device], Objective]
+) -> OurModel:
+    return OurModel(identity, clip_of(config), lambda device: encoder_of(build(device)))
