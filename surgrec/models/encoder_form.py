@@ -20,7 +20,8 @@ PoolNorm = Literal["none", "layer_norm"]
 @dataclass(frozen=True)
 class EncoderForm:
     """hidden: width inside the MLPs. frames, size: of its clips. uniform_power: of sincos_3d. cosine: of its
-    attention. pool_norm: what follows the mean over tokens. eps: of all layer norms. mean, std: of the
+    attention. pool_norm: what follows the mean over tokens. eps: of layer norms. pool_eps: of
+    pool_norm. mean, std: of the
     colour channels, of values in 0..1."""
 
     depth: int
@@ -38,6 +39,7 @@ class EncoderForm:
     final_norm: bool = True
     pool_norm: PoolNorm = "none"
     eps: float = LAYER_NORM_EPS
+    pool_eps: float = LAYER_NORM_EPS
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 

@@ -30,7 +30,9 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.form = form
-        self.pool_norm = nn.Identity() if form.pool_norm == "none" else nn.LayerNorm(form.width, eps=form.eps)
+        self.pool_norm = (
+            nn.Identity() if form.pool_norm == "none" else nn.LayerNorm(form.width, eps=form.pool_eps)
+        )
 
     @property
     def width(self) -> int:

@@ -21,8 +21,9 @@ class ReadOptions:
     """What the person asks for; None takes what the file or its layout says.
 
     part: of files with two encoders, for which it must be given. size: of the frames, in pixels. frames:
-    of a clip. stride, fps: between them. inflate: frames that an image model's patch embedding becomes a
-    tubelet of. pooling: of an image model, over its tokens.
+    of a clip. stride, fps: between them. heads: of attention, where neither keys nor layout tell. inflate:
+    frames that an image model's patch embedding becomes a tubelet of. pooling: of an image model, over its
+    tokens.
     """
 
     part: Part | None = None
@@ -30,6 +31,7 @@ class ReadOptions:
     frames: int | None = None
     stride: int | None = None
     fps: float | None = None
+    heads: int | None = None
     inflate: int | None = None
     pooling: str | None = None
 

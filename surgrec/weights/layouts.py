@@ -7,8 +7,18 @@ from typing import Final
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Layout
+from surgrec.weights.transformers_video import TRANSFORMERS_VIDEOMAE, TRANSFORMERS_VJEPA2
+from surgrec.weights.videomae import SURGVISTA, VIDEOMAE
+from surgrec.weights.vjepa import VJEPA, VJEPA2
 
-_ALL: Final[tuple[Layout, ...]] = ()
+_ALL: Final[tuple[Layout, ...]] = (
+    VIDEOMAE,
+    VJEPA,
+    VJEPA2,
+    SURGVISTA,
+    TRANSFORMERS_VIDEOMAE,
+    TRANSFORMERS_VJEPA2,
+)
 LAYOUTS: Final[dict[str, Layout]] = {layout.name: layout for layout in _ALL}
 
 

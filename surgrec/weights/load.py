@@ -20,7 +20,7 @@ from surgrec.weights.layouts import detect, layout_named
 from surgrec.weights.ours import open_ours
 
 KINDS: Final = ("file", "hf")
-NUMBERS: Final = {"size": int, "frames": int, "stride": int, "fps": float, "inflate": int}
+NUMBERS: Final = {"size": int, "frames": int, "stride": int, "fps": float, "heads": int, "inflate": int}
 
 
 class VideoModel(nn.Module):
@@ -111,9 +111,9 @@ def load_model(
     """A pretrained encoder of any layout in docs/models.md, in eval mode.
 
     name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, or a path alone. layout: for a file whose
-    keys do not tell it. part: `encoder` or `target_encoder`, for a file with both. size, frames: of clips, where
-    they shall be others than the model was trained on; its positions are then interpolated, which `coverage`
-    says. Raises WeightsError, which names the file, the cause and the remedy.
+    keys do not tell it. part: `encoder` or `target_encoder`, for a file with both. size, frames: of clips,
+    where they shall be others than the model was trained on; its positions are then interpolated, which
+    `coverage` says. Raises WeightsError, which names the file, the cause and the remedy.
     """
     asked = ReadOptions(part=part, size=size, frames=frames)
     name = str(name_or_path)
