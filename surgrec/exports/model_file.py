@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import xxhash
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from surgrec.configs.pretrain import from_document
 from surgrec.configs.yaml_io import ConfigError
 from surgrec.training.tensor_file import write_tensors
 from surgrec.weights.errors import WeightsError
+from surgrec.weights.files import read_file
 
 FORMAT_NAME: Final = "surgrec-model"
 FORMAT_VERSION: Final = 1
+TIMM_FORMAT: Final = "surgrec-timm"
+"""Of a file of one encoder for timm, see exports/timm_file.py."""
 _MAKE_IT: Final = "write it with `python -m surgrec.convert RUN --to safetensors`"
 
 
@@ -56,16 +58,14 @@ def write_model(path: Path, about: ModelAbout, tensors: Mapping[str, Tensor]) ->
 
 def read_tensors(path: Path) -> tuple[ModelAbout, dict[str, Tensor]]:
     """What a file holds, its digest verified. Raises WeightsError naming file, cause and remedy."""
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("surgrec", "null")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        document = json.loads(text)
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: not a safetensors file, or a truncated one ({error}); {_MAKE_IT}"
-        ) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
+    content = read_file(path)
+    return checked(path, content.about, content.tensors), content.tensors
+
+
+def checked(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> ModelAbout:
+    """What a file's header says, its digest verified. Raises WeightsError naming file, cause and remedy."""
+    document = header_of(header)
+    if document.get("format") != FORMAT_NAME:
         raise WeightsError(
             f"{path}: no model of this project (no `format` {FORMAT_NAME!r} in its header); {_MAKE_IT}"
         )
@@ -81,7 +81,16 @@ def read_tensors(path: Path) -> tuple[ModelAbout, dict[str, Tensor]]:
             raise ValueError("its content does not have the digest that it states")
     except (TypeError, ValueError, ConfigError) as error:
         raise WeightsError(f"{path}: damaged, or changed by hand ({error}); {_MAKE_IT} again") from error
-    return about, tensors
+    return about
+
+
+def header_of(header: Mapping[str, str]) -> dict[str, Any]:
+    """Our JSON in a safetensors header; empty where there is none."""
+    try:
+        document = json.loads(header.get("surgrec", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def about_of(document: Mapping[str, Any]) -> ModelAbout:

@@ -98,7 +98,7 @@ def open_source(path: Path) -> Source:
         except RuntimeError as error:
             what = str(error).splitlines()[1].strip()[:200]
             raise WeightsError(
-                f"{path}: not a whole model ({what}); give a run folder, or a file that --to safetensors wrote"
+                f"{path}: not a whole model ({what}); give a run folder, or what --to safetensors wrote"
             ) from error
         return Source(about, config, objective.eval(), None, None)
     try:

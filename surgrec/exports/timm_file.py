@@ -13,6 +13,7 @@ from surgrec.configs.convert import ConvertConfig
 from surgrec.configs.data import DataConfig
 from surgrec.configs.model import JepaConfig, MaeConfig
 from surgrec.exports.comparison import Check, clips_for, compare, features_of
+from surgrec.exports.model_file import TIMM_FORMAT
 from surgrec.exports.names import fused_bias, shared_encoder
 from surgrec.exports.source import Part, Source
 from surgrec.exports.video_vit import VideoTransformer, normalised
@@ -20,14 +21,12 @@ from surgrec.models.position import sincos_3d, sinusoid_1d
 from surgrec.timm_models import timm_name
 from surgrec.training.tensor_file import write_tensors
 
-FORMAT_NAME = "surgrec-timm"
-
 
 def write(source: Source, config: ConvertConfig, path: Path) -> None:
     """See ExportFormat."""
     chosen = source.part(config.part)
     tensors = timm_tensors(source, chosen)
-    about = asdict(source.about) | {"format": FORMAT_NAME, "format_version": 1, "part": chosen}
+    about = asdict(source.about) | {"format": TIMM_FORMAT, "format_version": 1, "part": chosen}
     write_tensors(path, tensors, {"surgrec": json.dumps(about, allow_nan=False), "format": "pt"})
 
 

@@ -21,39 +21,41 @@ def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
 
     Raises WeightsError, OSError; then nothing is left behind.
     """
-    chosen = FORMATS[config.to]
-    _check(config, chosen)
+    if config.to is None or config.out is None:
+        raise WeightsError("--to needs --out, the file or folder to write")
+    chosen, out = FORMATS[config.to], config.out
+    _check(config, chosen, out)
     say(f"reading {config.model}")
-    source = open_source(config.model)
-    folder = config.out.with_name(f".{config.out.name}.{os.getpid()}.tmp")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    source = open_source(Path(config.model))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     folder.mkdir()
     try:
-        written = folder / config.out.name
+        written = folder / out.name
         say(f"writing {source.kind} of step {source.about.step} as {config.to}")
         chosen.write(source, config, written)
         say("running both sides on the same clips")
         checks = chosen.verify(source, config, written)
         # What belongs to a file comes first: whatever has the asked name is complete.
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == config.out.name):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
             _sync_all(path)
-            os.rename(path, config.out.with_name(path.name))
-        sync(config.out.parent)
+            os.rename(path, out.with_name(path.name))
+        sync(out.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return checks
 
 
-def _check(config: ConvertConfig, chosen: ExportFormat) -> None:
+def _check(config: ConvertConfig, chosen: ExportFormat, out: Path) -> None:
     """Raises WeightsError for options that do not fit, before anything is read."""
-    beside = [config.out.with_name(f"{config.out.name}.data")] if config.to == "onnx" else []
-    for path in (config.out, *beside):
+    beside = [out.with_name(f"{out.name}.data")] if config.to == "onnx" else []
+    for path in (out, *beside):
         if path.exists() or path.is_symlink():
             raise WeightsError(f"{path} is there already; give another --out, or remove it")
-    if config.to == "onnx" and config.out.suffix != ".onnx":
-        raise WeightsError(f"--out {config.out}: the name of an ONNX file ends in .onnx")
-    if config.to == "timm" and config.out.suffix != ".safetensors":
-        raise WeightsError(f"--out {config.out}: timm knows a safetensors file by the end of its name")
+    if config.to == "onnx" and out.suffix != ".onnx":
+        raise WeightsError(f"--out {out}: the name of an ONNX file ends in .onnx")
+    if config.to == "timm" and out.suffix != ".safetensors":
+        raise WeightsError(f"--out {out}: timm knows a safetensors file by the end of its name")
     if config.part is not None and not chosen.one_encoder:
         raise WeightsError(f"--part {config.part}: {config.to} holds all of a model; leave --part out")
     if config.to != "hub":

@@ -18,22 +18,23 @@ from surgrec.models.build import build_objective
 from surgrec.models.objective import Objective
 from surgrec.training.checkpoint import Checkpoint, save_checkpoint
 
-SMALL = ViTShape(3, 48, 3)
-DATA = DataConfig(frames=4, stride=4, size=32)
+SMALL = ViTShape(2, 192, 3)
+DATA = DataConfig(frames=16, stride=4, size=224)
+"""As published, since files of the original programs do not say of which clips they are."""
 RUNS: dict[str, MaePretrain | JepaPretrain] = {
     "mae": MaePretrain(
         data=DATA,
-        model=MaeConfig(size="tiny", patch=8, decoder_depth=2, decoder_width=36, decoder_heads=3),
+        model=MaeConfig(size="tiny", patch=32, decoder_depth=2, decoder_width=36, decoder_heads=3),
     ),
     "jepa": JepaPretrain(
         data=DATA,
-        model=JepaConfig(size="tiny", patch=8, predictor_depth=2, predictor_width=48, predictor_heads=4),
+        model=JepaConfig(size="tiny", patch=32, predictor_depth=2, predictor_width=48, predictor_heads=4),
     ),
     "jepa2": JepaPretrain(
-        data=replace(DATA, fps=4.0),
+        data=replace(DATA, size=256, fps=4.0),
         model=JepaConfig(
             size="tiny",
-            patch=8,
+            patch=32,
             position="rotary_3d",
             predictor_depth=2,
             predictor_width=48,
