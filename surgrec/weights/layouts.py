@@ -7,6 +7,7 @@ from typing import Final
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Layout
+from surgrec.weights.surgrec_files import SURGREC, SURGREC_TIMM
 from surgrec.weights.transformers_video import TRANSFORMERS_VIDEOMAE, TRANSFORMERS_VJEPA2
 from surgrec.weights.videomae import SURGVISTA, VIDEOMAE
 from surgrec.weights.vjepa import VJEPA, VJEPA2
@@ -18,6 +19,8 @@ _ALL: Final[tuple[Layout, ...]] = (
     SURGVISTA,
     TRANSFORMERS_VIDEOMAE,
     TRANSFORMERS_VJEPA2,
+    SURGREC,
+    SURGREC_TIMM,
 )
 LAYOUTS: Final[dict[str, Layout]] = {layout.name: layout for layout in _ALL}
 
