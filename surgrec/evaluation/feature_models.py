@@ -100,7 +100,7 @@ def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
     layout, and CurationError for those of timm; all with the remedy.
     """
     kind, _, name = asked.partition(":")
-    if kind == "timm" and name:
+    if kind == "timm" and name and "#" not in name:
         model, at, file = name.partition("@")
         path = Path(file) if at else None
         return _image(model, pictures, timm_identity(model, path), lambda: timm_model(model, path))

@@ -203,8 +203,8 @@ def _torch(path: Path, zipped: bool) -> Mapping[str, Any]:
         code = _GLOBAL.search(text)
         if code:
             raise WeightsError(
-                f"{path}: a pickle with more than tensors and plain values in it ({code[1]}); nothing of it was"
-                " run. Where you trust its source, load it there and save its state_dict() as safetensors"
+                f"{path}: a pickle with more than tensors and plain values in it ({code[1]}); nothing of it"
+                " was run. Where you trust its source, load it there and save its state_dict() as safetensors"
             ) from error
         cause = _cause(text) or type(error).__name__
         raise WeightsError(
