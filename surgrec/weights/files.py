@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,6 +49,7 @@ DEEPEST: Final = 16
 MOST: Final = 2_000_000
 """Levels of mappings in a file, and values in them, beyond which it is no checkpoint."""
 
+_GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
 _FETCH: Final = "fetch it again, and compare its size and checksum with what its source states"
 
 
@@ -198,13 +200,13 @@ def _torch(path: Path, zipped: bool) -> Mapping[str, Any]:
             top = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # of pickle, zip, PyTorch, and of classes that are no longer there
         text = str(error)
-        if "Unsupported global" in text or "Unsupported class" in text or "Unsupported operand" in text:
-            what = text[text.index("Unsupported") :].splitlines()[0].split(" was not")[0]
+        code = _GLOBAL.search(text)
+        if code:
             raise WeightsError(
-                f"{path}: a pickle with more than tensors and plain values in it ({what}); nothing of it was"
-                " run. Where you trust its source, load it there and save its state_dict() as safetensors"
+                f"{path}: a pickle with more than tensors and plain values in it ({code[1]}); nothing of it"
+                " was run. Where you trust its source, load it there and save its state_dict() as safetensors"
             ) from error
-        cause = _first_line(text) or type(error).__name__
+        cause = _cause(text) or type(error).__name__
         raise WeightsError(
             f"{path}: not a file of weights, or a truncated one ({cause}); {_FETCH}"
         ) from error
@@ -242,6 +244,11 @@ def _unreadable(path: Path, error: OSError) -> WeightsError:
     )
 
 
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0].rstrip(". ") if lines else ""
+def _cause(text: str) -> str:
+    """Of a message of torch.load, which says much about how to run code all the same, what is wrong."""
+    _, _, behind = text.rpartition("WeightsUnpickler error:")
+    lines = [line.strip() for line in behind.splitlines() if line.strip()]
+    said = [
+        line for line in lines if not line.startswith(("Weights only load failed", "Check the documentation"))
+    ]
+    return said[0].rstrip(". ") if said else ""

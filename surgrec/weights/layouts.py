@@ -9,6 +9,7 @@ from surgrec.weights.endofm import ENDOFM
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Layout
+from surgrec.weights.surgrec_files import SURGREC, SURGREC_TIMM
 from surgrec.weights.timm_vit import TIMM_VIT
 from surgrec.weights.transformers_video import TRANSFORMERS_VIDEOMAE, TRANSFORMERS_VJEPA2
 from surgrec.weights.videomae import SURGVISTA, VIDEOMAE
@@ -21,6 +22,8 @@ _ALL: Final[tuple[Layout, ...]] = (
     SURGVISTA,
     TRANSFORMERS_VIDEOMAE,
     TRANSFORMERS_VJEPA2,
+    SURGREC,
+    SURGREC_TIMM,
     DINOV3,
     ENDOFM,
     TIMM_VIT,

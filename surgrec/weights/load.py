@@ -179,8 +179,8 @@ def parse_name(text: str) -> tuple[str, ReadOptions, str | None]:
             layout = value
         elif key == "pooling" and value:
             values[key] = value
-        elif key in NUMBERS and _positive(value):
-            values[key] = NUMBERS[key](value)
+        elif key in NUMBERS and _number(key, value) is not None:
+            values[key] = _number(key, value)
         else:
             raise WeightsError(
                 f"{path}: there is no option {item!r}; behind # stand {' or '.join(get_args(Part))},"
@@ -228,11 +228,13 @@ def _opened(identity: str, found: Imported) -> OpenedModel:
     return OpenedModel(identity, found.clip, form, found.coverage, load)
 
 
-def _positive(text: str) -> bool:
+def _number(key: str, text: str) -> float | None:
+    """A positive, finite number of the kind that an option has; None of another text."""
     try:
-        return 0 < float(text) < float("inf")
+        value: float = NUMBERS[key](text)
     except ValueError:
-        return False
+        return None
+    return value if 0 < value < float("inf") else None
 
 
 def _kind(path: Path) -> str:

@@ -64,11 +64,15 @@ def open_ours(name: str, seed: int) -> OurModel | None:
     return None
 
 
+def form_and_clip(config: MaePretrain | JepaPretrain) -> tuple[EncoderForm, ClipForm]:
+    """The encoder of a pretraining, and what it wants to see."""
+    data, model = config.data, config.model
+    form = form_of(model, token_grid((data.frames, data.size, data.size, 3), model.tubelet, model.patch))
+    return form, clip_of(form, data.stride if data.fps is None else None, data.fps)
+
+
 def _model(
     identity: str, config: MaePretrain | JepaPretrain, build: Callable[[torch.device], Objective]
 ) -> OurModel:
-    data, model = config.data, config.model
-    grid = token_grid((data.frames, data.size, data.size, 3), model.tubelet, model.patch)
-    form = form_of(model, grid)
-    clip = clip_of(form, data.stride if data.fps is None else None, data.fps)
+    form, clip = form_and_clip(config)
     return OurModel(identity, clip, form, lambda device: encoder_of(build(device)))
