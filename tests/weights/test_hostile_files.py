@@ -110,6 +110,7 @@ def test_cut_off_files(data: st.DataObject, whole: dict[str, bytes], tmp_path_fa
         read_file(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_changed_bytes_never_get_past_as_another_error(
