@@ -100,7 +100,7 @@ def timm_model(name: str, file: Path | None, size: int | None = None) -> Any:
 
     if file is None:
         try:
-            other = {} if size is None else {"img_size": size}
+            other: dict[str, Any] = {} if size is None else {"img_size": size}
             model = timm.create_model(name, pretrained=True, num_classes=0, **other)
         except Exception as error:  # each place that timm fetches from has errors of its own
             raise CurationError(

@@ -86,7 +86,7 @@ def _check(path: Path, model: Any) -> None:
     if type(model) is not VisionTransformer:
         faults.append(f"it is a {type(model).__name__}")
     else:
-        blocks = list(model.blocks)
+        blocks: list[Any] = list(model.blocks)
         plain = (nn.Identity, nn.Dropout)
         norms = [part for part in model.modules() if isinstance(part, nn.LayerNorm)]
         checks = {
@@ -138,8 +138,8 @@ def _form(model: Any, tubelet: int, frames: int, mean: Colours, std: Colours) ->
         final_norm=isinstance(model.norm, nn.LayerNorm),
         pool_norm="layer_norm" if pools else "none",
         eps=block.norm1.eps,
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=mean,
+        std=std,
     )
 
 
