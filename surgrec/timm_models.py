@@ -43,10 +43,11 @@ default_cfgs = generate_default_cfgs(
 
 
 def _entry(size: Size, rotary: bool) -> Callable[..., Any]:
-    shape, name = VIT_SHAPES[size], timm_name(size, rotary)
+    name = timm_name(size, rotary)
     position: Position = "rotary_3d" if rotary else "sinusoid_1d"
 
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
+        shape = VIT_SHAPES[size]
         given: dict[str, Any] = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
         given |= {"img_size": SIZES[rotary], "position": position} | kwargs
         features = {"out_indices": 3, "feature_cls": "getter"}

@@ -52,8 +52,9 @@ def clips_for(source: Source, count: int = CLIPS) -> Tensor:
     """Noise, uint8 [count, T, S, S, 3], of a stream of its own."""
     data = source.config.data
     shape = (count, data.frames, data.size, data.size, 3)
-    bits = random_u64(stream_key(0, "convert/clips"), torch.arange(math.prod(shape)))
-    return (bits & 255).to(torch.uint8).view(shape)
+    size = math.prod(shape)
+    bits = random_u64(stream_key(0, "convert/clips"), torch.arange(math.ceil(size / 8)))
+    return bits.view(torch.uint8)[:size].view(shape)
 
 
 @torch.no_grad()

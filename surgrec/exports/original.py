@@ -20,6 +20,7 @@ from surgrec.exports.video_vit import normalised
 from surgrec.kernels.patchify import patchify
 from surgrec.models.jepa import Jepa
 from surgrec.models.position import sincos_3d
+from surgrec.training.tensor_file import DigestedFile
 
 BACKBONE = "module.backbone."
 PARTS: tuple[Part, ...] = ("encoder", "target_encoder")
@@ -110,10 +111,25 @@ def _save(top: dict[str, Any], path: Path) -> None:
     """Raises OSError."""
     # Whole copies: a view would bring the memory of what it is a part of along.
     whole = {k: {n: t.clone() for n, t in v.items()} if isinstance(v, dict) else v for k, v in top.items()}
-    with open(path, "wb") as file:
-        torch.save(whole, file)
-        file.flush()
+    with _KeepingFile(path) as file:
+        try:
+            torch.save(whole, file)
+        except RuntimeError as error:
+            raise file.error or error from None
         os.fsync(file.fileno())
+
+
+class _KeepingFile(DigestedFile):
+    """Keeps the OSError of a write, for which torch.save raises another that does not tell the cause."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from surgrec.configs.convert import ConvertConfig
 from surgrec.exports.comparison import Check
 from surgrec.exports.formats import FORMATS, ExportFormat
@@ -41,6 +43,12 @@ def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
             _sync_all(path)
             os.rename(path, out.with_name(path.name))
         sync(out.parent)
+    except (RuntimeError, LookupError, TypeError, SafetensorError) as error:
+        what = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{config.to}: the model could not be written, or read again ({what}); nothing was written."
+            " Please report it with the model's configuration, and the versions of torch and of that library"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return checks
@@ -52,10 +60,11 @@ def _check(config: ConvertConfig, chosen: ExportFormat, out: Path) -> None:
     for path in (out, *beside):
         if path.exists() or path.is_symlink():
             raise WeightsError(f"{path} is there already; give another --out, or remove it")
-    if config.to == "onnx" and out.suffix != ".onnx":
-        raise WeightsError(f"--out {out}: the name of an ONNX file ends in .onnx")
-    if config.to == "timm" and out.suffix != ".safetensors":
-        raise WeightsError(f"--out {out}: timm knows a safetensors file by the end of its name")
+    if out.suffix not in (chosen.suffixes or (out.suffix,)):
+        raise WeightsError(
+            f"--out {out}: what {config.to} writes ends in {' or '.join(chosen.suffixes)}, by which programs"
+            " know it"
+        )
     if config.part is not None and not chosen.one_encoder:
         raise WeightsError(f"--part {config.part}: {config.to} holds all of a model; leave --part out")
     if config.to != "hub":

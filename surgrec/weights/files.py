@@ -26,6 +26,8 @@ from surgrec.weights.errors import WeightsError
 
 CONFIG: Final = "config.json"
 PREPROCESSOR: Final = "preprocessor_config.json"
+PREPROCESSORS: Final = (PREPROCESSOR, "video_preprocessor_config.json")
+"""Of image and of video processors: a folder holds one."""
 INDEX_SUFFIX: Final = ".index.json"
 NAMES: Final = ("model.safetensors", "pytorch_model.bin")
 """Of the weights in a folder; those of many files have an index beside them."""
@@ -116,7 +118,8 @@ def _folder(path: Path) -> Content:
             " weights"
         )
     files, tensors, about = _weights_of(path)
-    preprocessor = read_json(path / PREPROCESSOR) if (path / PREPROCESSOR).is_file() else None
+    there = [path / name for name in PREPROCESSORS if (path / name).is_file()]
+    preprocessor = read_json(there[0]) if there else None
     return Content(path, tensors, read_json(path / CONFIG), preprocessor, about, files)
 
 

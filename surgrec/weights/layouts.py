@@ -44,7 +44,7 @@ def detect(content: Content) -> Layout:
     fitting = [layout for layout in LAYOUTS.values() if layout.fits(content)]
     if len(fitting) == 1:
         return fitting[0]
-    name = "`#layout=NAME` behind its path, or --layout of surgrec.convert"
+    name = "`#layout=NAME` behind its path"
     if fitting:
         raise WeightsError(
             f"{content.path}: may be of the layout {' or '.join(layout.name for layout in fitting)}, its keys"

@@ -124,7 +124,9 @@ def load_model(
     """
     asked = ReadOptions(part=part, size=size, frames=frames)
     name = str(name_or_path)
-    opened = open_model(name if ":" in name else f"{_kind(Path(name))}:{name}", asked, layout)
+    if ":" not in name or Path(name).exists():
+        name = f"{_kind(Path(name))}:{name}"
+    opened = open_model(name, asked, layout)
     if opened is None:
         raise WeightsError(
             f"there is no model {name!r}: give ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, or"
@@ -168,7 +170,8 @@ def open_model(
 def parse_name(text: str) -> tuple[str, ReadOptions, str | None]:
     """Path, options and layout of `PATH#part,size=256,...`. Raises WeightsError for an option that there is
     not."""
-    path, _, behind = text.partition("#")
+    # A file may have a # in its own name.
+    path, _, behind = (text, "", "") if Path(text).exists() else text.partition("#")
     values: dict[str, Any] = {}
     layout = None
     for item in behind.split(",") if behind else []:

@@ -66,14 +66,8 @@ def _read(content: Content, asked: ReadOptions) -> Imported:
 
 def _read_timm(content: Content, asked: ReadOptions) -> Imported:
     """The one encoder, whose bias of the keys is zero where it comes from MAE."""
-    refuse(
-        content,
-        SURGREC_TIMM.name,
-        part=asked.part,
-        inflate=asked.inflate,
-        pooling=asked.pooling,
-        heads=asked.heads,
-    )
+    options = {"part": asked.part, "inflate": asked.inflate, "pooling": asked.pooling, "heads": asked.heads}
+    refuse(content, SURGREC_TIMM.name, **options)
     try:
         about = about_of(header_of(content.about))
     except ValueError as error:

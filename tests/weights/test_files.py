@@ -207,7 +207,11 @@ def test_an_archive_that_is_no_checkpoint(tmp_path: Path) -> None:
         read_file(tmp_path / "other.zip")
 
 
-def test_names_with_options() -> None:
+def test_names_with_options(tmp_path: Path) -> None:
+    (tmp_path / "a#b:c.pth").write_bytes(b"x")
+    assert parse_name(str(tmp_path / "a#b:c.pth"))[0] == str(tmp_path / "a#b:c.pth")
+    with pytest.raises(WeightsError, match=r"a#b:c\.pth: not a file of weights"):
+        load_model(tmp_path / "a#b:c.pth")
     path, options, layout = parse_name("a b.pth#target_encoder,size=384,fps=2.5,layout=vjepa2")
     assert (path, layout) == ("a b.pth", "vjepa2")
     assert (options.part, options.size, options.fps, options.frames) == ("target_encoder", 384, 2.5, None)
