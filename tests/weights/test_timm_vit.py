@@ -305,4 +305,4 @@ def test_the_report_of_convert_takes_names_of_timm(
     out = capsys.readouterr().out
     assert "cls_token" in out
     assert "our transformer has no class token" in out
-    assert "clips of 16 frames (spread evenly) of 32 x 32 pixels; tokens of 2 x 16 x 16, width 192" in out
+    assert "clips of 16 frames (stride 4) of 32 x 32 pixels; tokens of 2 x 16 x 16, width 192" in out
