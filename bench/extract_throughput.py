@@ -37,7 +37,8 @@ from surgrec.loaders.packet_index import PacketIndex
 
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import Entry
-from surgrec.evaluation.extraction import extract, span_of
+from surgrec.evaluation.extraction import extract
+from surgrec.evaluation.extraction_plan import span_of
 from surgrec.evaluation.feature_models import feature_model
 from surgrec.evaluation.manifest import Row as ClipRow
 from surgrec.evaluation.manifest import SplitManifest, write_manifest
@@ -90,9 +91,9 @@ def rows_of(index: PacketIndex, options: Options) -> tuple[ClipRow, ...]:
     return tuple(rows)
 
 
-def clips_of(index: PacketIndex, rows: tuple[ClipRow, ...], config: ExtractConfig) -> list[ClipRequest]:
+def clips_of(index: PacketIndex, rows: tuple[ClipRow, ...], name: str) -> list[ClipRequest]:
     """The clips that extraction takes of the rows."""
-    model = feature_model(config)
+    model = feature_model(name, None, 0)
     videos = {Path(path).name: video for video, path in enumerate(index.videos.path)}
     requests = []
     for number, entry in enumerate(rows):
@@ -128,6 +129,7 @@ def extracted(config: ExtractConfig) -> tuple[float, float]:
         config, count_threads(config.workers), lambda done, _: told.append((done, time.perf_counter()))
     )
     whole = time.perf_counter() - started
+    assert found is not None
     assert not found.missing, found.missing[0]
     (first, begin), (last, end) = next(entry for entry in told if entry[0]), told[-1]
     return (last - first) / (end - begin), whole
@@ -153,8 +155,8 @@ def measure(model: str, corpus: str, folder: Path, options: Options) -> list[Row
             device=options.device,
         )
 
-    requests = clips_of(index, rows, config(0))
-    size = feature_model(config(0)).load(torch.device("cpu")).size
+    requests = clips_of(index, rows, model)
+    size = feature_model(model, None, 0).load(torch.device("cpu")).size
     alone, rates, seconds = [], [], []
     for number in range(options.runs + 1):
         alone.append(loaded(index, requests, size, options))

@@ -193,7 +193,7 @@ def main() -> int:
         return 1
     columns = [shown_panels[at::2] for at in (0, 1)]
     figure = pyplot.figure(figsize=(13, 6.5), layout="constrained")
-    parts = figure.subfigures(1, 2) if columns[1] else [figure]
+    parts: Any = figure.subfigures(1, 2) if columns[1] else [figure]
     for part, column in zip(parts, columns, strict=False):
         heights = [2 + len(panel.bars) for panel in column]
         axes = part.subplots(len(column), 1, height_ratios=heights, squeeze=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from surgrec.configs.matrix import MatrixConfig
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ Command = (
     | Annotated[ImportConfig, tyro.conf.subcommand("import")]
     | Annotated[LintConfig, tyro.conf.subcommand("lint")]
     | Annotated[RepairConfig, tyro.conf.subcommand("repair")]
+    | Annotated[MatrixConfig, tyro.conf.subcommand("run")]
     | Annotated[TableConfig, tyro.conf.subcommand("table")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
 )

@@ -22,6 +22,10 @@ class DemoConfig:
     """Seed of the drawn videos and of the training run."""
     workers: int = 0
     """Processes that draw and encode, and then curate, side by side; 0 takes the cores of this machine."""
+    table: bool = False
+    """In the end make the set of moving digits, and a table of what the pretrained model, the same one
+    untrained, and an untrained image model can do on it: OUT/table.html. It takes some 200 seconds of CPU
+    time more."""
 
 
 @dataclass(frozen=True)

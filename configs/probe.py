@@ -19,24 +19,19 @@ RATES: dict[str, tuple[float, ...]] = {
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
-    """Probe cached features: train a grid of heads in one pass, choose one on val, report it once on test.
-
-    The result is one line of JSON that names the model, the split's digest, how many of the rows were read,
-    every score on val, and the figures on test with 95 % intervals, beside the baselines.
-    """
+class ProbeTask:
+    """What is probed."""
 
     features: Annotated[Path, tyro.conf.Positional]
     """Feature file written by `python -m surgrec.extract`."""
     manifest: Path
     """The split that the features were extracted for."""
-    kind: Kind = "attentive"
-    """knn: neighbours by cosine of pooled features. linear: of pooled features, standardised. attentive: a
-    learned query over token features."""
-    out: Path = Path("results.jsonl")
-    """The result is appended to this file."""
-    save: Path | None = None
-    """The chosen head is saved here, with what made it, for `python -m surgrec.predict`; not of knn."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How heads are trained, chosen and tested."""
+
     lrs: tuple[float, ...] = ()
     """Learning rates of the grid; by default five that suit the kind."""
     weight_decays: tuple[float, ...] = (0.01, 0.1)
@@ -66,3 +61,20 @@ class ProbeConfig:
     """Where heads are trained; auto takes a GPU where there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products; weights are float32 either way."""
+
+
+@dataclass(frozen=True)
+class ProbeConfig(ProbeOptions, ProbeTask):
+    """Probe cached features: train a grid of heads in one pass, choose one on val, report it once on test.
+
+    The result is one line of JSON that names the model, the split's digest, how many of the rows were read,
+    every score on val, and the figures on test with 95 % intervals, beside the baselines.
+    """
+
+    kind: Kind = "attentive"
+    """knn: neighbours by cosine of pooled features. linear: of pooled features, standardised. attentive: a
+    learned query over token features."""
+    out: Path = Path("results.jsonl")
+    """The result is appended to this file."""
+    save: Path | None = None
+    """The chosen head is saved here, with what made it, for `python -m surgrec.predict`; not of knn."""

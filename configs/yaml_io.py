@@ -59,6 +59,24 @@ def load_yaml(path: Path) -> Any:
         raise ConfigError(f"{path} is not YAML: {error}") from error
 
 
+def take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The path of a leading `--config FILE` or `--config=FILE`, None where there is none; other arguments.
+
+    Raises ConfigError where it stands elsewhere, or names no file.
+    """
+    if arguments and (arguments[0] == "--config" or arguments[0].startswith("--config=")):
+        _, equals, name = arguments[0].partition("=")
+        rest = arguments[1:]
+        if not equals:
+            if not rest:
+                raise ConfigError("--config needs the path of a YAML file")
+            name, rest = rest[0], rest[1:]
+        return Path(name), rest
+    if any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
+        raise ConfigError("--config comes first, before the options that change what its file says")
+    return None, arguments
+
+
 @cache
 def _field_types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)

@@ -1,9 +1,10 @@
-"""`python -m surgrec.benchmark list | check | import | lint | repair | table | compare`: data sets, splits,
-results."""
+"""`python -m surgrec.benchmark list | check | import | lint | repair | run | table | compare`: data sets,
+splits, models, results."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import tyro
 
@@ -17,20 +18,17 @@ from surgrec.configs.benchmark import (
     RepairConfig,
     TableConfig,
 )
+from surgrec.configs.matrix import MatrixConfig
+from surgrec.configs.yaml_io import ConfigError, from_plain, load_yaml, take_config
 
+PROG = "python -m surgrec.benchmark"
 SHOWN_FILES = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 if all was done and nothing is wrong, 1 otherwise, 130 if it was interrupted."""
-    config = tyro.cli(
-        Command,
-        args=arguments,
-        prog="python -m surgrec.benchmark",
-        description="The benchmark's data sets, their splits, and tables of results.",
-    )
     try:
-        return _run(config)
+        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}; what is written is kept")
@@ -41,9 +39,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _run(
-    config: ListConfig | CheckConfig | ImportConfig | LintConfig | RepairConfig | TableConfig | CompareConfig,
-) -> int:
+def _parse(arguments: list[str]) -> Any:
+    """The options of one of the commands. Raises ConfigError for a bad file after `run --config`; SystemExit
+    as tyro does."""
+    about = "The benchmark's data sets, their splits, evaluation of models on them, and tables of results."
+    if arguments[:1] == ["run"]:
+        path, rest = take_config(arguments[1:])
+        if path is not None:
+            try:
+                default = from_plain(MatrixConfig, load_yaml(path))
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from error
+            return tyro.cli(MatrixConfig, default=default, args=rest, prog=f"{PROG} run --config {path}")
+    return tyro.cli(Command, args=arguments, prog=PROG, description=about)
+
+
+def _run(config: Any) -> int:
     if isinstance(config, ListConfig):
         return _list(config)
     if isinstance(config, CheckConfig):
@@ -54,6 +65,8 @@ def _run(
         return _lint(config)
     if isinstance(config, RepairConfig):
         return _repair(config)
+    if isinstance(config, MatrixConfig):
+        return _matrix(config)
     if isinstance(config, CompareConfig):
         return _compare(config)
     return _table(config)
@@ -208,6 +221,28 @@ def _repair(config: RepairConfig) -> int:
         for rule in manifest.rules:
             print(f"  {rule}")
     return 1 if failures else 0
+
+
+def _matrix(config: MatrixConfig) -> int:
+    from surgrec.curation.ranks import start_ranks
+    from surgrec.curation.records import CurationError
+    from surgrec.evaluation.matrix import run_matrix
+    from surgrec.evaluation.matrix_report import Console
+    from surgrec.loaders.engines.cpu import count_threads
+    from surgrec.training.errors import UserError
+
+    try:
+        with start_ranks(config.extract.device) as ranks:
+            console = Console(config, ranks.world.first)
+            outcomes = run_matrix(config, count_threads(config.extract.workers), console, ranks)
+            if ranks.world.first and not config.print_only:
+                console.summary(outcomes)
+    except (CurationError, UserError) as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        print("surgrec.benchmark: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 
 def _table(config: TableConfig) -> int:

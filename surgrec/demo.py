@@ -21,6 +21,8 @@ from surgrec.configs.demo import DemoConfig, DigitSetConfig
 if TYPE_CHECKING:
     from surgrec.evaluation.manifest import Split
 
+IMAGE_MODEL = "random:timm:test_vit"
+"""The smallest vision transformer of timm: the demo has two CPU cores."""
 LOSS_POINTS = 3
 """Points of the log that the loss at the start and at the end is the mean of."""
 
@@ -99,7 +101,33 @@ def main(arguments: list[str] | None = None) -> int:
         if status:
             return status
     print_summary(config.out, run, plan.with_suffix(".html"))
+    return make_table(config, run) if config.table else 0
+
+
+def make_table(config: DemoConfig, run: Path) -> int:
+    """What a run's model can do on the moving digits, beside untrained ones; 0 if OUT/table.html is there."""
+    page = config.out / "table.html"
+    for command in table_commands(config, run, page):
+        status = run_command(command)
+        if status:
+            return status
+    print(f"Table of results, for a browser:\n  {page.absolute().as_uri()}")
     return 0
+
+
+def table_commands(config: DemoConfig, run: Path, page: Path) -> list[list[str]]:
+    """A labelled set, a small matrix, the page of its results."""
+    digits, matrix = config.out / "digits", config.out / "matrix"
+    models = ["random:demo", f"ckpt:{run}", IMAGE_MODEL]
+    evaluate = ["-m", "surgrec.benchmark", "run", "--models", *models, "--out", str(matrix)]
+    evaluate += ["--manifests", str(digits / "motion.json"), "--data-root", str(digits)]
+    evaluate += ["--probes", "knn", "linear", "--extract.pictures", "4"]
+    results = str(matrix / "results.jsonl")
+    return [
+        ["-m", "surgrec.demo", "dataset", "--out", str(digits), "--workers", str(config.workers)],
+        [*evaluate, "--extract.workers", str(config.workers)],
+        ["-m", "surgrec.benchmark", "table", results, "--form", "html", "--out", str(page)],
+    ]
 
 
 def make_dataset(config: DigitSetConfig) -> int:

@@ -23,19 +23,23 @@ def main(arguments: list[str] | None = None) -> int:
 
     from surgrec.corpus.build import BuildError
     from surgrec.corpus.journal import JournalBusyError
+    from surgrec.curation.ranks import start_ranks
     from surgrec.curation.records import CurationError
     from surgrec.evaluation.extraction import extract
     from surgrec.loaders.engines.cpu import count_threads
+    from surgrec.training.errors import UserError
 
     try:
-        with tqdm(desc="extract", unit="row", dynamic_ncols=True, disable=None) as bar:
+        with start_ranks(config.device) as ranks:
+            off = None if ranks.world.first else True
+            with tqdm(desc="extract", unit="row", dynamic_ncols=True, disable=off) as bar:
 
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+                def progress(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
-            report = extract(config, count_threads(config.workers), progress)
-    except (ValueError, CurationError, BuildError, JournalBusyError) as error:
+                report = extract(config, count_threads(config.workers), progress, ranks)
+    except (ValueError, CurationError, BuildError, JournalBusyError, UserError) as error:
         print(f"surgrec.extract: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -50,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("surgrec.extract: stopped; the same command resumes where it was", file=sys.stderr)
         return 130
-    _print(report, config)
+    if report is not None:
+        _print(report, config)
     return 0
 
 

@@ -23,7 +23,7 @@ from surgrec.models.encoder_form import transformer_of
 from surgrec.models.video_encoder import VideoEncoder, form_of
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.load import VideoModel
-from surgrec.weights.ours import clip_of
+from surgrec.weights.ours import form_and_clip
 
 WEIGHTS: Final = "model.safetensors"
 CARD: Final = "README.md"
@@ -56,7 +56,7 @@ class SurgRecModel(
         grid = token_grid((data.frames, data.size, data.size, 3), form.tubelet, form.patch)
         encoder_form = form_of(form, grid)
         encoder = VideoEncoder(transformer_of(encoder_form, form.attention), encoder_form)
-        super().__init__(encoder, clip_of(config), f"{read.identity}#{part}", None)
+        super().__init__(encoder, form_and_clip(config)[1], f"{read.identity}#{part}", None)
         self.about = read
         self.part = part
         self.card: str | None = None

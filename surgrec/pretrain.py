@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from pathlib import Path
 
 from surgrec.configs.presets import PRESETS
 from surgrec.configs.pretrain import PretrainConfig, from_document, to_document
-from surgrec.configs.yaml_io import ConfigError, dump_yaml, load_yaml
+from surgrec.configs.yaml_io import ConfigError, dump_yaml, load_yaml, take_config
 
 PROG = "python -m surgrec.pretrain"
 ABOUT = (
@@ -39,23 +38,16 @@ def parse(arguments: list[str]) -> PretrainConfig:
     """
     import tyro
 
-    if arguments and (arguments[0] == "--config" or arguments[0].startswith("--config=")):
-        _, equals, name = arguments[0].partition("=")
-        rest = arguments[1:]
-        if not equals:
-            if not rest:
-                raise ConfigError("--config needs the path of a config.yaml")
-            name, rest = rest[0], rest[1:]
-        document = load_yaml(Path(name))
+    path, rest = take_config(arguments)
+    if path is not None:
+        document = load_yaml(path)
         try:
             config = from_document(document)
         except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+            raise ConfigError(f"{path}: {error}") from error
         return tyro.cli(
-            type(config), default=config, args=rest, prog=f"{PROG} --config {name}", description=ABOUT
+            type(config), default=config, args=rest, prog=f"{PROG} --config {path}", description=ABOUT
         )
-    if any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
-        raise ConfigError("--config takes the place of the preset and comes first")
     chosen = tyro.extras.subcommand_type_from_defaults(
         {name: config for name, (_, config) in PRESETS.items()},
         {name: about for name, (about, _) in PRESETS.items()},

@@ -64,6 +64,7 @@ def bench_module() -> Callable[[str], ModuleType]:
             "scaling_storage",
             "scaling_ranks",
             "scaling_rows",
+            "probe_throughput",
         )
         modules = {neighbour: _load(neighbour, ROOT / "bench" / f"{neighbour}.py") for neighbour in shared}
         return modules[name] if name in modules else _load(f"bench_{name}", ROOT / "bench" / f"{name}.py")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,9 +40,11 @@ class Embedding:
         """What ranks other than 0 do: their share of the videos. Raises as Ranks.follow does."""
         assert self.workers is not None
         workers = self.workers
-        self.ranks.follow(
-            self.identity, lambda own: _share(own, records, index, workers, lambda done, of: None), records
-        )
+
+        def share(own: Sequence[Task]) -> None:
+            _share(own, records, index, workers, lambda done, of: None)
+
+        self.ranks.follow(self.identity, share, records)
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def start_embedding(config: CurateConfig, processes: int) -> Iterator[Embedding]
     with start_ranks(device) as ranks:
         world = ranks.world
         workers: Workers | None = None
-        here = max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        here = max(1, processes // ranks.on_this_machine)
         if world.size > 1 and config.engine == "ray":
             raise CurationError(
                 "--engine ray and torchrun both share work out: run the stages segments and quality on the"
@@ -126,15 +127,18 @@ def _by_ranks(
     """On rank 0: all ranks make the records that are missing. Returns how far the progress is that it shows:
     as if the others were as fast. What fails is tried again by find_all, which knows the reason then."""
     missing = [task for task in tasks if records.get(task.key) is None]
-    before, size, shown = len(tasks) - len(missing), embedding.ranks.world.size, 0
+    # The longest first, so that shares are of like size.
+    missing.sort(key=lambda task: (-len(task.argument[0]), task.video))
+    before, shown = len(tasks) - len(missing), 0
 
-    def tell(done: int, of: int) -> None:
+    def show(done: int, of: int) -> None:
         nonlocal shown
-        shown = before + min(done * size, len(missing))
-        progress(shown, len(tasks))
+        shown = done
+        progress(done, of)
 
     workers = embedding.workers
     assert workers is not None
+    tell = embedding.ranks.as_if_alike(before, len(missing), show)
     embedding.ranks.lead(
         missing, embedding.identity, lambda own: _share(own, records, index, workers, tell), records
     )

@@ -52,6 +52,10 @@ class VideoRecords(RecordFolder):
         """Raises OSError, on a full disk for example."""
         self.store(key.encode(), {"key": key}, arrays)
 
+    def has(self, key: str) -> bool:
+        """Whether there is a record under a key. It may be torn, which `get` would tell."""
+        return self.record_path(key.encode()).exists()
+
     def get(self, key: str) -> Arrays | None:
         """The arrays under a key; None where there are none, or not whole ones."""
         path = self.record_path(key.encode())

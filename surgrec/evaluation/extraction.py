@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +16,14 @@ from surgrec.configs.data import DataConfig
 from surgrec.configs.extract import ExtractConfig
 from surgrec.corpus.build import build_index
 from surgrec.corpus.discovery import Entry
-from surgrec.curation.records import CurationError, VideoRecords, key_of
-from surgrec.evaluation.device import device_of
+from surgrec.curation.ranks import Progress, Ranks, one_rank
+from surgrec.curation.records import CurationError, VideoRecords
+from surgrec.evaluation.extraction_plan import PlannedChunk, plan_chunks
 from surgrec.evaluation.feature_models import FeatureModel, FeatureNetwork, feature_model
 from surgrec.evaluation.features import About, Chunk, FeatureError, open_features, write_features
-from surgrec.evaluation.manifest import Row, SplitManifest, read_manifest, resolve
-from surgrec.loaders.clip_plan import ClipRequest
+from surgrec.evaluation.manifest import SplitManifest, read_manifest, resolve
 from surgrec.loaders.clip_stream import ClipStream, Group
-from surgrec.loaders.packet_index import ERROR, REMOVED, PacketIndex
-
-VERSION: Final = 1
-SLACK: Final = 1e-3
-"""Seconds by which a frame may be early: bounds are written with three digits."""
-
-Progress = Callable[[int, int], None]
+from surgrec.loaders.packet_index import PacketIndex
 
 
 @dataclass(frozen=True)
@@ -52,11 +46,18 @@ class ChunkRecords(VideoRecords):
         )
 
 
-def extract(config: ExtractConfig, threads: int, progress: Progress = lambda done, of: None) -> Report:
-    """Extracts what config asks for, from where an earlier run was stopped. progress(done, of): rows.
+def extract(
+    config: ExtractConfig,
+    threads: int,
+    progress: Progress = lambda done, of: None,
+    ranks: Ranks | None = None,
+) -> Report | None:
+    """Extracts what config asks for, from where an earlier run was stopped; None on ranks other than 0.
 
-    Raises ManifestError, FeatureError, CurationError (weights), BuildError (the index of the videos),
-    OSError.
+    threads: of this machine, its ranks together. progress(done, of): rows. ranks: share the work, and give
+    the file that one process gives, byte for byte, where torch has as many threads; by default this process
+    does it by itself. Raises ManifestError, FeatureError, CurationError (weights; a rank that fails or is
+    lost), BuildError (the index of the videos), UserError (a device that is not there), OSError.
     """
     for name in ("clips", "batch"):
         if getattr(config, name) < 1:
@@ -68,6 +69,42 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     if not config.data_root.is_dir():
         raise FeatureError(f"{config.data_root}: no such folder; check --data-root")
     model = feature_model(config.model, config.pictures, config.seed)
+    ranks = one_rank(config.device) if ranks is None else ranks
+    device, here = ranks.world.device, max(1, threads // ranks.on_this_machine)
+    records = ChunkRecords(config.out.with_name(f"{config.out.name}.work"))
+    videos = records.folder / "videos.h5"
+
+    def compute(chunks: Sequence[PlannedChunk], tell: Progress) -> None:
+        if chunks:
+            _compute(config, model, PacketIndex.open(videos), chunks, records, device, here, tell)
+
+    how = f"{model.identity} on {device.type}"
+    if not ranks.world.first:
+
+        def share(own: Sequence[PlannedChunk]) -> None:
+            compute(own, lambda done, of: None)
+
+        ranks.follow(how, share, records)
+        return None
+    try:
+        return _lead(config, manifest, paths, model, threads, ranks, how, compute, records, progress)
+    finally:
+        ranks.dismiss()
+
+
+def _lead(
+    config: ExtractConfig,
+    manifest: SplitManifest,
+    paths: list[str],
+    model: FeatureModel,
+    threads: int,
+    ranks: Ranks,
+    how: str,
+    compute: Callable[[Sequence[PlannedChunk], Progress], None],
+    records: ChunkRecords,
+    progress: Progress,
+) -> Report:
+    """What rank 0 does, or the only process."""
     about = About(
         manifest.dataset,
         manifest.digest,
@@ -80,14 +117,18 @@ def extract(config: ExtractConfig, threads: int, progress: Progress = lambda don
     before = _finished(config, about)
     if before is not None:
         return before
-    device = device_of(config.device)
-    records = ChunkRecords(config.out.with_name(f"{config.out.name}.work"))
     records.open()
     finished = False
     try:
         index = index_of(manifest, paths, records.folder / "videos.h5", threads)
-        chunks = _plan(config, manifest, paths, index, model, device)
-        _compute(config, model, index, chunks, records, device, threads, progress)
+        chunks = plan_chunks(config, manifest, paths, index, model, ranks.world.device)
+        left = [chunk for chunk in chunks if chunk.requests and not records.has(chunk.key)]
+        rows = sum(chunk.count for chunk in left)
+        progress(len(manifest.rows) - rows, len(manifest.rows))
+        tell = ranks.as_if_alike(len(manifest.rows) - rows, rows, progress)
+        ranks.lead(left, how, lambda own: compute(own, tell), records)
+        if ranks.world.size > 1:
+            progress(len(manifest.rows), len(manifest.rows))  # shares are not quite of one size
         stored = (_stored(records, chunk) for chunk in chunks)
         digest = write_features(config.out, about, len(manifest.rows), stored, config.tokens)
         finished = True
@@ -125,108 +166,24 @@ def index_of(manifest: SplitManifest, paths: list[str], out: Path, threads: int)
     return PacketIndex.open(out)
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """Rows that are computed together: their requests, S / views for each that can be read, by number of
-    clip in the chunk; and why others cannot."""
-
-    key: str
-    count: int
-    requests: list[ClipRequest]
-    missing: dict[int, str]
-
-
-def _plan(
-    config: ExtractConfig,
-    manifest: SplitManifest,
-    paths: list[str],
-    index: PacketIndex,
-    model: FeatureModel,
-    device: torch.device,
-) -> list[_Planned]:
-    numbers = {path: number for number, path in enumerate(index.videos.path)}
-    size = max(1, config.batch // config.clips)
-    chunks = []
-    for first in range(0, len(manifest.rows), size):
-        rows = manifest.rows[first : first + size]
-        requests: list[ClipRequest] = []
-        missing: dict[int, str] = {}
-        about = []
-        for number, row in enumerate(rows):
-            video = numbers[paths[first + number]]
-            about.append([row.path, row.start, row.end, index.videos.xxh3[video]])
-            span = span_of(index, video, row)
-            if isinstance(span, str):
-                missing[number] = span
-                continue
-            for clip in range(config.clips):
-                frames = model.choose(index, video, *span, clip, config.clips)
-                requests.append(ClipRequest(number * config.clips + clip, video, frames))
-        key = key_of(
-            VERSION,
-            model.identity,
-            model.geometry,
-            config.clips,
-            config.views,
-            config.tokens,
-            device.type,
-            about,
-        )
-        chunks.append(_Planned(key, len(rows), requests, missing))
-    return chunks
-
-
-def span_of(index: PacketIndex, video: int, row: Row) -> tuple[int, int] | str:
-    """Display positions [start, end) of a row's time, counted in seconds from the first frame on; or why
-    there are none."""
-    table = index.videos
-    if table.status[video] in (ERROR, REMOVED):
-        return table.reason[video] or "the video is gone"
-    seconds = seconds_of(index, video)
-    if not len(seconds):
-        return "the video has no frame"
-    start = 0 if row.start is None else int(np.searchsorted(seconds, row.start - SLACK))
-    end = len(seconds) if row.end is None else int(np.searchsorted(seconds, row.end - SLACK))
-    if start >= len(seconds):
-        return (
-            f"seconds {row.start:g} to {row.end or np.inf:g} begin behind the last frame, at {seconds[-1]:g}"
-        )
-    return start, max(end, start + 1)
-
-
-def seconds_of(index: PacketIndex, video: int) -> NDArray[np.float64]:
-    """float64 [F]: when each frame of a video is shown, counted from the first one on; never decreasing."""
-    times = index.frame_pts(video)
-    num, den = int(index.videos.time_base_num[video]), int(index.videos.time_base_den[video])
-    first = times[0] if len(times) else 0
-    return np.maximum.accumulate((times - first) * (num / den))
-
-
 def _compute(
     config: ExtractConfig,
     model: FeatureModel,
     index: PacketIndex,
-    chunks: list[_Planned],
+    chunks: Sequence[PlannedChunk],
     records: ChunkRecords,
     device: torch.device,
     threads: int,
     progress: Progress,
 ) -> None:
-    """Makes the records of the chunks that have none."""
-    left = [
-        chunk for chunk in chunks if chunk.requests and not records.record_path(chunk.key.encode()).exists()
-    ]
-    done = sum(chunk.count for chunk in chunks) - sum(chunk.count for chunk in left)
-    total = sum(chunk.count for chunk in chunks)
-    progress(done, total)
-    if not left:
-        return
+    """Makes the records of chunks, of which there is at least one. progress(done, of): their rows."""
+    done, total = 0, sum(chunk.count for chunk in chunks)
     try:
         network = model.load(device)
         data = DataConfig(size=network.size)
         with ClipStream(index, data, device, threads) as stream:
-            queued: tuple[_Planned, Group, list[Tensor]] | None = None
-            for chunk, group in zip(left, stream.read(chunk.requests for chunk in left), strict=True):
+            queued: tuple[PlannedChunk, Group, list[Tensor]] | None = None
+            for chunk, group in zip(chunks, stream.read(chunk.requests for chunk in chunks), strict=True):
                 computed = _encode(config, network, group)
                 # A GPU computes what was queued last while the one before is taken from it.
                 if queued is not None:
@@ -263,7 +220,7 @@ def _store(
     config: ExtractConfig,
     index: PacketIndex,
     records: ChunkRecords,
-    chunk: _Planned,
+    chunk: PlannedChunk,
     group: Group,
     computed: list[Tensor],
 ) -> None:
@@ -294,7 +251,7 @@ def _store(
     records.put(chunk.key, arrays)
 
 
-def _stored(records: ChunkRecords, chunk: _Planned) -> Chunk:
+def _stored(records: ChunkRecords, chunk: PlannedChunk) -> Chunk:
     if not chunk.requests:
         return Chunk(chunk.count, None, None, chunk.missing)
     found = records.get(chunk.key)

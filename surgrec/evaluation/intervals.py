@@ -7,6 +7,7 @@ holds the middle 95 % of what comes out. With few groups it is too narrow: docs/
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from surgrec.kernels.counter_rng import stream_key
 
 RESAMPLES: Final = 1000
 LEVEL: Final = 0.95
+HELD: Final = 2**20
+"""Numbers of resamples that are held at once, so that memory does not grow with the groups."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,27 @@ def draw_groups(groups: int, seed: int, resamples: int = RESAMPLES, test_set: st
 
     test_set: its digest, where resamples of several sets are put together: each has a stream of its own.
     """
+    return np.concatenate(list(_draws(groups, seed, resamples, test_set)))
+
+
+def _draws(groups: int, seed: int, resamples: int, test_set: str = "") -> Iterator[Floats]:
+    """The resamples, in blocks that hold at most HELD numbers, or one resample."""
     name = f"evaluation/bootstrap/{test_set}" if test_set else "evaluation/bootstrap"
     generator = np.random.Generator(np.random.Philox(stream_key(seed, name)))
-    return generator.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.float64)
+    shares, block = np.full(groups, 1 / groups), max(1, HELD // groups)
+    for first in range(0, resamples, block):
+        drawn = generator.multinomial(groups, shares, size=min(block, resamples - first))
+        yield drawn.astype(np.float64)
+
+
+def resampled_figures(
+    answers: Answers, seed: int, times: Floats | None, resamples: int
+) -> dict[str, NDArray[Any]]:
+    """As figures_of, for the test set itself and then for its resamples: [1 + resamples, ...] each."""
+    groups = answers.group_count
+    found = [figures_of(answers, np.ones((1, groups)), times)]
+    found += [figures_of(answers, drawn, times) for drawn in _draws(groups, seed, resamples)]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def figures_of(
@@ -95,22 +116,21 @@ def evaluate(
     """All figures with intervals. A figure that has no value (AUROC of a test set of one class) is left
     out."""
     groups = answers.group_count
-    here = figures_of(answers, np.ones((1, groups)), times)
-    drawn = figures_of(answers, draw_groups(groups, seed, resamples), times) if groups > 1 else None
+    found = resampled_figures(answers, seed, times, resamples if groups > 1 else 0)
 
     def figure(name: str, column: int | None = None) -> Interval | None:
         at = (slice(None),) if column is None else (slice(None), column)
-        value = float(here[name][at][0])
+        value = float(found[name][at][0])
         if not np.isfinite(value):
             return None
-        bounds = None if drawn is None else interval(drawn[name][at])
+        bounds = interval(found[name][at][1:])
         return Interval(value, *(bounds or (None, None)))
 
-    scalars = {name: figure(name) for name in here if here[name].ndim == 1}
+    scalars = {name: figure(name) for name in found if found[name].ndim == 1}
     classes = range(answers.scores.shape[1])
-    area = here["class_auroc"][0]
+    area = found["class_auroc"][0]
     return Evaluation(
-        {name: found for name, found in scalars.items() if found is not None},
+        {name: known for name, known in scalars.items() if known is not None},
         tuple(figure("recall", c) for c in classes),
         tuple(float(area[c]) if np.isfinite(area[c]) else None for c in classes),
         len(answers.labels),

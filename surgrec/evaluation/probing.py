@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from surgrec.configs.probe import RATES, ProbeConfig
+from surgrec.configs.probe import RATES, Kind, ProbeConfig
 from surgrec.evaluation.device import device_of
 from surgrec.evaluation.features import FeatureError, FeatureFile, open_features
 from surgrec.evaluation.head_training import Candidate, one_head, probabilities, train_heads
@@ -57,7 +57,7 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
         "geometry": features.about.geometry,
         "clips": features.about.clips,
         "views": list(features.about.views),
-        "mode": f"probe-{config.kind}",
+        "mode": mode_of(config.kind),
         "options": options_of(config),
         "device": device.type,
         "trained_parameters": chosen.parameters,
@@ -76,7 +76,7 @@ def _saved(config: ProbeConfig, features: FeatureFile, manifest: SplitManifest, 
     """The chosen head with what made it."""
     tokens = features.token_shape
     about = HeadAbout(
-        kind=f"probe-{config.kind}",
+        kind=mode_of(config.kind),
         classes=manifest.classes,
         dataset=manifest.dataset,
         manifest_digest=manifest.digest,
@@ -94,6 +94,11 @@ def _saved(config: ProbeConfig, features: FeatureFile, manifest: SplitManifest, 
         **provenance(),
     )
     return SavedHead(about, chosen.weights)
+
+
+def mode_of(kind: Kind) -> str:
+    """How results name a kind of probe."""
+    return f"probe-{kind}"
 
 
 def check_options(config: ProbeConfig) -> None:

@@ -6,6 +6,7 @@ that this file does not name are left to those who write them (the grid, few-sho
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -140,6 +141,8 @@ def append_result(path: Path, document: Mapping[str, Any]) -> None:
     line = json.dumps(dict(document), allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
+        # Of processes that append to one file, each must see the others' lines whole.
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         content = file.read()
         whole = _whole(content)
@@ -166,6 +169,15 @@ def read_results(path: Path) -> list[Result]:
 
     Raises ResultsError naming the line, the cause and the remedy.
     """
+    return [result for _, result in _read(path)]
+
+
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    """The same lines as `read_results`, with all that stands in them. Raises as it does."""
+    return [document for document, _ in _read(path)]
+
+
+def _read(path: Path) -> list[tuple[dict[str, Any], Result]]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -175,7 +187,8 @@ def read_results(path: Path) -> list[Result]:
         if not line.strip():
             continue
         try:
-            found.append(_parsed(json.loads(line.decode("utf-8"), parse_constant=_refuse)))
+            document = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+            found.append((document, _parsed(document)))
         except (ValueError, RecursionError) as error:
             raise ResultsError(
                 f"{path}, line {number}: {error}; delete the line and evaluate that model again"

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surgrec.evaluation.extraction import SLACK, seconds_of
+from surgrec.evaluation.extraction_plan import SLACK, seconds_of
 from surgrec.evaluation.feature_models import Choose
 from surgrec.evaluation.features import FeatureError
 from surgrec.loaders.clip_plan import ClipRequest, ClipTooLong, clip_frames

@@ -16,7 +16,6 @@ from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document, t
 from surgrec.curation.checkpoint_embedder import load_objective, open_checkpoint
 from surgrec.curation.records import CurationError
 from surgrec.exports.model_file import ModelAbout, read_tensors
-from surgrec.finetuning.network_file import pretraining_of
 from surgrec.models.build import build_objective
 from surgrec.models.jepa import Jepa
 from surgrec.models.mae import MaskedAutoencoder
@@ -108,7 +107,7 @@ def open_source(path: Path) -> Source:
         raise WeightsError(str(error)) from error
     state = load_state(found.path)
     run = found.path.parent.parent
-    pretraining = pretraining_of(found.config, to_document(found.config))
+    pretraining = _pretraining_of(found.config, to_document(found.config))
     values: dict[str, Any] = state["values"]
     about = ModelAbout(
         f"ckpt:{found.key}", pretraining, int(state["step"]), str(values.get("index_digest") or "")
@@ -135,3 +134,13 @@ def jepa_of(source: Source, whose: str, positions: tuple[Position, ...]) -> Jepa
             " Give --to timm, safetensors or another"
         )
     return source.jepa
+
+
+def _pretraining_of(config: MaePretrain | JepaPretrain, document: dict[str, Any]) -> dict[str, Any]:
+    """Of a pretraining's document the part that its model is built from."""
+    names = ("frames", "stride", "fps", "size")
+    return {
+        "objective": document["objective"],
+        "model": document["model"],
+        "data": {name: getattr(config.data, name) for name in names},
+    }

@@ -16,7 +16,8 @@ from surgrec.configs.data import DataConfig
 from surgrec.configs.extract import View
 from surgrec.curation.checkpoint_embedder import clip_within
 from surgrec.curation.records import key_of
-from surgrec.evaluation.extraction import index_of, span_of
+from surgrec.evaluation.extraction import index_of
+from surgrec.evaluation.extraction_plan import span_of
 from surgrec.evaluation.manifest import SplitManifest, resolve
 from surgrec.evaluation.parts import Rows
 from surgrec.kernels.counter_rng import mix64, stream_key, to_unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -54,8 +54,13 @@ class EncoderForm:
         return self.tubelet * self.patch**2 * 3
 
 
+def document_of(form: EncoderForm) -> dict[str, Any]:
+    """Plain values of a form, as JSON gives them again."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(form).items()}
+
+
 def form_from(document: Mapping[str, Any]) -> EncoderForm:
-    """A form from plain values, as dataclasses.asdict and JSON give them. Raises ValueError."""
+    """A form from plain values, as document_of gives them. Raises ValueError."""
     known = {field.name: field for field in fields(EncoderForm)}
     if set(document) != set(known):
         raise ValueError(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-from timm.layers.drop import drop_path
 from torch import Tensor, nn
 
 from surgrec.configs.model import VIT_SHAPES, JepaConfig, MaeConfig
@@ -120,5 +119,8 @@ def set_drop_path(encoder: VideoEncoder, last: float) -> None:
 
 def _dropping(block: Block, probability: float, x: Tensor, attended: Tensor) -> Tensor:
     """`Block.behind` with drop path."""
+    # Only where it is used: timm takes seconds to import.
+    from timm.layers.drop import drop_path
+
     x = x + drop_path(block.attention.proj(attended.flatten(-2)), probability, block.training)
     return x + drop_path(block.mlp(block.norm2(x)), probability, block.training)

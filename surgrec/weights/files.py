@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,11 @@ PLAIN_CLASSES: Final[list[Any]] = [
 ]
 """What training scripts put beside their weights (options, losses): values without behaviour."""
 
+DEEPEST: Final = 16
+MOST: Final = 2_000_000
+"""Levels of mappings in a file, and values in them, beyond which it is no checkpoint."""
+
+_GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
 _FETCH: Final = "fetch it again, and compare its size and checksum with what its source states"
 
 
@@ -65,7 +71,7 @@ class Content:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their path in `top`: "model/encoder.norm.weight"."""
-        return dict(_tensors(self.top))
+        return dict(_tensors(self.path, self.top))
 
     def digest(self) -> str:
         """XXH3-128 of files and configuration, wherever these lie: 32 hex digits. Reads the files once.
@@ -197,13 +203,13 @@ def _torch(path: Path, zipped: bool) -> Mapping[str, Any]:
             top = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # of pickle, zip, PyTorch, and of classes that are no longer there
         text = str(error)
-        if "Unsupported global" in text or "Unsupported class" in text or "Unsupported operand" in text:
-            what = text[text.index("Unsupported") :].splitlines()[0].split(" was not")[0]
+        code = _GLOBAL.search(text)
+        if code:
             raise WeightsError(
-                f"{path}: a pickle with more than tensors and plain values in it ({what}); nothing of it was"
-                " run. Where you trust its source, load it there and save its state_dict() as safetensors"
+                f"{path}: a pickle with more than tensors and plain values in it ({code[1]}); nothing of it"
+                " was run. Where you trust its source, load it there and save its state_dict() as safetensors"
             ) from error
-        cause = _first_line(text) or type(error).__name__
+        cause = _cause(text) or type(error).__name__
         raise WeightsError(
             f"{path}: not a file of weights, or a truncated one ({cause}); {_FETCH}"
         ) from error
@@ -212,22 +218,26 @@ def _torch(path: Path, zipped: bool) -> Mapping[str, Any]:
             f"{path}: holds {type(top).__name__}, not a mapping of names to tensors; give a checkpoint, or a"
             " state_dict"
         )
-    if not any(True for _ in _tensors(top)):
+    if not any(True for _ in _tensors(path, top)):
         raise WeightsError(f"{path}: holds no tensors ({', '.join(list(top)[:5])}); give a checkpoint")
     return top
 
 
-def _tensors(top: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Names joined by `/` and tensors of nested mappings, in their order; each mapping once."""
-    stack: list[tuple[str, Any]] = [(str(key), value) for key, value in reversed(list(top.items()))]
-    seen = {id(top)}
+def _tensors(path: Path, top: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Names joined by `/` and tensors of nested mappings, in their order. Raises WeightsError for mappings
+    that hold one another endlessly."""
+    stack: list[tuple[str, Any, int]] = [("", top, 0)]
+    seen = 0
     while stack:
-        name, value = stack.pop()
+        name, value, depth = stack.pop()
+        seen += 1
+        if depth > DEEPEST or seen > MOST:
+            raise WeightsError(f"{path}: mappings in mappings without an end; {_FETCH}")
         if isinstance(value, Tensor):
             yield name, value
-        elif isinstance(value, Mapping) and id(value) not in seen:
-            seen.add(id(value))
-            stack += [(f"{name}/{key}", inner) for key, inner in reversed(list(value.items()))]
+        elif isinstance(value, Mapping):
+            before = f"{name}/" if name else ""
+            stack += [(f"{before}{key}", inner, depth + 1) for key, inner in reversed(list(value.items()))]
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:
@@ -237,6 +247,11 @@ def _unreadable(path: Path, error: OSError) -> WeightsError:
     )
 
 
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0].rstrip(". ") if lines else ""
+def _cause(text: str) -> str:
+    """Of a message of torch.load, which says much about how to run code all the same, what is wrong."""
+    _, _, behind = text.rpartition("WeightsUnpickler error:")
+    lines = [line.strip() for line in behind.splitlines() if line.strip()]
+    said = [
+        line for line in lines if not line.startswith(("Weights only load failed", "Check the documentation"))
+    ]
+    return said[0].rstrip(". ") if said else ""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from surgrec.weights.dinov3 import DINOV3
+from surgrec.weights.endofm import ENDOFM
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Layout
 from surgrec.weights.surgrec_files import SURGREC, SURGREC_TIMM
+from surgrec.weights.timm_vit import TIMM_VIT
 from surgrec.weights.transformers_video import TRANSFORMERS_VIDEOMAE, TRANSFORMERS_VJEPA2
 from surgrec.weights.videomae import SURGVISTA, VIDEOMAE
 from surgrec.weights.vjepa import VJEPA, VJEPA2
@@ -21,6 +24,9 @@ _ALL: Final[tuple[Layout, ...]] = (
     TRANSFORMERS_VJEPA2,
     SURGREC,
     SURGREC_TIMM,
+    DINOV3,
+    ENDOFM,
+    TIMM_VIT,
 )
 LAYOUTS: Final[dict[str, Layout]] = {layout.name: layout for layout in _ALL}
 
@@ -38,7 +44,7 @@ def detect(content: Content) -> Layout:
     fitting = [layout for layout in LAYOUTS.values() if layout.fits(content)]
     if len(fitting) == 1:
         return fitting[0]
-    name = "`#layout=NAME` behind its path, or --layout of surgrec.convert"
+    name = "`#layout=NAME` behind its path"
     if fitting:
         raise WeightsError(
             f"{content.path}: may be of the layout {' or '.join(layout.name for layout in fitting)}, its keys"

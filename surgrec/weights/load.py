@@ -12,14 +12,19 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from surgrec.curation.records import CurationError
+from surgrec.curation.timm_embedder import timm_identity
+from surgrec.models.encoder_form import EncoderForm
+from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import read_file
 from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
 from surgrec.weights.layouts import detect, layout_named
 from surgrec.weights.ours import open_ours
+from surgrec.weights.timm_vit import fetched, read_as
 
-KINDS: Final = ("file", "hf")
+KINDS: Final = ("file", "hf", "timm")
 NUMBERS: Final = {"size": int, "frames": int, "stride": int, "fps": float, "heads": int, "inflate": int}
 
 
@@ -91,10 +96,12 @@ class VideoModel(nn.Module):
 @dataclass(frozen=True)
 class OpenedModel:
     """A model that was found, and is not on a device yet. identity, coverage: as of VideoModel. clip: what it
-    wants to see. load: in eval mode."""
+    wants to see. form: of a VideoEncoder, which can be fine-tuned; None of another network. load: in eval
+    mode."""
 
     identity: str
     clip: ClipForm
+    form: EncoderForm | None
     coverage: Coverage | None
     load: Callable[[torch.device], VideoModel]
 
@@ -110,17 +117,20 @@ def load_model(
 ) -> VideoModel:
     """A pretrained encoder of any layout in docs/models.md, in eval mode.
 
-    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, or a path alone. layout: for a file whose
-    keys do not tell it. part: `encoder` or `target_encoder`, for a file with both. size, frames: of clips,
-    where they shall be others than the model was trained on; its positions are then interpolated, which
-    `coverage` says. Raises WeightsError, which names the file, the cause and the remedy.
+    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE, or a path alone.
+    layout: for a file whose keys do not tell it. part: `encoder` or `target_encoder`, for a file with both.
+    size, frames: of clips, where they shall be others than the model was trained on; its positions are then
+    interpolated, which `coverage` says. Raises WeightsError, which names the file, the cause and the remedy.
     """
     asked = ReadOptions(part=part, size=size, frames=frames)
     name = str(name_or_path)
-    opened = open_model(name if ":" in name else f"{_kind(Path(name))}:{name}", asked, layout)
+    if ":" not in name or Path(name).exists():
+        name = f"{_kind(Path(name))}:{name}"
+    opened = open_model(name, asked, layout)
     if opened is None:
         raise WeightsError(
-            f"there is no model {name!r}: give ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, or a path"
+            f"there is no model {name!r}: give ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, or"
+            " a path"
         )
     return opened.load(torch.device(device))
 
@@ -128,7 +138,7 @@ def load_model(
 def open_model(
     name: str, asked: ReadOptions | None = None, layout: str | None = None, seed: int = 0
 ) -> OpenedModel | None:
-    """What ckpt:, random:, file: or hf: names; None for another name.
+    """What ckpt:, random:, file:, hf: or timm: names; None for another name.
 
     `file:PATH#part,size=256,frames=16,layout=NAME` says the options with the name; `asked` goes before them.
     seed: of first weights. Raises WeightsError.
@@ -147,18 +157,21 @@ def open_model(
         def load(device: torch.device) -> VideoModel:
             return VideoModel(found.load(device), found.clip, found.identity, None).eval()
 
-        return OpenedModel(ours.identity, ours.clip, None, load)
+        return OpenedModel(ours.identity, ours.clip, ours.form, None, load)
     path, options, named = parse_name(rest)
     for field in asdict(asked or ReadOptions()).items():
         if field[1] is not None:
             options = replace(options, **dict([field]))
+    if kind == "timm":
+        return _timm(path, options, layout or named)
     return _imported(Path(path), options, layout or named)
 
 
 def parse_name(text: str) -> tuple[str, ReadOptions, str | None]:
     """Path, options and layout of `PATH#part,size=256,...`. Raises WeightsError for an option that there is
     not."""
-    path, _, behind = text.partition("#")
+    # A file may have a # in its own name.
+    path, _, behind = (text, "", "") if Path(text).exists() else text.partition("#")
     values: dict[str, Any] = {}
     layout = None
     for item in behind.split(",") if behind else []:
@@ -169,8 +182,8 @@ def parse_name(text: str) -> tuple[str, ReadOptions, str | None]:
             layout = value
         elif key == "pooling" and value:
             values[key] = value
-        elif key in NUMBERS and _positive(value):
-            values[key] = NUMBERS[key](value)
+        elif key in NUMBERS and _number(key, value) is not None:
+            values[key] = _number(key, value)
         else:
             raise WeightsError(
                 f"{path}: there is no option {item!r}; behind # stand {' or '.join(get_args(Part))},"
@@ -191,19 +204,40 @@ def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedMod
     chosen = detect(content) if layout is None else layout_named(layout)
     found: Imported = chosen.read(content, options)
     about = json.dumps([chosen.name, asdict(options), asdict(found.clip)], sort_keys=True)
-    identity = f"file:{chosen.name}/{xxhash.xxh3_128_hexdigest((about + content.digest()).encode())}"
+    digest = xxhash.xxh3_128_hexdigest((about + content.digest()).encode())
+    return _opened(f"file:{chosen.name}/{digest}", found)
 
+
+def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
+    """MODEL or MODEL@FILE of timm, whose weights are fetched or read at once."""
+    if layout is not None:
+        raise WeightsError(f"timm:{name}: its layout is timm's; leave layout={layout} out")
+    model, at, file = name.partition("@")
+    path = Path(file) if at else None
+    try:
+        identity = timm_identity(model, path)
+    except CurationError as error:
+        raise WeightsError(str(error)) from error
+    found = fetched(model, options) if path is None else read_as(model, read_file(path), options)
+    about = json.dumps([asdict(options), asdict(found.clip)], sort_keys=True)
+    return _opened(f"{identity}/{xxhash.xxh3_128_hexdigest(about.encode())}", found)
+
+
+def _opened(identity: str, found: Imported) -> OpenedModel:
     def load(device: torch.device) -> VideoModel:
         return VideoModel(found.encoder, found.clip, identity, found.coverage).to(device).eval()
 
-    return OpenedModel(identity, found.clip, found.coverage, load)
+    form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
+    return OpenedModel(identity, found.clip, form, found.coverage, load)
 
 
-def _positive(text: str) -> bool:
+def _number(key: str, text: str) -> float | None:
+    """A positive, finite number of the kind that an option has; None of another text."""
     try:
-        return 0 < float(text) < float("inf")
+        value: float = NUMBERS[key](text)
     except ValueError:
-        return False
+        return None
+    return value if 0 < value < float("inf") else None
 
 
 def _kind(path: Path) -> str:

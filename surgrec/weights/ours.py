@@ -8,24 +8,27 @@ from pathlib import Path
 
 import torch
 
-from surgrec.configs.model import VIT_SHAPES
 from surgrec.configs.presets import PRESETS
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain
 from surgrec.curation.checkpoint_embedder import load_objective, open_checkpoint
 from surgrec.curation.records import CurationError, key_of
+from surgrec.kernels.patchify import token_grid
 from surgrec.models.build import build_objective
+from surgrec.models.encoder_form import EncoderForm
 from surgrec.models.objective import Objective
-from surgrec.models.video_encoder import VideoEncoder, encoder_of
+from surgrec.models.video_encoder import VideoEncoder, encoder_of, form_of
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.layout import ClipForm
+from surgrec.weights.video_parts import clip_of
 
 
 @dataclass(frozen=True)
 class OurModel:
-    """identity: as of VideoModel. load: its encoder on a device, MAE's own or JEPA's teacher."""
+    """identity, form: as of OpenedModel. load: its encoder on a device, MAE's own or JEPA's teacher."""
 
     identity: str
     clip: ClipForm
+    form: EncoderForm
     load: Callable[[torch.device], VideoEncoder]
 
 
@@ -61,23 +64,15 @@ def open_ours(name: str, seed: int) -> OurModel | None:
     return None
 
 
-def clip_of(config: MaePretrain | JepaPretrain) -> ClipForm:
-    """What the encoder of a pretraining wants to see."""
+def form_and_clip(config: MaePretrain | JepaPretrain) -> tuple[EncoderForm, ClipForm]:
+    """The encoder of a pretraining, and what it wants to see."""
     data, model = config.data, config.model
-    return ClipForm(
-        data.frames,
-        data.size,
-        data.stride if data.fps is None else None,
-        data.fps,
-        model.mean,
-        model.std,
-        model.tubelet,
-        model.patch,
-        VIT_SHAPES[model.size].width,
-    )
+    form = form_of(model, token_grid((data.frames, data.size, data.size, 3), model.tubelet, model.patch))
+    return form, clip_of(form, data.stride if data.fps is None else None, data.fps)
 
 
 def _model(
     identity: str, config: MaePretrain | JepaPretrain, build: Callable[[torch.device], Objective]
 ) -> OurModel:
-    return OurModel(identity, clip_of(config), lambda device: encoder_of(build(device)))
+    form, clip = form_and_clip(config)
+    return OurModel(identity, clip, form, lambda device: encoder_of(build(device)))

@@ -202,7 +202,14 @@ def finished(
     rate = clip_rate(taker, published, asked)
     # Before anything is built: until here, a missing tensor is an empty one.
     taker.finish()
-    return build_encoder(form, weights), clip_of(form, *rate)
+    try:
+        encoder = build_encoder(form, weights)
+    except (ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"{taker.path}: no encoder can be built of it ({error}); fetch its files again, or mend its"
+            " configuration"
+        ) from error
+    return encoder, clip_of(form, *rate)
 
 
 def reshaped(

@@ -22,7 +22,7 @@ def test_it_measures_both_on_the_same_clips(
     monkeypatch.setitem(corpora.CORPORA, "small", small)
     script = bench_module("extract_throughput")
     options = script.Options(
-        ("random:demo",), ("small",), 12, 1.0, 4, 1, 1, "cpu", cache=tmp_path / "cache", out=tmp_path
+        ("random:demo",), ("small",), 6, 1.0, 2, 1, 1, "cpu", cache=tmp_path / "cache", out=tmp_path
     )
     assert script.main(options) == 0
     (file,) = tmp_path.glob("extract_throughput-*.json")
@@ -37,7 +37,7 @@ def test_it_measures_both_on_the_same_clips(
     assert share == pytest.approx(extract / loader)
     for wrong, said in (
         ({"corpora": ("none",)}, "unknown corpora"),
-        ({"clips": 4}, "--clips must be more"),
+        ({"clips": 2}, "--clips must be more"),
         ({"seconds": 60.0}, "no video is as long"),
         ({"clips": 1000}, "do not hold as many"),
         ({"models": ("random:none",)}, "no model"),

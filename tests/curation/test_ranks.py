@@ -130,6 +130,6 @@ def test_ranks_with_other_weights(corpus: PacketIndex, weights: list[Path], tmp_
     embedders = [f"timm:test_vit@{path}" for path in weights]
     answers = [ended(process) for process in two_processes(corpus, tmp_path / "plan.h5", embedders)]
     assert [status for status, _, _ in answers] == [1, 1]
-    assert "rank 1: it embeds by timm:test_vit@" in answers[0][2]
+    assert "rank 1: it computes by timm:test_vit@" in answers[0][2]
     assert "all must have the same weights" in answers[1][2]
     assert not (tmp_path / "plan.h5").exists()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from surgrec.evaluation import intervals
 from surgrec.evaluation.baseline_answers import as_scores, lookup
 from surgrec.evaluation.baselines import majority_label
 from surgrec.evaluation.intervals import draw_groups, evaluate, figures_of, interval, paired_differences
@@ -207,3 +208,17 @@ def test_baselines_by_hand() -> None:
 def test_answers_that_make_no_sense(labels: list[int], scores: Any, groups: list[int], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Answers(np.array(labels, np.int64), scores, np.array(groups, np.int64))
+
+
+@pytest.mark.parametrize("held", [1, 45, 1000])
+def test_resamples_in_blocks_are_those_of_one(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded, and no draw hangs on the bound."""
+    generator = np.random.default_rng(3)
+    scores = generator.dirichlet(np.ones(3), 60)
+    answers = Answers(generator.integers(3, size=60), scores, np.repeat(np.arange(20), 3))
+    drawn, whole = draw_groups(20, 5, 30), evaluate(answers, 5, None, 30)
+    monkeypatch.setattr(intervals, "HELD", held)
+    assert np.array_equal(draw_groups(20, 5, 30), drawn)
+    found = evaluate(answers, 5, None, 30)
+    for name, figure in whole.figures.items():
+        assert found.figures[name].plain() == pytest.approx(figure.plain(), abs=1e-12)
