@@ -125,19 +125,30 @@ def main(args: Args) -> int:
         return 2
     print_machine()
     rows: list[Row] = []
-    for work in plan(args):
-        found = in_a_process(args, work)
-        if isinstance(found, str):
-            print(f"{work.name} {work.source} batch {work.batch}: left out, {found}", flush=True)
-            continue
-        rows += rows_of(args, work, found)
-        speed = statistics.median(found.rates)
-        print(
-            f"{work.name} {work.source} batch {work.batch}: {speed:.1f} clips/s, first step "
-            f"{found.first:.1f} s, peak {found.peak_gib:.1f} GiB{shown(found.clocks)}",
-            flush=True,
-        )
-    return report(__file__, args, rows)
+    stopped = False
+    try:
+        for work in plan(args):
+            rows += measured(args, work)
+    except KeyboardInterrupt:
+        stopped = True
+        print("stopped: what is missing was not measured", file=sys.stderr)
+    failed = report(__file__, args, rows)
+    return 130 if stopped else failed
+
+
+def measured(args: Args, work: Work) -> list[Row]:
+    """The rows of a measurement, which is told; none where it failed."""
+    found = in_a_process(args, work)
+    if isinstance(found, str):
+        print(f"{work.name} {work.source} batch {work.batch}: left out, {found}", flush=True)
+        return []
+    speed = statistics.median(found.rates)
+    print(
+        f"{work.name} {work.source} batch {work.batch}: {speed:.1f} clips/s, first step "
+        f"{found.first:.1f} s, peak {found.peak_gib:.1f} GiB{shown(found.clocks)}",
+        flush=True,
+    )
+    return rows_of(args, work, found)
 
 
 def shown(clocks: dict[str, float]) -> str:
@@ -187,10 +198,14 @@ def in_a_process(args: Args, work: Work) -> Measured | str:
     except EOFError:
         process.join()
         found = f"its process died, exit code {process.exitcode}"
-    process.join(10)
-    if process.is_alive():
+    except KeyboardInterrupt:
         process.kill()
-        process.join()
+        raise
+    finally:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            process.join()
     return found
 
 

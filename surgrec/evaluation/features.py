@@ -23,6 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from surgrec.evaluation.manifest import SplitManifest
+from surgrec.evaluation.take_rows import take_finite
 from surgrec.loaders.whole_file import replacing
 
 FORMAT_NAME: Final = "surgrec-features"
@@ -159,33 +160,31 @@ class FeatureFile:
         """(N, D') of the token features; None where the file has none."""
         return None if self._tokens is None else (self._tokens.shape[1], self._tokens.shape[2])
 
-    def pooled(self, rows: NDArray[np.int64], samples: NDArray[np.int64]) -> Half:
-        """float16 [n, D] of one sample of each of n rows. Raises FeatureError for values that are not
-        finite."""
-        return self._take(self._pooled, rows, samples)
+    def pooled(self, rows: NDArray[np.int64], samples: NDArray[np.int64], room: Half | None = None) -> Half:
+        """float16 [n, D] of one sample of each of n rows, in `room` where that is given. Raises FeatureError
+        for values that are not finite."""
+        return self._take(self._pooled, rows, samples, room)
 
-    def tokens(self, rows: NDArray[np.int64], samples: NDArray[np.int64]) -> Half:
+    def tokens(self, rows: NDArray[np.int64], samples: NDArray[np.int64], room: Half | None = None) -> Half:
         """float16 [n, N, D'], likewise. Raises FeatureError where the file has no tokens, too."""
         if self._tokens is None:
             raise FeatureError(
                 f"{self.path} has no token features, which an attentive probe reads; {_MAKE_IT} --tokens"
             )
-        return self._take(self._tokens, rows, samples)
+        return self._take(self._tokens, rows, samples, room)
 
-    def _take(self, column: Half, rows: NDArray[np.int64], samples: NDArray[np.int64]) -> Half:
-        found = column[rows * self.about.samples + samples]
-        self._check(found, rows)
-        return found
-
-    def _check(self, found: NDArray[Any], rows: NDArray[np.int64]) -> None:
-        finite = np.isfinite(found).reshape(len(rows), -1).all(1)
-        if not finite.all():
-            row = int(rows[int(np.argmin(finite))])
+    def _take(
+        self, column: Half, rows: NDArray[np.int64], samples: NDArray[np.int64], room: Half | None
+    ) -> Half:
+        if room is None:
+            room = np.empty((len(rows), *column.shape[1:]), np.float16)
+        bad = take_finite(column, rows * self.about.samples + samples, room)
+        if bad is not None:
             raise FeatureError(
-                f"{self.path}: the features of row {row + 1} of the manifest are not finite; {_MAKE_IT}"
-                " again,"
-                " by a network whose weights are sound"
+                f"{self.path}: the features of row {rows[bad] + 1} of the manifest are not finite;"
+                f" {_MAKE_IT} again, by a network whose weights are sound"
             )
+        return room
 
 
 def open_features(path: Path, manifest: SplitManifest | None = None) -> FeatureFile:

@@ -81,9 +81,14 @@ class Reader:
 
     def read(self, rows: Rows, samples: Rows) -> Tensor:
         """float16 on the CPU, in pinned memory where the device is a GPU."""
-        take = self.features.pooled if self.column == "pooled" else self.features.tokens
-        found = torch.from_numpy(take(rows, samples))
-        return found.pin_memory() if self.device.type == "cuda" else found
+        shape: tuple[int, ...] = (self.features.width,)
+        take = self.features.pooled
+        if self.column == "tokens":
+            take, shape = self.features.tokens, self.features.token_shape or ()
+        # torch gives pinned memory that is free again, and copies that are under way keep it.
+        room = torch.empty((len(rows), *shape), dtype=torch.float16, pin_memory=self.device.type == "cuda")
+        take(rows, samples, room.numpy())
+        return room
 
     def load(self, found: Tensor) -> Tensor:
         """float32 on the device, standardised."""

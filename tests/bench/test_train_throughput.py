@@ -124,6 +124,26 @@ def test_the_script_leaves_out_what_fails(tmp_path: Path) -> None:
     assert wrong.returncode == 2
 
 
+def test_what_was_measured_is_written_where_a_run_is_stopped(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = iter([bench.Measured(1.0, [7.0], [0.0], 1.0, 0.0, "CPU")])
+
+    def measure(*_: object) -> object:
+        try:
+            return next(found)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(bench, "in_a_process", measure)
+    args = bench.Args(cases=("demo", "demo-jepa"), batch=(2,), out=tmp_path)
+    assert bench.main(args) == 130
+    (path,) = tmp_path.glob("train_throughput-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["value"] for row in rows if row["metric"] == "clips_per_s"] == [7.0]
+    assert "stopped" in capsys.readouterr().err
+
+
 def test_rows_hold_the_clocks_that_the_gpu_ran_at(bench: ModuleType) -> None:
     work = bench.Work("mae-vitb", "mae-vitb", "synthetic", 128)
     clocks = {"video_mhz": 1545.0, "sm_mhz": 1410.0, "watts": 698.5}

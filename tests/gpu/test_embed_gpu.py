@@ -84,10 +84,14 @@ def test_a_gpu_gives_the_vectors_of_the_cpu(index: PacketIndex, embedder: str) -
         np.concatenate([found[video] for video in videos]).astype(np.float64)
         for found in (vectors(embedder, index, device, videos) for device in ("cpu", "cuda"))
     )
-    mean = on_cpu.mean(0)
-    one, two = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (on_cpu - mean, on_gpu - mean))
+    # On a CPU frames are RGB by FFmpeg, which truncates: a level darker, all alike, and so all vectors move
+    # alike. With the mean of each taken off, what is left is bfloat16's doing.
+    one, two = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (on_cpu - on_cpu.mean(0), on_gpu - on_gpu.mean(0))
+    )
     cosine = one @ two.T
-    assert np.diag(cosine).min() > 0.95, np.diag(cosine)
+    assert np.diag(cosine).min() > 0.99, np.diag(cosine)
     assert (cosine.argmax(1) == np.arange(len(cosine))).all()
 
 
