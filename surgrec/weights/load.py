@@ -202,10 +202,9 @@ def rate_of(clip: ClipForm) -> dict[str, float]:
 def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedModel:
     content = read_file(path)
     chosen = detect(content) if layout is None else layout_named(layout)
-    found: Imported = chosen.read(content, options)
-    about = json.dumps([chosen.name, asdict(options), asdict(found.clip)], sort_keys=True)
-    digest = xxhash.xxh3_128_hexdigest((about + content.digest()).encode())
-    return _opened(f"file:{chosen.name}/{digest}", found)
+    found = chosen.read(content, options)
+    digest = xxhash.xxh3_128_hexdigest((_choices(options, found.clip) + content.digest()).encode())
+    return _opened(f"file:{chosen.name}/{digest}", found, lambda: chosen.read(content, options))
 
 
 def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
@@ -218,14 +217,27 @@ def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
         identity = timm_identity(model, path)
     except CurationError as error:
         raise WeightsError(str(error)) from error
-    found = fetched(model, options) if path is None else read_as(model, read_file(path), options)
-    about = json.dumps([asdict(options), asdict(found.clip)], sort_keys=True)
-    return _opened(f"{identity}/{xxhash.xxh3_128_hexdigest(about.encode())}", found)
+
+    def read() -> Imported:
+        return fetched(model, options) if path is None else read_as(model, read_file(path), options)
+
+    found = read()
+    digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
+    return _opened(f"{identity}/{digest}", found, read)
 
 
-def _opened(identity: str, found: Imported) -> OpenedModel:
+def _choices(options: ReadOptions, clip: ClipForm) -> str:
+    """What was chosen of a file, as text. A clip is what it came to, whoever said it."""
+    said = {name: value for name, value in asdict(options).items() if name not in asdict(clip)}
+    return json.dumps([said, asdict(clip)], sort_keys=True)
+
+
+def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> OpenedModel:
+    """found: what `read` gave, to know what it is. It is read again for each device, since a network is
+    moved and trained in place."""
+
     def load(device: torch.device) -> VideoModel:
-        return VideoModel(found.encoder, found.clip, identity, found.coverage).to(device).eval()
+        return VideoModel(read().encoder, found.clip, identity, found.coverage).to(device).eval()
 
     form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
     return OpenedModel(identity, found.clip, form, found.coverage, load)
