@@ -26,7 +26,7 @@ class ConvertConfig:
     """Tell what a file of weights holds (--report), or write a model of this project in a format that other
     tools read (--to, --out).
 
-    What was written is run beside the model on the same clips before it gets its name: a difference above the
+    What was written is run beside the model on the same clip before it gets its name: a difference above the
     bound is an error, and nothing is left behind.
     """
 

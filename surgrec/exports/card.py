@@ -44,7 +44,7 @@ def run_card(source: Source, part: Part, results: Path | None, license: str | No
     """With the run's record, its recipe, and results of this model.
 
     results: a results.jsonl whose rows are of one model, this one. Raises WeightsError for rows of several,
-    or a file that cannot be used.
+    a file that cannot be used, or a licence of several lines.
     """
     parts = [_head(source.about, part, license), _data(source), _recipe(source)]
     if results is not None:
@@ -53,6 +53,8 @@ def run_card(source: Source, part: Part, results: Path | None, license: str | No
 
 
 def _head(about: ModelAbout, part: Part, license: str | None) -> str:
+    if license is not None and not (license.isprintable() and license.strip()):
+        raise WeightsError(f"--license is {license!r}; it is one line of text, such as apache-2.0")
     lines = ["---", "library_name: surgrec", "pipeline_tag: feature-extraction"]
     # JSON is YAML, whatever a text has in it.
     lines += [] if license is None else [f"license: {json.dumps(license)}"]

@@ -17,7 +17,6 @@ EXACT: Final = 1e-4
 """Bound for the same arithmetic in another program, in float32."""
 GRAPH: Final = 1e-3
 """Bound for a graph whose operations were put together anew."""
-CLIPS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ def compare(what: str, ours: Tensor, theirs: Tensor, bound: float = EXACT) -> Ch
     return Check(what, difference, bound)
 
 
-def clips_for(source: Source, count: int = CLIPS) -> Tensor:
-    """Noise, uint8 [count, T, S, S, 3], of a stream of its own."""
+def clips_for(source: Source, count: int = 1) -> Tensor:
+    """Noise, uint8 [count, T, S, S, 3], of a stream of its own; fewer clips are the first of more."""
     data = source.config.data
     shape = (count, data.frames, data.size, data.size, 3)
     size = math.prod(shape)

@@ -53,7 +53,9 @@ def write_model(path: Path, about: ModelAbout, tensors: Mapping[str, Tensor]) ->
     """Writes all of a model. Raises OSError; the file may then be partial."""
     plain = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(about)}
     plain["digest"] = _digest(about, tensors)
-    write_tensors(path, dict(tensors), {"surgrec": json.dumps(plain, allow_nan=False), "format": "pt"})
+    write_tensors(
+        path, dict(tensors), {"surgrec": json.dumps(plain, sort_keys=True, allow_nan=False), "format": "pt"}
+    )
 
 
 def read_tensors(path: Path) -> tuple[ModelAbout, dict[str, Tensor]]:

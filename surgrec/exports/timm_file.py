@@ -27,7 +27,9 @@ def write(source: Source, config: ConvertConfig, path: Path) -> None:
     chosen = source.part(config.part)
     tensors = timm_tensors(source, chosen)
     about = asdict(source.about) | {"format": TIMM_FORMAT, "format_version": 1, "part": chosen}
-    write_tensors(path, tensors, {"surgrec": json.dumps(about, allow_nan=False), "format": "pt"})
+    write_tensors(
+        path, tensors, {"surgrec": json.dumps(about, sort_keys=True, allow_nan=False), "format": "pt"}
+    )
 
 
 def timm_tensors(source: Source, part: Part) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
         written = folder / out.name
         say(f"writing {source.kind} of step {source.about.step} as {config.to}")
         chosen.write(source, config, written)
-        say("running both sides on the same clips")
+        say("running both sides on the same clip")
         checks = chosen.verify(source, config, written)
         # What belongs to a file comes first: whatever has the asked name is complete.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):

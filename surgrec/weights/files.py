@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -198,7 +199,9 @@ def _safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
 
 def _torch(path: Path, zipped: bool) -> Mapping[str, Any]:
     try:
-        with torch.serialization.safe_globals(PLAIN_CLASSES):
+        with torch.serialization.safe_globals(PLAIN_CLASSES), warnings.catch_warnings():
+            # Of bytes that are no pickle it says that their protocol is a rare one.
+            warnings.simplefilter("ignore", UserWarning)
             # PyTorch before 1.6 wrote files that cannot be mapped.
             top = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # of pickle, zip, PyTorch, and of classes that are no longer there

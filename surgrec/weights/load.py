@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from surgrec.models.encoder_form import EncoderForm
 from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.files import read_file
+from surgrec.weights.files import Content, read_file
 from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
 from surgrec.weights.layouts import detect, layout_named
 from surgrec.weights.ours import open_ours
@@ -202,10 +203,17 @@ def rate_of(clip: ClipForm) -> dict[str, float]:
 def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedModel:
     content = read_file(path)
     chosen = detect(content) if layout is None else layout_named(layout)
-    found: Imported = chosen.read(content, options)
-    about = json.dumps([chosen.name, asdict(options), asdict(found.clip)], sort_keys=True)
-    digest = xxhash.xxh3_128_hexdigest((about + content.digest()).encode())
-    return _opened(f"file:{chosen.name}/{digest}", found)
+    found = chosen.read(content, options)
+    digest = xxhash.xxh3_128_hexdigest((_choices(options, found.clip) + content.digest()).encode())
+    stamp = _stamp(content)
+
+    def read() -> Imported:
+        again = read_file(path)
+        if _stamp(again) != stamp:
+            raise WeightsError(f"{path}: has changed since it was opened; run the command again")
+        return chosen.read(again, options)
+
+    return _opened(f"file:{chosen.name}/{digest}", found, read)
 
 
 def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
@@ -219,16 +227,35 @@ def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
     except CurationError as error:
         raise WeightsError(str(error)) from error
     found = fetched(model, options) if path is None else read_as(model, read_file(path), options)
-    about = json.dumps([asdict(options), asdict(found.clip)], sort_keys=True)
-    return _opened(f"{identity}/{xxhash.xxh3_128_hexdigest(about.encode())}", found)
+
+    def read() -> Imported:
+        return replace(found, encoder=copy.deepcopy(found.encoder))
+
+    digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
+    return _opened(f"{identity}/{digest}", found, read)
 
 
-def _opened(identity: str, found: Imported) -> OpenedModel:
+def _choices(options: ReadOptions, clip: ClipForm) -> str:
+    """What was chosen of a file, as text. A clip is what it came to, whoever said it."""
+    said = {name: value for name, value in asdict(options).items() if name not in asdict(clip)}
+    return json.dumps([said, asdict(clip)], sort_keys=True)
+
+
+def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> OpenedModel:
+    """found: to know what it is. read: gives another one for each device, which shares no memory with it,
+    since a network is moved and trained in place."""
+
     def load(device: torch.device) -> VideoModel:
-        return VideoModel(found.encoder, found.clip, identity, found.coverage).to(device).eval()
+        return VideoModel(read().encoder, found.clip, identity, found.coverage).to(device).eval()
 
     form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
     return OpenedModel(identity, found.clip, form, found.coverage, load)
+
+
+def _stamp(content: Content) -> list[tuple[int, int, int]]:
+    """What differs where a file was replaced or written to."""
+    found = [file.stat() for file in content.files]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
 
 
 def _number(key: str, text: str) -> float | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,5 +114,34 @@ def convert(tmp_path: Path) -> Callable[..., Path]:
         out = tmp_path / name
         assert main([str(model), "--to", to, "--out", str(out), *options]) == 0
         return out
+
+    return run
+
+
+OFFLINE = """
+import socket, sys
+def refuse(*arguments, **keywords):
+    raise AssertionError("the network was asked for")
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Callable[..., None]:
+    """offline(code, *arguments): in a process that has nothing of this one's environment, and no network."""
+
+    def run(code: str, *arguments: object) -> None:
+        kept = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH")
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        environment |= {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", OFFLINE + code, *map(str, arguments)],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
 
     return run

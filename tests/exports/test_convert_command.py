@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -193,6 +194,8 @@ def test_disk_full(runs: Any, tmp_path: Path) -> None:
         ("videomae", "c.pth"),
         ("torch-export", "d.pt2"),
     ]
+    if importlib.util.find_spec("onnxruntime") is not None:
+        asked.append(("onnx", "e.onnx"))
     arguments = [sys.executable, "-c", FULL, str(runs["mae"].path), str(tmp_path), json.dumps(asked)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -63,17 +62,14 @@ def result(model: str, dataset: str = "digits") -> dict[str, Any]:
     )
 
 
-def test_from_pretrained_offline(runs: Any, convert: Convert, tmp_path: Path) -> None:
+def test_from_pretrained_offline(
+    runs: Any, convert: Convert, offline: Callable[..., None], tmp_path: Path
+) -> None:
     folder = convert(runs["jepa2"].path, "hub", "folder")
     clips = clips_for(open_source(runs["jepa2"].path))
     with torch.no_grad():
         torch.save((clips, encoder_of(runs["jepa2"].objective)(clips)), tmp_path / "both.pt")
-    spec = importlib.util.spec_from_file_location("helper", Path(__file__).with_name("test_timm_models.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    helper = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(helper)
-    helper.offline(LOAD, tmp_path, folder, tmp_path / "both.pt")
+    offline(LOAD, folder, tmp_path / "both.pt")
 
 
 def test_saved_again_it_is_the_same(runs: Any, convert: Convert, tmp_path: Path) -> None:
@@ -144,14 +140,22 @@ def test_card_without_a_record_says_so(runs: Any, convert: Convert) -> None:
     assert "Not a medical device" in text
 
 
-def test_names_of_strangers_are_escaped(runs: Any, convert: Convert, tmp_path: Path) -> None:
+def test_names_of_strangers_are_escaped(
+    runs: Any, convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = tmp_path / "results.jsonl"
     append_result(results, result("ckpt:x", "<script>|\u202e"))
-    options = ("--results", str(results), "--license", "mit\n---\n<script>")
+    options = ("--results", str(results), "--license", 'mine: "#1"')
     text = (convert(runs["mae"].path, "hub", "folder", *options) / "README.md").read_text()
-    assert yaml.safe_load(text.split("---\n", 2)[1].replace("\\n", " ")) is not None
+    _, head, body = text.split("---\n", 2)
+    assert yaml.safe_load(head)["license"] == 'mine: "#1"'
+    assert r"\<script\>\|\\u202e" in body
+    assert "<script>" not in body
     assert "\u202e" not in text
-    assert "<script>" not in text.split("\n---\n", 1)[1]
+    for license in ("mit\n---\n<script>", ""):
+        command = [str(runs["mae"].path), "--to", "hub", "--out", str(tmp_path / "out"), "--license", license]
+        assert main(command) == 1
+        assert "it is one line of text" in capsys.readouterr().err
 
 
 def test_results_of_several_models_are_refused(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,6 @@ Convert = Callable[..., Path]
 FIXED, ROTARY = "surgrec_vit_tiny_patch16_16x224", "surgrec_vit_tiny_patch16_rope_16x256"
 SMALL = {"frames": 4, "img_size": 32, "patch_size": 8}
 
-OFFLINE = """
-import socket, sys
-def refuse(*arguments, **keywords):
-    raise AssertionError("the network was asked for")
-socket.socket.connect = socket.getaddrinfo = refuse
-"""
 CREATE = """
 import timm, torch
 import surgrec.timm_models
@@ -43,31 +34,16 @@ torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 """
 
 
-def offline(code: str, folder: Path, *arguments: object) -> None:
-    """Runs code in a process that has nothing of this one's environment, and no network."""
-    environment = {
-        name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ
-    }
-    environment |= {"HOME": str(folder), "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE + code, *map(str, arguments)],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_create_model_loads_a_file_offline(runs: Any, convert: Convert, tmp_path: Path) -> None:
+def test_create_model_loads_a_file_offline(
+    runs: Any, convert: Convert, offline: Callable[..., None], tmp_path: Path
+) -> None:
     file = convert(runs["mae"].path, "timm", "model.safetensors")
     clips = clips_for(open_source(runs["mae"].path))
     with torch.no_grad():
         expected = encoder_of(runs["mae"].objective)(clips)
     model = runs["mae"].config.model
     torch.save((normalised(clips, model.mean, model.std), expected), tmp_path / "both.pt")
-    offline(CREATE, tmp_path, file, tmp_path / "both.pt")
+    offline(CREATE, file, tmp_path / "both.pt")
 
 
 @pytest.mark.parametrize("name", [FIXED, ROTARY])

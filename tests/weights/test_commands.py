@@ -28,6 +28,7 @@ from surgrec.evaluation.manifest import Row, SplitManifest, read_manifest, write
 from surgrec.finetuning.network_file import read_network
 from surgrec.finetuning.session import Progress, finetune
 from surgrec.weights.errors import WeightsError
+from surgrec.weights.load import open_model
 
 CPU = torch.device("cpu")
 CLASSES = ("one", "two")
@@ -167,6 +168,28 @@ def test_what_is_wrong_is_said_once_and_nothing_is_done(
             assert text in said
             assert "Traceback" not in said
         assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_model_that_is_loaded_twice_is_two_networks(films: Films) -> None:
+    opened = open_model(f"file:{films.vjepa}#encoder")
+    assert opened is not None
+    first, second = opened.load(CPU), opened.load(CPU)
+    before = second.encoder.transformer.norm.weight.clone()
+    with torch.no_grad():
+        first.encoder.transformer.norm.weight.add_(1)
+    assert torch.equal(second.encoder.transformer.norm.weight, before)
+    again = surgrec.load_model(films.vjepa, part="encoder")
+    assert torch.equal(again.encoder.transformer.norm.weight, before), "the file is never written to"
+
+
+def test_a_file_that_is_replaced_meanwhile_is_refused(films: Films, tmp_path: Path) -> None:
+    shutil.copy(films.vjepa, tmp_path / "vjepa.pth")
+    opened = open_model(f"file:{tmp_path / 'vjepa.pth'}#encoder")
+    assert opened is not None
+    shutil.copy(films.vjepa, tmp_path / "other.pth")
+    (tmp_path / "other.pth").replace(tmp_path / "vjepa.pth")
+    with pytest.raises(WeightsError, match="has changed since it was opened"):
+        opened.load(CPU)
 
 
 def test_options_of_our_own_models_are_refused(films: Films) -> None:

@@ -196,3 +196,4 @@ def test_identity_tells_weights_and_options_apart(restated: ModuleType, tmp_path
     one, copy, two = (load_model(tmp_path / f"{name}.pth").identity for name in ("one", "copy", "two"))
     assert one == copy != two
     assert load_model(tmp_path / "one.pth", size=64).identity != one
+    assert load_model(tmp_path / "one.pth", size=224, frames=16).identity == one
