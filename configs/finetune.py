@@ -36,7 +36,8 @@ class FinetuneConfig:
     data_root: Path
     """The folder that the manifest's paths are relative to."""
     model: str
-    """ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints. random:PRESET: first weights,
+    """ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints. file:PATH, hf:FOLDER: a video
+    transformer of another project, as in surgrec.extract. random:PRESET: first weights,
     untrained, to compare with."""
     out: Path | None = None
     """Run folder; runs/finetune-TIME by default. One that holds a run with the same options is resumed."""

@@ -21,8 +21,8 @@ class MatrixConfig:
     """
 
     models: tuple[str, ...] = ()
-    """As surgrec.extract names them: ckpt:PATH, timm:MODEL, timm:MODEL@FILE, random:PRESET,
-    random:timm:MODEL."""
+    """As surgrec.extract names them: ckpt:PATH, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE,
+    random:PRESET, random:timm:MODEL."""
     manifests: tuple[Path, ...] = ()
     """Splits, as `import` and `repair` write them."""
     datasets: tuple[str, ...] = ()

@@ -92,14 +92,16 @@ class ImageNetwork:
         return (pixels.clamp(0, 255) / 255 - self.mean) / self.std
 
 
-def timm_model(name: str, file: Path | None) -> Any:
-    """A model of timm with its weights, without its head, on the CPU. Raises CurationError where they cannot
-    be had or do not fit."""
+def timm_model(name: str, file: Path | None, size: int | None = None) -> Any:
+    """A model of timm with its weights, without its head, on the CPU. size: of the pictures of a model whose
+    weights timm fetches, in pixels, for another than its own. Raises CurationError where they cannot be had
+    or do not fit."""
     import timm
 
     if file is None:
         try:
-            model = timm.create_model(name, pretrained=True, num_classes=0)
+            other: dict[str, Any] = {} if size is None else {"img_size": size}
+            model = timm.create_model(name, pretrained=True, num_classes=0, **other)
         except Exception as error:  # each place that timm fetches from has errors of its own
             raise CurationError(
                 f"the pretrained weights of timm:{name} cannot be had: {_first_line(error)}. Without a"

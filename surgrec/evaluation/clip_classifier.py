@@ -51,7 +51,7 @@ def open_classifier(path: Path, model: str | None, seed: int) -> ClipClassifier:
 
 
 def _finetuned(network: LoadedNetwork) -> ClipClassifier:
-    about, data = network.about, network.config.data
+    about, data = network.about, network.data
 
     def load(device: torch.device) -> tuple[int, Ask]:
         network.classifier.to(device)

@@ -1,4 +1,4 @@
-"""Frozen networks by name: a checkpoint of ours, an image model of timm, or first weights of either."""
+"""Frozen networks by name: weights of any layout, an image model of timm, or first weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from torch import Tensor
 
 from surgrec.configs.data import DataConfig
 from surgrec.configs.presets import PRESETS
-from surgrec.configs.pretrain import JepaPretrain, MaePretrain
-from surgrec.curation.checkpoint_embedder import clip_within, load_objective, open_checkpoint
+from surgrec.curation.checkpoint_embedder import clip_within
 from surgrec.curation.embedders import half_precision
-from surgrec.curation.records import key_of
 from surgrec.curation.timm_embedder import check_name, image_network, timm_identity, timm_model
 from surgrec.evaluation.features import FeatureError
 from surgrec.kernels.counter_rng import stream_key
 from surgrec.loaders.packet_index import PacketIndex
-from surgrec.models.build import build_objective
-from surgrec.models.objective import Objective
+from surgrec.weights.layout import ClipForm, ReadOptions
+from surgrec.weights.load import OpenedModel, open_model, rate_of
 
 PICTURES: Final = 8
 
@@ -66,44 +64,13 @@ def is_image_model(name: str) -> bool:
     return name.removeprefix("random:").startswith("timm:")
 
 
-@dataclass(frozen=True)
-class VideoModel:
-    """A model of this project. identity: as of FeatureModel. config: of its pretraining. build: on a
-    device."""
-
-    identity: str
-    config: MaePretrain | JepaPretrain
-    build: Callable[[torch.device], Objective]
-
-
-def video_model(name: str, seed: int) -> VideoModel | None:
-    """What ckpt:PATH or random:PRESET names; None for another name. seed: of first weights.
-
-    Raises CurationError where a checkpoint is not there or damaged.
-    """
-    kind, _, rest = name.partition(":")
-    if kind == "ckpt" and rest:
-        checkpoint = open_checkpoint(Path(rest))
-        return VideoModel(
-            f"ckpt:{checkpoint.key}", checkpoint.config, lambda device: load_objective(checkpoint, device)
-        )
-    if kind == "random" and rest in PRESETS:
-        preset = PRESETS[rest][1]
-        assert isinstance(preset, MaePretrain | JepaPretrain)
-        data = preset.data
-        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, seed)
-
-        def build(device: torch.device) -> Objective:
-            return build_objective(preset.model, seed, data.frames, data.size).to(device).eval()
-
-        return VideoModel(f"random:{rest}/{key}", preset, build)
-    return None
-
-
-def clip_geometry(data: DataConfig) -> dict[str, Any]:
-    """Frames, stride or frames per second, and size of a clip, as JSON."""
-    time = {"stride": data.stride} if data.fps is None else {"fps": data.fps}
-    return {"frames": data.frames, **time, "size": data.size}
+def clip_geometry(clip: ClipForm) -> dict[str, Any]:
+    """Frames, stride or frames per second, and size of a clip, as JSON; of frames that are spread evenly over
+    a span, their number."""
+    rate = rate_of(clip)
+    if not rate:
+        return {"pictures": clip.frames, "spread": "even"}
+    return {"frames": clip.frames, **rate, "size": clip.size}
 
 
 def choose_within(data: DataConfig) -> Choose:
@@ -113,15 +80,27 @@ def choose_within(data: DataConfig) -> Choose:
     )
 
 
+def choose_spread(count: int) -> Choose:
+    """The middles of `count` equal pieces of a clip's share of the span."""
+
+    def choose(
+        index: PacketIndex, video: int, start: int, end: int, clip: int, clips: int
+    ) -> tuple[int, ...]:
+        middles = (clip + (np.arange(count) + 0.5) / count) / clips
+        return tuple((start + np.floor(middles * (end - start)).astype(int)).tolist())
+
+    return choose
+
+
 def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
     """What `asked` names, as --model has it. A file or checkpoint is read once, to know what it holds.
 
     pictures: of a clip, for image models; None takes PICTURES. seed: of random weights. Raises FeatureError
-    for a name that does not exist, and CurationError where weights are not there or damaged, both with the
-    remedy.
+    for a name that does not exist, WeightsError where weights are not there, damaged, or do not fit their
+    layout, and CurationError for those of timm; all with the remedy.
     """
     kind, _, name = asked.partition(":")
-    if kind == "timm" and name:
+    if kind == "timm" and name and "#" not in name:
         model, at, file = name.partition("@")
         path = Path(file) if at else None
         return _image(model, pictures, timm_identity(model, path), lambda: timm_model(model, path))
@@ -129,43 +108,51 @@ def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
         model = name.removeprefix("timm:")
         check_name(model)
         return _image(model, pictures, f"{asked}/{seed}", lambda: _random(model, seed))
-    if pictures is not None:
+    opened = open_model(asked, seed=seed)
+    if opened is None:
         raise FeatureError(
-            f"--pictures is of image models; {asked} sees the frames of its pretraining: leave it out"
+            f"there is no model {asked!r}: give ckpt:PATH, file:PATH, hf:FOLDER, timm:MODEL,"
+            f" timm:MODEL@FILE, random:timm:MODEL or random:PRESET, of {', '.join(PRESETS)}"
         )
-    ours = video_model(asked, seed)
-    if ours is not None:
-        return _video(ours)
-    raise FeatureError(
-        f"there is no model {asked!r}: give ckpt:PATH, timm:MODEL, timm:MODEL@FILE,"
-        " random:timm:MODEL or"
-        f" random:PRESET, of {', '.join(PRESETS)}"
-    )
+    if pictures is not None:
+        if rate_of(opened.clip):
+            raise FeatureError(
+                f"--pictures is of image models; {asked} sees the frames of its pretraining: leave it out"
+            )
+        _check_pictures(pictures)
+        opened = open_model(asked, ReadOptions(frames=pictures), seed=seed)
+        assert opened is not None
+    return _opened(opened)
 
 
-def _video(ours: VideoModel) -> FeatureModel:
-    """The encoder of MAE, the teacher of JEPA, on all tokens of a clip; pooled is the mean of the tokens."""
-    data = ours.config.data
+def _opened(opened: OpenedModel) -> FeatureModel:
+    """A model on all frames of a clip."""
+    clip = opened.clip
 
     def load(device: torch.device) -> FeatureNetwork:
-        objective = ours.build(device)
+        model = opened.load(device)
 
         @torch.no_grad()
         def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
             with half_precision(device):
-                tokens = objective.features(frames)
-            return tokens.float().mean(1), tokens
+                tokens = model.forward_features(frames)
+            return model.pool(tokens), tokens
 
-        return FeatureNetwork(data.size, encode)
+        return FeatureNetwork(clip.size, encode)
 
-    return FeatureModel(ours.identity, clip_geometry(data), choose_within(data), load)
+    choose = choose_within(clip.data()) if rate_of(clip) else choose_spread(clip.frames)
+    return FeatureModel(opened.identity, clip_geometry(clip), choose, load)
+
+
+def _check_pictures(count: int) -> None:
+    if count < 1:
+        raise FeatureError(f"--pictures is {count}; a clip has at least 1")
 
 
 def _image(name: str, pictures: int | None, identity: str, make: Callable[[], Any]) -> FeatureModel:
     """Pictures spread over a span; pooled is the mean of what timm pools of each, tokens are those of all."""
     count = PICTURES if pictures is None else pictures
-    if count < 1:
-        raise FeatureError(f"--pictures is {count}; a clip has at least 1")
+    _check_pictures(count)
 
     def load(device: torch.device) -> FeatureNetwork:
         network = image_network(name, make(), device)
@@ -187,14 +174,7 @@ def _image(name: str, pictures: int | None, identity: str, make: Callable[[], An
 
         return FeatureNetwork(network.size, encode)
 
-    def choose(
-        index: PacketIndex, video: int, start: int, end: int, clip: int, clips: int
-    ) -> tuple[int, ...]:
-        """The middles of `count` equal pieces of a clip's share of the span."""
-        middles = (clip + (np.arange(count) + 0.5) / count) / clips
-        return tuple((start + np.floor(middles * (end - start)).astype(int)).tolist())
-
-    return FeatureModel(identity, {"pictures": count, "spread": "even"}, choose, load)
+    return FeatureModel(identity, {"pictures": count, "spread": "even"}, choose_spread(count), load)
 
 
 def _tokens(model: Any, name: str, maps: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self.encoder(frames)
-        features = tokens if isinstance(self.heads, AttentiveHeads) else tokens.float().mean(1)
+        features = tokens if isinstance(self.heads, AttentiveHeads) else self.encoder.pool(tokens)
         logits: Tensor = self.heads.logits(self.head_weights(), features)[0]
         return logits.float()
 
@@ -64,6 +64,9 @@ def build_classifier(config: FinetuneConfig, encoder: VideoEncoder, classes: int
     encoder."""
     own = of_mode(config)
     heads = heads_of(config.head, encoder.width, classes, config.blocks)
+    if isinstance(heads, AttentiveHeads):
+        # Its query takes the place of the mean that this norm belongs to.
+        encoder.pool_norm.requires_grad_(False)
     if config.mode == "lora":
         encoder.requires_grad_(False)
         key = stream_key(config.seed, "finetune/low rank") >> 1

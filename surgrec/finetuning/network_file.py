@@ -1,7 +1,7 @@
 """A fine-tuned network as one safetensors file: all weights, and as JSON in the file's header what made it.
 
 surgrec     JSON of NetworkAbout, with format, format_version and digest
-encoder.*   of the transformer, by its own names, low-rank additions merged
+encoder.*   of the video encoder, by its own names, low-rank additions merged
 head.*      by the names of heads.py, without the leading dimension of a grid
 
 It needs nothing else: neither the checkpoint that it was made from nor the split.
@@ -19,18 +19,17 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from surgrec.configs.data import DataConfig
 from surgrec.configs.finetune import HeadKind
-from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document
-from surgrec.configs.yaml_io import ConfigError
 from surgrec.curation.embedders import half_precision
 from surgrec.finetuning.classifier import Classifier, heads_of
 from surgrec.loaders.whole_file import replacing
-from surgrec.models.build import build_objective
-from surgrec.models.video_encoder import encoder_of
+from surgrec.models.encoder_form import EncoderForm, form_from
+from surgrec.models.video_encoder import build_encoder
 from surgrec.training.tensor_file import write_tensors
 
 FORMAT_NAME: Final = "surgrec-network"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 ENCODER, HEAD = "encoder.", "head."
 
 _MAKE_IT: Final = "write it with `python -m surgrec.finetune`"
@@ -46,9 +45,9 @@ class NetworkAbout:
 
     kind: `finetune-full`, `finetune-head` or `finetune-lora`. classes: by label. dataset, manifest_digest: of
     the split. model, identity: of the pretrained network, as it was given, and of its weights. geometry: of a
-    clip. pretraining: `objective`, `model` and `data` of its configuration, from which the network is built.
-    head, blocks: of the head. clips, views: of a row of test. options, chosen: what was asked for, and what
-    was chosen on val. date, versions, commit: as in a result.
+    clip. encoder: the EncoderForm that it is built from. head, blocks: of the head. clips, views: of a row of
+    test. options, chosen: what was asked for, and what was chosen on val. date, versions, commit: as in a
+    result.
     """
 
     kind: str
@@ -58,7 +57,7 @@ class NetworkAbout:
     model: str
     identity: str
     geometry: dict[str, Any]
-    pretraining: dict[str, Any]
+    encoder: dict[str, Any]
     head: HeadKind
     blocks: int
     clips: int
@@ -72,11 +71,11 @@ class NetworkAbout:
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network on a device. config: of its pretraining, whose `data` says how clips are cut for it."""
+    """A network on a device. data: how clips are cut for it."""
 
     about: NetworkAbout
     digest: str
-    config: MaePretrain | JepaPretrain
+    data: DataConfig
     classifier: Classifier
 
     @torch.no_grad()
@@ -90,7 +89,7 @@ class LoadedNetwork:
 def write_network(path: Path, about: NetworkAbout, classifier: Classifier) -> str:
     """Writes a network without low-rank additions, whole or not at all; returns its digest. Raises
     OSError."""
-    encoder = classifier.encoder.transformer.state_dict()
+    encoder = classifier.encoder.state_dict()
     tensors = {ENCODER + name: value.cpu() for name, value in encoder.items()}
     tensors |= {HEAD + name: value.detach()[0].cpu() for name, value in classifier.head_weights().items()}
     digest = _digest(about, tensors)
@@ -129,28 +128,32 @@ def read_network(path: Path, device: torch.device) -> LoadedNetwork:
         digest = _digest(about, tensors)
         if document.get("digest") != digest:
             raise ValueError(f"its digest is {document.get('digest')!r}, its content has {digest!r}")
-        config = from_document(about.pretraining)
-        assert isinstance(config, MaePretrain | JepaPretrain)
-        classifier = _build(about, config, tensors)
-    except (TypeError, ValueError, RuntimeError, ConfigError) as error:
+        form = form_from(about.encoder)
+        data = _data(about.geometry, form)
+        classifier = _build(about, form, tensors)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise NetworkFileError(f"{path}: damaged, or changed by hand ({error}); {_MAKE_IT} again") from error
-    return LoadedNetwork(about, digest, config, classifier.to(device).eval())
+    return LoadedNetwork(about, digest, data, classifier.to(device).eval())
 
 
-def pretraining_of(config: MaePretrain | JepaPretrain, document: dict[str, Any]) -> dict[str, Any]:
-    """Of a pretraining's document the part that its encoder is built from."""
-    names = ("frames", "stride", "fps", "size")
-    return {
-        "objective": document["objective"],
-        "model": document["model"],
-        "data": {name: getattr(config.data, name) for name in names},
-    }
+def _data(geometry: dict[str, Any], form: EncoderForm) -> DataConfig:
+    """How clips are cut. Raises ValueError for those of another shape than the encoder's."""
+    stride, fps = geometry.get("stride"), geometry.get("fps")
+    if (geometry.get("frames"), geometry.get("size")) != (form.frames, form.size):
+        raise ValueError(
+            f"`geometry` is {geometry}; the encoder sees {form.frames} frames of {form.size} pixels"
+        )
+    rates = [rate for rate in (stride, fps) if isinstance(rate, int | float) and rate > 0]
+    if len(rates) != 1 or not (fps is None or stride is None):
+        raise ValueError(f"`geometry` is {geometry}; it has a stride or frames per second")
+    if fps is not None:
+        return DataConfig(frames=form.frames, fps=float(fps), size=form.size)
+    return DataConfig(frames=form.frames, stride=int(rates[0]), size=form.size)
 
 
-def _build(about: NetworkAbout, config: MaePretrain | JepaPretrain, tensors: dict[str, Tensor]) -> Classifier:
+def _build(about: NetworkAbout, form: EncoderForm, tensors: dict[str, Tensor]) -> Classifier:
     """Raises ValueError, RuntimeError where tensors do not fit."""
-    encoder = encoder_of(build_objective(config.model, 0, config.data.frames, config.data.size))
-    encoder.transformer.load_state_dict(_of(ENCODER, tensors))
+    encoder = build_encoder(form, _of(ENCODER, tensors))
     heads = heads_of(about.head, encoder.width, len(about.classes), about.blocks)
     weights = _of(HEAD, tensors)
     if {name: tuple(value.shape) for name, value in weights.items()} != heads.shapes():

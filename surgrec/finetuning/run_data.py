@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from surgrec.configs.data import DataConfig
 from surgrec.configs.finetune import FinetuneConfig
-from surgrec.evaluation.feature_models import VideoModel
 from surgrec.evaluation.manifest import Split, SplitManifest
 from surgrec.evaluation.parts import Part, parts_among
 from surgrec.finetuning.labelled_clips import Clips
@@ -20,6 +19,7 @@ from surgrec.loaders.clip_stream import ClipStream
 from surgrec.loaders.failure_watch import FailureWatch
 from surgrec.loaders.ledger import Ledger
 from surgrec.training.run_folder import RunFolder
+from surgrec.weights.load import OpenedModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RunData:
     """What a run reads. batch: clips of a step."""
 
     manifest: SplitManifest
-    ours: VideoModel
+    model: OpenedModel
     clips: Clips
     parts: dict[Split, Part]
     batch: int
@@ -44,7 +44,7 @@ class RunData:
 def open_data(
     config: FinetuneConfig,
     manifest: SplitManifest,
-    ours: VideoModel,
+    model: OpenedModel,
     run: RunFolder,
     device: torch.device,
     threads: int,
@@ -54,13 +54,13 @@ def open_data(
 
     Raises ManifestError, BuildError, FeatureError for a split of which nothing can be learned, OSError.
     """
-    clips = Clips(manifest, config.data_root, ours.config.data, run.path / "videos.h5", threads)
+    clips = Clips(manifest, config.data_root, model.clip.data(), run.path / "videos.h5", threads)
     parts = parts_among(clips.present, manifest, str(config.manifest))
     batch = min(config.batch, len(parts["train"].rows))
     if config.mixup or config.cutmix:
         batch -= batch % 2
-    data = DataConfig(size=ours.config.data.size)
+    data = DataConfig(size=model.clip.size)
     stream = stack.enter_context(ClipStream(clips.index, data, device, threads))
     ledger = stack.enter_context(Ledger(run.ledger))
     watch = FailureWatch(data.max_failures, ledger)
-    return RunData(manifest, ours, clips, parts, batch, stream, watch)
+    return RunData(manifest, model, clips, parts, batch, stream, watch)

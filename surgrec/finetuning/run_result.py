@@ -10,22 +10,23 @@ import numpy as np
 import torch
 
 from surgrec.configs.finetune import FinetuneConfig, of_mode
-from surgrec.configs.pretrain import to_document as pretraining_document
-from surgrec.evaluation.feature_models import VideoModel, clip_geometry
+from surgrec.evaluation.feature_models import clip_geometry
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.outcome import outcome_of
 from surgrec.evaluation.parts import parts_among
 from surgrec.evaluation.results import append_result
-from surgrec.finetuning.network_file import NetworkAbout, pretraining_of
+from surgrec.finetuning.network_file import NetworkAbout
 from surgrec.finetuning.options import options_of
 from surgrec.finetuning.run_data import RunData
 from surgrec.finetuning.tuner import Asked
+from surgrec.models.encoder_form import document_of
 from surgrec.training.errors import UserError
 from surgrec.training.run_folder import RunFolder
+from surgrec.weights.load import OpenedModel
 
 
 def kept_result(
-    run: RunFolder, config: FinetuneConfig, manifest: SplitManifest, ours: VideoModel
+    run: RunFolder, config: FinetuneConfig, manifest: SplitManifest, model: OpenedModel
 ) -> dict[str, Any] | None:
     """The result of a run that is complete, None of one that is not. Raises UserError where it is of another
     run, or damaged."""
@@ -40,7 +41,7 @@ def kept_result(
     for name, wanted in (
         ("mode", f"finetune-{config.mode}"),
         ("options", options_of(config)),
-        ("model_identity", ours.identity),
+        ("model_identity", model.identity),
         ("manifest_digest", manifest.digest),
     ):
         if result.get(name) != wanted:
@@ -82,9 +83,9 @@ def result_of(
     missing = dict(sorted((data.clips.missing | lost).items()))
     return {
         "model": config.model,
-        "model_identity": data.ours.identity,
+        "model_identity": data.model.identity,
         "features_digest": "",
-        "geometry": clip_geometry(data.ours.config.data),
+        "geometry": clip_geometry(data.model.clip),
         "clips": config.test_clips,
         "views": list(config.test_views),
         "mode": f"finetune-{config.mode}",
@@ -100,13 +101,14 @@ def result_of(
 
 def about_of(config: FinetuneConfig, data: RunData, result: dict[str, Any]) -> NetworkAbout:
     """What stands in the header of the network."""
-    pretraining = data.ours.config
+    form = data.model.form
+    assert form is not None, "of a model that could be fine-tuned"
     names = ("dataset", "manifest_digest", "model", "geometry", "clips", "options", "chosen")
     return NetworkAbout(
         kind=result["mode"],
         classes=data.manifest.classes,
-        identity=data.ours.identity,
-        pretraining=pretraining_of(pretraining, pretraining_document(pretraining)),
+        identity=data.model.identity,
+        encoder=document_of(form),
         head=config.head,
         blocks=config.blocks,
         views=config.test_views,

@@ -13,7 +13,6 @@ import torch
 
 from surgrec.configs.finetune import FinetuneConfig, to_document
 from surgrec.configs.yaml_io import dump_yaml
-from surgrec.evaluation.feature_models import VideoModel, video_model
 from surgrec.evaluation.manifest import Split, SplitManifest, read_manifest
 from surgrec.evaluation.outcome import val_score
 from surgrec.evaluation.parts import part_among
@@ -27,11 +26,12 @@ from surgrec.finetuning.run_state import newest, restore_best, restore_epoch, sa
 from surgrec.finetuning.tuner import Asked, Tuner, ask
 from surgrec.models.block_ways import set_blocks, way_on
 from surgrec.models.low_rank import merge_low_rank
-from surgrec.models.video_encoder import encoder_of
+from surgrec.models.video_encoder import VideoEncoder
 from surgrec.training.distributed import World, choose_device
 from surgrec.training.monitor import Monitor
 from surgrec.training.run_folder import RunFolder, choose_folder, open_folder, write_atomically
 from surgrec.training.run_record import IndexRecord, start_record
+from surgrec.weights.load import OpenedModel, open_model
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,14 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
     """
     check_options(config)
     manifest = read_manifest(config.manifest)
-    ours = video_model(config.model, config.seed)
-    if ours is None:
+    # Nothing is fetched for a model that is one of pictures in any case.
+    of_pictures = config.model.startswith("timm:") and "inflate=" not in config.model
+    model = None if of_pictures else open_model(config.model, seed=config.seed)
+    if model is None or model.form is None:
         raise ValueError(
-            f"--model {config.model} cannot be fine-tuned: give ckpt:PATH of surgrec.pretrain, or random:"
-            "PRESET; image models are for surgrec.extract and surgrec.probe"
+            f"--model {config.model} cannot be fine-tuned: give ckpt:PATH of surgrec.pretrain, file:PATH or"
+            " hf:FOLDER of a video transformer, timm:MODEL#inflate=2 of an image model, or random:PRESET;"
+            " image models as they are, and TimeSformers, are for surgrec.extract and surgrec.probe"
         )
     if not config.data_root.is_dir():
         raise ValueError(f"{config.data_root}: no such folder; check --data-root")
@@ -73,13 +76,13 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
     run = choose_folder(config.out, "finetune")
     with ExitStack() as stack:
         stack.enter_context(open_folder(run))
-        newest(run, _wanted(config, manifest, ours))
-        before = kept_result(run, config, manifest, ours)
+        newest(run, _wanted(config, manifest, model))
+        before = kept_result(run, config, manifest, model)
         if before is not None:
             append_once(config.results, before)
             return Finished(run, before, reused=True)
         progress.say(f"run: {run.path}; indexing the videos of {len(manifest.rows)} rows")
-        data = open_data(config, manifest, ours, run, device, threads, stack)
+        data = open_data(config, manifest, model, run, device, threads, stack)
         result = _finetune(config, data, run, device, progress)
     return Finished(run, result, reused=False)
 
@@ -88,14 +91,15 @@ def _finetune(
     config: FinetuneConfig, data: RunData, run: RunFolder, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
     classes = len(data.manifest.classes)
-    encoder = encoder_of(data.ours.build(torch.device("cpu")))
+    encoder = data.model.load(torch.device("cpu")).encoder
+    assert isinstance(encoder, VideoEncoder)
     set_blocks(encoder, way_on(device.type, "auto"))
     classifier = build_classifier(config, encoder, classes).to(device)
     tuner = Tuner(config, classifier, classes, data.batch)
     train = TrainClips(
         data.clips, data.parts["train"].rows, data.batch, crop_of(config), data.stream, data.watch
     )
-    wanted = _wanted(config, data.manifest, data.ours) | {"videos": data.clips.contents}
+    wanted = _wanted(config, data.manifest, data.model) | {"videos": data.clips.contents}
     path = newest(run, wanted)
     values: dict[str, Any] = wanted | {"epoch": 0, "val": [], "val_missing": [], "substitutes": 0}
     if path is not None:
@@ -178,9 +182,9 @@ def _best(val: list[dict[str, Any]]) -> dict[str, Any]:
     return min(scored, key=lambda entry: (-entry["score"], entry["loss"])) if scored else val[-1]
 
 
-def _wanted(config: FinetuneConfig, manifest: SplitManifest, ours: VideoModel) -> dict[str, Any]:
+def _wanted(config: FinetuneConfig, manifest: SplitManifest, model: OpenedModel) -> dict[str, Any]:
     """What the checkpoints of a run have in common with a start that goes on from them."""
-    return {"config": to_document(config), "manifest_digest": manifest.digest, "identity": ours.identity}
+    return {"config": to_document(config), "manifest_digest": manifest.digest, "identity": model.identity}
 
 
 def _write_records(

@@ -27,7 +27,8 @@ def set_blocks(model: nn.Module, way: BlockWay) -> BlockWay:
     way = way_on(next(model.parameters()).device.type, way)
     for part in model.modules():
         if isinstance(part, Block):
-            part.fused = way == "fused"
+            # Cosine attention has no fused way; its stack computes plainly.
+            part.fused = way == "fused" and not part.attention.cosine
             part.halves = dict.fromkeys((False, True), (part.before, part.behind))
     if way == "compiled":
         compile_blocks(model)

@@ -24,18 +24,28 @@ from surgrec.models.position import rotary_3d, sincos_3d, sinusoid_1d
 
 Lengths = Sequence[int] | None
 KeyBias = Literal["learned", "zero"]
+Placing = Position | Literal["stored"]
+"""How an encoder tells where tokens are: by one of our tables, or by a table that came with its weights."""
 State = tuple[Tensor, Tensor | None, Tensor | None]
 """Between two blocks: the stream [..., width]; what is still to be added to it, and a bias [width]."""
 Halves = dict[bool, tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]]
 """What a block calls before attention and behind it, where sequences are packed and where they are equal."""
 
 LAYER_NORM_EPS = 1e-6
+LARGEST_LOGIT_SCALE = math.log(1 / 0.01)
+"""Of cosine attention, as a logarithm (Liu et al. 2022, arXiv 2111.09883)."""
 
 
 class Attention(nn.Module):
-    """The weights of multi-head self-attention, with one matrix for queries, keys and values."""
+    """The weights of multi-head self-attention, with one matrix for queries, keys and values.
 
-    def __init__(self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend) -> None:
+    cosine: the logits are cosines of queries and keys times a learned factor of each head, as in Swin V2 and
+    VideoMAE V2's largest models; otherwise products over the root of a head's width.
+    """
+
+    def __init__(
+        self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend, cosine: bool = False
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads")
@@ -46,6 +56,9 @@ class Attention(nn.Module):
         if self.zero_key_bias:
             self.q_bias = nn.Parameter(torch.zeros(width))
             self.v_bias = nn.Parameter(torch.zeros(width))
+        self.cosine = cosine
+        if cosine:
+            self.logit_scale = nn.Parameter(torch.full((heads, 1), math.log(10)))
         self.proj = nn.Linear(width, width)
 
     @property
@@ -59,6 +72,11 @@ class Attention(nn.Module):
         """Queries, keys and values of x [..., width], each [..., heads, head width]."""
         qkv = functional.linear(x, self.qkv.weight, self.bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.unbind(-3)
+        if self.cosine:
+            # `attention` divides by the root of a head's width, which is taken back here.
+            scale = self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE).exp() * math.sqrt(q.shape[-1])
+            q = functional.normalize(q, dim=-1) * scale.to(q.dtype)
+            k = functional.normalize(k, dim=-1)
         if factors is not None:
             q, k = rotate(q, factors), rotate(k, factors)
         return q, k, v
@@ -77,19 +95,27 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, MLP four times the width.
+    """Pre-norm transformer block. hidden: width inside its MLP; None for four times the width.
 
     What lies before attention and what lies behind it can be compiled, or be computed by functions made for
     it (models/block_ways.py); attention itself is a call into one library or another, whose shapes differ
     from step to step where sequences are packed.
     """
 
-    def __init__(self, width: int, heads: int, key_bias: KeyBias, backend: AttentionBackend) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        key_bias: KeyBias,
+        backend: AttentionBackend,
+        hidden: int | None = None,
+        cosine: bool = False,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attention = Attention(width, heads, key_bias, backend)
+        self.attention = Attention(width, heads, key_bias, backend, cosine)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, 4 * width if hidden is None else hidden)
         self.halves: Halves = {False: (self.before, self.behind), True: (self.before, self.behind)}
         self.fused = False
 
@@ -149,17 +175,19 @@ class Positions(nn.Module):
 
     table: Tensor
 
-    def __init__(self, kind: Position, grid: Grid, width: int, heads: int, uniform_power: bool) -> None:
+    def __init__(self, kind: Placing, grid: Grid, width: int, heads: int, uniform_power: bool) -> None:
         super().__init__()
         self.turns = kind == "rotary_3d"
         if kind == "rotary_3d":
             table = rotary_3d(grid, width // heads)
         elif kind == "sincos_3d":
             table = sincos_3d(grid, width, uniform_power)
+        elif kind == "stored":
+            table = torch.zeros(math.prod(grid), width)
         else:
             table = sinusoid_1d(math.prod(grid), width)
-        # Computed, never stored: a checkpoint's positions cannot silently be another grid's.
-        self.register_buffer("table", table, persistent=False)
+        # What is computed is never stored: a checkpoint's positions cannot silently be another grid's.
+        self.register_buffer("table", table, persistent=kind == "stored")
 
     def add(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x [..., width] with the positions of int64 tokens [...] added, unless they turn."""
@@ -181,8 +209,10 @@ class Blocks(nn.ModuleList):
         key_bias: KeyBias,
         backend: AttentionBackend,
         checkpoint_activations: bool,
+        hidden: int | None = None,
+        cosine: bool = False,
     ) -> None:
-        super().__init__(Block(width, heads, key_bias, backend) for _ in range(depth))
+        super().__init__(Block(width, heads, key_bias, backend, hidden, cosine) for _ in range(depth))
         self.checkpoint_activations = checkpoint_activations
 
     def forward(self, x: Tensor, lengths: Lengths = None, factors: Tensor | None = None) -> State:
@@ -199,17 +229,19 @@ class Blocks(nn.ModuleList):
         return state
 
 
-def norm_of(norm: nn.LayerNorm, state: State) -> Tensor:
-    """The layer norm of what blocks gave: [..., width]."""
+def norm_of(norm: nn.LayerNorm | nn.Identity, state: State) -> Tensor:
+    """The layer norm of what blocks gave, or that itself: [..., width]."""
     stream, rest, bias = state
     if rest is None or bias is None:
         normalised: Tensor = norm(stream)
         return normalised
+    if isinstance(norm, nn.Identity):
+        return stream + rest + bias
     return finish(stream, rest, bias, norm.eps, stream.dtype, None) * norm.weight + norm.bias
 
 
 def linear_of_norm(
-    layer: nn.Linear, norm: nn.LayerNorm, state: State, picked: Tensor | None = None
+    layer: nn.Linear, norm: nn.LayerNorm | nn.Identity, state: State, picked: Tensor | None = None
 ) -> Tensor:
     """A linear layer on the layer norm of what blocks gave: [..., outputs].
 
@@ -220,6 +252,7 @@ def linear_of_norm(
         tokens = stream if picked is None else take_rows(stream.flatten(0, -2), picked)
         found: Tensor = layer(norm(tokens))
         return found
+    assert isinstance(norm, nn.LayerNorm), "of an objective, which has a final norm"
     dtype = compute_dtype(layer.weight)
     weight, offset = fold(layer.weight, layer.bias, norm.weight, norm.bias, dtype)
     normalised = finish(stream, rest, bias, norm.eps, dtype, picked)
@@ -229,7 +262,8 @@ def linear_of_norm(
 
 
 class VisionTransformer(nn.Module):
-    """Encoder: linear embedding of each token's pixels, positions, blocks, final norm. No class token."""
+    """Encoder: linear embedding of each token's pixels, positions, blocks, final norm where there is one. No
+    class token."""
 
     def __init__(
         self,
@@ -238,20 +272,25 @@ class VisionTransformer(nn.Module):
         heads: int,
         grid: Grid,
         values: int,
-        position: Position,
+        position: Placing,
         uniform_power: bool = False,
         key_bias: KeyBias = "learned",
         backend: AttentionBackend = "auto",
         checkpoint_activations: bool = False,
+        hidden: int | None = None,
+        cosine: bool = False,
+        final_norm: bool = True,
     ) -> None:
-        """`values` is the number of values of a token: tubelet * patch * patch * 3."""
+        """values: of a token, tubelet * patch * patch * 3. hidden, cosine: as of Block, Attention."""
         super().__init__()
         self.depth, self.width, self.heads = depth, width, heads
         self.grid: Grid = grid
         self.patch_embedding = nn.Linear(values, width)
         self.positions = Positions(position, grid, width, heads, uniform_power)
-        self.blocks = Blocks(depth, width, heads, key_bias, backend, checkpoint_activations)
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.blocks = Blocks(depth, width, heads, key_bias, backend, checkpoint_activations, hidden, cosine)
+        self.norm: nn.LayerNorm | nn.Identity = (
+            nn.LayerNorm(width, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
+        )
 
     def forward(self, patches: Tensor, tokens: Tensor, lengths: Lengths = None) -> Tensor:
         """Features of the given tokens, which see one another and nothing else.

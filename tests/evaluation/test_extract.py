@@ -30,6 +30,7 @@ from surgrec.evaluation.manifest import ManifestError, Row, SplitManifest, read_
 from surgrec.extract import main
 from surgrec.models.build import build_objective
 from surgrec.training.checkpoint import Checkpoint, save_checkpoint
+from surgrec.weights.errors import WeightsError
 
 MODEL = "test_vit"
 """timm's own model for tests, pictures of 160 x 160."""
@@ -264,7 +265,7 @@ def test_input_that_makes_no_sense(root: Path, tmp_path: Path) -> None:
             extract(given, 1)
     with pytest.raises(CurationError, match="has no model 'test_vitt'; did you mean"):
         extract(replace(config, model="random:timm:test_vitt"), 1)
-    with pytest.raises(CurationError, match="there is no such folder"):
+    with pytest.raises(WeightsError, match="there is no such folder"):
         extract(replace(config, model=f"ckpt:{tmp_path / 'nothing'}"), 1)
     (root / "link.mp4").symlink_to("/etc/hostname")
     hostile = config_for(root, tmp_path, "random:demo", (Row("link.mp4", 0, "train", "a"),))

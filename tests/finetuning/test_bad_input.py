@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from surgrec.configs.finetune import FinetuneConfig
 
-from surgrec.curation.records import CurationError
 from surgrec.evaluation.features import FeatureError
 from surgrec.evaluation.manifest import ManifestError
 from surgrec.finetuning.network_file import NetworkFileError, read_network
@@ -21,6 +20,7 @@ from surgrec.finetuning.options import check_options
 from surgrec.finetuning.session import Finished, Progress, finetune
 from surgrec.training.checkpoint import list_checkpoints
 from surgrec.training.errors import UserError
+from surgrec.weights.errors import WeightsError
 
 
 def run(config: FinetuneConfig) -> Finished:
@@ -77,7 +77,7 @@ def test_input_that_cannot_be_trained_on(indexed: Any, tmp_path: Path) -> None:
             "cannot be fine-tuned: give ckpt:PATH",
         ),
         (replace(config, model="random:nothing"), ValueError, "random:nothing cannot be fine-tuned"),
-        (replace(config, model=f"ckpt:{tmp_path / 'none'}"), CurationError, "there is no such folder"),
+        (replace(config, model=f"ckpt:{tmp_path / 'none'}"), WeightsError, "there is no such folder"),
         (replace(config, data_root=tmp_path / "nowhere"), ValueError, "nowhere: no such folder"),
         (replace(config, manifest=tmp_path / "none.json"), ManifestError, "no such manifest"),
         (replace(config, out=tmp_path / "other"), UserError, "holds other files"),

@@ -1,0 +1,223 @@
+"""The keys of DINOv3's files: its own, and those of transformers' DINOv3ViTModel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from surgrec.weights.coverage import Taker
+from surgrec.weights.errors import WeightsError
+from surgrec.weights.files import Content
+from surgrec.weights.per_frame import UNSEEN, depth_of, dimensions, drop_beside, network_at
+
+EPS: Final = 1e-5
+REGISTERS: Final = "storage_tokens"
+
+
+@dataclass(frozen=True)
+class Form:
+    """hidden: width inside the MLPs. gated: SwiGLU. biased: of queries and values. fused: whether queries,
+    keys and values have one matrix. periods: float32 [head width / 4], of the rotary positions."""
+
+    depth: int
+    width: int
+    heads: int
+    hidden: int
+    patch: int
+    registers: int
+    gated: bool
+    biased: bool
+    fused: bool
+    eps: float
+    periods: Tensor
+
+
+def official(content: Content, taker: Taker) -> tuple[Form, dict[str, Tensor]]:
+    """By the names of the official files: a state dict, or the teacher of a training checkpoint."""
+    prefix = network_at(content, REGISTERS)
+    registers = dimensions(taker, f"{prefix}{REGISTERS}", 3)[1]
+    width, _, patch, _ = dimensions(taker, f"{prefix}patch_embed.proj.weight", 4)
+    gated = f"{prefix}blocks.0.mlp.w1.weight" in taker
+    hidden = dimensions(taker, f"{prefix}blocks.0.mlp.{'w1' if gated else 'fc1'}.weight", 2)[0]
+    (quarter,) = dimensions(taker, f"{prefix}rope_embed.periods", 1)
+    heads = _heads(taker, width, 4 * quarter)
+    form = Form(
+        depth_of(taker, f"{prefix}blocks."),
+        width,
+        heads,
+        hidden,
+        patch,
+        registers,
+        gated,
+        f"{prefix}blocks.0.attn.qkv.bias" in taker,
+        True,
+        EPS,
+        taker.take(f"{prefix}rope_embed.periods", "rope.periods", (quarter,)).float(),
+    )
+    weights = _outside(
+        taker, form, {name: f"{prefix}{name}" for name in _OUTSIDE} | {"reg_token": f"{prefix}{REGISTERS}"}
+    )
+    for layer in range(form.depth):
+        theirs, ours = f"{prefix}blocks.{layer}.", f"blocks.{layer}."
+        parts = {"norm1": "norm1", "norm2": "norm2", "attn.proj": "attn.proj"}
+        weights |= _inside(taker, form, theirs, ours, parts | _mlp(form, "mlp.w1", "mlp.w2", "mlp.w3"))
+        for number in (1, 2):
+            weights[f"{ours}gamma_{number}"] = taker.take(
+                f"{theirs}ls{number}.gamma", f"{ours}gamma_{number}", (width,)
+            )
+        weights[f"{ours}attn.qkv.weight"] = taker.take(
+            f"{theirs}attn.qkv.weight", f"{ours}attn.qkv.weight", (3 * width, width)
+        )
+        if form.biased:
+            weights |= _masked_bias(taker, theirs, ours, width)
+    taker.drop(f"{prefix}mask_token", UNSEEN)
+    taker.drop_under(f"{prefix}local_cls_norm.", "of pretraining: of the class token of small crops")
+    for head in ("dino_head.", "ibot_head."):
+        taker.drop_under(f"{prefix.removesuffix('backbone.')}{head}", "of pretraining: a head of its losses")
+    drop_beside(content, taker, prefix)
+    return form, weights
+
+
+def transformers(taker: Taker, config: dict[str, Any]) -> tuple[Form, dict[str, Tensor]]:
+    """By the names of transformers' DINOv3ViTModel."""
+    inner = "model." if any(key.startswith("model.layer.") for key in taker.keys()) else ""  # noqa: SIM118
+    layers = f"{inner}layer."
+    gated = config.get("use_gated_mlp") is True
+    _supported(taker, config, gated)
+    registers = dimensions(taker, "embeddings.register_tokens", 3)[1]
+    width, _, patch, _ = dimensions(taker, "embeddings.patch_embeddings.weight", 4)
+    hidden = dimensions(taker, f"{layers}0.mlp.up_proj.weight", 2)[0]
+    heads = config["num_attention_heads"]
+    quarter = width // heads // 4
+    _heads(taker, width, 4 * quarter)
+    theta = float(config.get("rope_theta", 100.0))
+    form = Form(
+        depth_of(taker, layers),
+        width,
+        heads,
+        hidden,
+        patch,
+        registers,
+        gated,
+        f"{layers}0.attention.q_proj.bias" in taker,
+        False,
+        float(config.get("layer_norm_eps", EPS)),
+        theta ** (torch.arange(quarter, dtype=torch.float32) / quarter),
+    )
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.bias",
+        "reg_token": "embeddings.register_tokens",
+        "norm.weight": "norm.weight",
+        "norm.bias": "norm.bias",
+    }
+    weights = _outside(taker, form, names)
+    for layer in range(form.depth):
+        theirs, ours = f"{layers}{layer}.", f"blocks.{layer}."
+        parts = {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attn.proj"}
+        mlp = _mlp(form, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+        weights |= _inside(taker, form, theirs, ours, parts | mlp)
+        for number in (1, 2):
+            weights[f"{ours}gamma_{number}"] = taker.take(
+                f"{theirs}layer_scale{number}.lambda1", f"{ours}gamma_{number}", (width,)
+            )
+        for letter in "qkv":
+            for kind, shape in (("weight", (width, width)), ("bias", (width,))):
+                if kind == "weight" or (form.biased and letter != "k"):
+                    name = f"{ours}attn.{letter}_proj.{kind}"
+                    weights[name] = taker.take(f"{theirs}attention.{letter}_proj.{kind}", name, shape)
+    taker.drop("embeddings.mask_token", UNSEEN)
+    return form, weights
+
+
+_OUTSIDE: Final = (
+    "cls_token",
+    "patch_embed.proj.weight",
+    "patch_embed.proj.bias",
+    "norm.weight",
+    "norm.bias",
+)
+
+
+def _outside(taker: Taker, form: Form, names: dict[str, str]) -> dict[str, Tensor]:
+    """What is not of a layer, by timm's names."""
+    width = form.width
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "reg_token": (1, form.registers, width),
+        "patch_embed.proj.weight": (width, 3, form.patch, form.patch),
+    }
+    return {ours: taker.take(theirs, ours, shapes.get(ours, (width,))) for ours, theirs in names.items()}
+
+
+def _mlp(form: Form, gate: str, up: str, down: str) -> dict[str, str]:
+    """Names of the MLP's layers: theirs to timm's. `up`, `down` are replaced in an official file without
+    gates."""
+    if form.gated:
+        return {gate: "mlp.fc1_g", up: "mlp.fc1_x", down: "mlp.fc2"}
+    if form.fused:
+        return {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    return {up: "mlp.fc1", down: "mlp.fc2"}
+
+
+def _inside(taker: Taker, form: Form, theirs: str, ours: str, parts: dict[str, str]) -> dict[str, Tensor]:
+    """Linear layers and norms of a layer, weight and bias."""
+    width, hidden = form.width, form.hidden
+    found = {}
+    for source, target in parts.items():
+        shape: tuple[int, ...] = (width,)
+        if target.startswith("mlp.fc1"):
+            shape = (hidden, width)
+        elif target == "mlp.fc2":
+            shape = (width, hidden)
+        elif target == "attn.proj":
+            shape = (width, width)
+        for kind, dims in (("weight", shape), ("bias", shape[:1])):
+            name = f"{ours}{target}.{kind}"
+            found[name] = taker.take(f"{theirs}{source}.{kind}", name, dims)
+    return found
+
+
+def _masked_bias(taker: Taker, theirs: str, ours: str, width: int) -> dict[str, Tensor]:
+    """Biases of queries and values; those of keys are masked, whatever the file holds in their place. Raises
+    WeightsError for another mask."""
+    bias = taker.take(f"{theirs}attn.qkv.bias", f"{ours}attn.q_bias, v_bias", (3 * width,))
+    mask = taker.take(f"{theirs}attn.qkv.bias_mask", f"{ours}attn.k_bias", (3 * width,))
+    q, k, v = mask.chunk(3)
+    if not mask.is_meta and not (bool((q == 1).all() and (v == 1).all()) and not bool(k.any())):
+        raise WeightsError(
+            f"{taker.path}: {theirs}attn.qkv.bias_mask hides other biases than those of keys; this is no"
+            " published DINOv3. Give its file as it was released"
+        )
+    return {f"{ours}attn.q_bias": bias[:width], f"{ours}attn.v_bias": bias[2 * width :]}
+
+
+def _heads(taker: Taker, width: int, head: int) -> int:
+    """Heads of width `head`, in which each place turns a quarter's pairs. Raises WeightsError."""
+    if not head or width % head:
+        raise WeightsError(
+            f"{taker.path}: a width of {width} does not divide into heads of {head}, as its rotary positions"
+            " say; the file is damaged, or no DINOv3: fetch it again"
+        )
+    return width // head
+
+
+def _supported(taker: Taker, config: dict[str, Any], gated: bool) -> None:
+    """Raises WeightsError for a configuration that no published DINOv3 has."""
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise WeightsError(f"{taker.path}: num_attention_heads is {heads!r} in config.json; fetch it again")
+    wanted = {
+        "key_bias": (config.get("key_bias", False), False),
+        "hidden_act": (config.get("hidden_act", "gelu"), "silu" if gated else "gelu"),
+    }
+    for name, (value, supported) in wanted.items():
+        if value != supported:
+            raise WeightsError(
+                f"{taker.path}: {name} is {value!r} in config.json, where published DINOv3 models have"
+                f" {supported!r}; give one of these"
+            )

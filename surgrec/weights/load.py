@@ -1,0 +1,274 @@
+"""Models by name, of any layout, behind one interface."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast, get_args
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from surgrec.curation.records import CurationError
+from surgrec.curation.timm_embedder import timm_identity
+from surgrec.models.encoder_form import EncoderForm
+from surgrec.models.video_encoder import VideoEncoder
+from surgrec.weights.coverage import Coverage
+from surgrec.weights.errors import WeightsError
+from surgrec.weights.files import Content, read_file
+from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
+from surgrec.weights.layouts import detect, layout_named
+from surgrec.weights.ours import open_ours
+from surgrec.weights.timm_vit import fetched, read_as
+
+KINDS: Final = ("file", "hf", "timm")
+NUMBERS: Final = {"size": int, "frames": int, "stride": int, "fps": float, "heads": int, "inflate": int}
+
+
+class VideoModel(nn.Module):
+    """A network of clips with what it wants to see, whoever trained it.
+
+    mean, std: of the colour channels, of values in 0..1; they are applied here. size, frames: of its clips.
+    rate: {"stride": n} or {"fps": f} between the frames; {} where they are spread evenly over a span. width:
+    of a token. identity: plain text that differs where features would, weights included, wherever these lie.
+    coverage: what became of each key of its file; None for a model of this project.
+    """
+
+    def __init__(self, encoder: nn.Module, clip: ClipForm, identity: str, coverage: Coverage | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.clip = clip
+        self.identity = identity
+        self.coverage = coverage
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        return self.clip.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        return self.clip.std
+
+    @property
+    def size(self) -> int:
+        return self.clip.size
+
+    @property
+    def frames(self) -> int:
+        return self.clip.frames
+
+    @property
+    def rate(self) -> dict[str, float]:
+        return rate_of(self.clip)
+
+    @property
+    def width(self) -> int:
+        return self.clip.width
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Tokens [B, N, D] of clips uint8, or floating-point in 0..1, [B, frames, size, size, 3].
+
+        Raises ValueError for clips of another shape.
+        """
+        wanted = (self.frames, self.size, self.size, 3)
+        if clip.ndim != 5 or tuple(clip.shape[1:]) != wanted:
+            raise ValueError(
+                f"clips are {list(clip.shape)}; this model wants [B, {', '.join(map(str, wanted))}]"
+            )
+        if clip.dtype != torch.uint8 and not clip.is_floating_point():
+            raise ValueError(f"clips are of {clip.dtype}; uint8, or floating-point in 0..1, is needed")
+        tokens: Tensor = self.encoder(clip)
+        return tokens
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """As forward_features."""
+        return self.forward_features(clip)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """One vector of a clip's tokens, float32 [B, D]: as the model itself pools, else their mean."""
+        pooled: Tensor = cast(Any, self.encoder).pool(tokens)
+        return pooled
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that was found, and is not on a device yet. identity, coverage: as of VideoModel. clip: what it
+    wants to see. form: of a VideoEncoder, which can be fine-tuned; None of another network. load: in eval
+    mode."""
+
+    identity: str
+    clip: ClipForm
+    form: EncoderForm | None
+    coverage: Coverage | None
+    load: Callable[[torch.device], VideoModel]
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    layout: str | None = None,
+    part: Part | None = None,
+    size: int | None = None,
+    frames: int | None = None,
+    device: str | torch.device = "cpu",
+) -> VideoModel:
+    """A pretrained encoder of any layout in docs/models.md, in eval mode.
+
+    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE, or a path alone.
+    layout: for a file whose keys do not tell it. part: `encoder` or `target_encoder`, for a file with both.
+    size, frames: of clips, where they shall be others than the model was trained on; its positions are then
+    interpolated, which `coverage` says. Raises WeightsError, which names the file, the cause and the remedy.
+    """
+    asked = ReadOptions(part=part, size=size, frames=frames)
+    name = str(name_or_path)
+    if ":" not in name or Path(name).exists():
+        name = f"{_kind(Path(name))}:{name}"
+    opened = open_model(name, asked, layout)
+    if opened is None:
+        raise WeightsError(
+            f"there is no model {name!r}: give ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, or"
+            " a path"
+        )
+    return opened.load(torch.device(device))
+
+
+def open_model(
+    name: str, asked: ReadOptions | None = None, layout: str | None = None, seed: int = 0
+) -> OpenedModel | None:
+    """What ckpt:, random:, file:, hf: or timm: names; None for another name.
+
+    `file:PATH#part,size=256,frames=16,layout=NAME` says the options with the name; `asked` goes before them.
+    seed: of first weights. Raises WeightsError.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in KINDS or not rest:
+        ours = open_ours(name, seed)
+        if ours is None:
+            return None
+        if layout is not None or (asked is not None and asked != ReadOptions()):
+            raise WeightsError(
+                f"{name}: a model of this project is taken as it was trained; leave the options out"
+            )
+        found = ours
+
+        def load(device: torch.device) -> VideoModel:
+            return VideoModel(found.load(device), found.clip, found.identity, None).eval()
+
+        return OpenedModel(ours.identity, ours.clip, ours.form, None, load)
+    path, options, named = parse_name(rest)
+    for field in asdict(asked or ReadOptions()).items():
+        if field[1] is not None:
+            options = replace(options, **dict([field]))
+    if kind == "timm":
+        return _timm(path, options, layout or named)
+    return _imported(Path(path), options, layout or named)
+
+
+def parse_name(text: str) -> tuple[str, ReadOptions, str | None]:
+    """Path, options and layout of `PATH#part,size=256,...`. Raises WeightsError for an option that there is
+    not."""
+    # A file may have a # in its own name.
+    path, _, behind = (text, "", "") if Path(text).exists() else text.partition("#")
+    values: dict[str, Any] = {}
+    layout = None
+    for item in behind.split(",") if behind else []:
+        key, equals, value = item.partition("=")
+        if not equals and key in get_args(Part):
+            values["part"] = key
+        elif key == "layout" and value:
+            layout = value
+        elif key == "pooling" and value:
+            values[key] = value
+        elif key in NUMBERS and _number(key, value) is not None:
+            values[key] = _number(key, value)
+        else:
+            raise WeightsError(
+                f"{path}: there is no option {item!r}; behind # stand {' or '.join(get_args(Part))},"
+                f" layout=NAME, pooling=NAME, or a number of {', '.join(f'{name}=' for name in NUMBERS)}"
+            )
+    return path, ReadOptions(**values), layout
+
+
+def rate_of(clip: ClipForm) -> dict[str, float]:
+    """Between the frames of a clip, as JSON has it."""
+    if clip.fps is not None:
+        return {"fps": clip.fps}
+    return {} if clip.stride is None else {"stride": clip.stride}
+
+
+def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedModel:
+    content = read_file(path)
+    chosen = detect(content) if layout is None else layout_named(layout)
+    found = chosen.read(content, options)
+    digest = xxhash.xxh3_128_hexdigest((_choices(options, found.clip) + content.digest()).encode())
+    stamp = _stamp(content)
+
+    def read() -> Imported:
+        again = read_file(path)
+        if _stamp(again) != stamp:
+            raise WeightsError(f"{path}: has changed since it was opened; run the command again")
+        return chosen.read(again, options)
+
+    return _opened(f"file:{chosen.name}/{digest}", found, read)
+
+
+def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
+    """MODEL or MODEL@FILE of timm, whose weights are fetched or read at once."""
+    if layout is not None:
+        raise WeightsError(f"timm:{name}: its layout is timm's; leave layout={layout} out")
+    model, at, file = name.partition("@")
+    path = Path(file) if at else None
+    try:
+        identity = timm_identity(model, path)
+    except CurationError as error:
+        raise WeightsError(str(error)) from error
+    found = fetched(model, options) if path is None else read_as(model, read_file(path), options)
+
+    def read() -> Imported:
+        return replace(found, encoder=copy.deepcopy(found.encoder))
+
+    digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
+    return _opened(f"{identity}/{digest}", found, read)
+
+
+def _choices(options: ReadOptions, clip: ClipForm) -> str:
+    """What was chosen of a file, as text. A clip is what it came to, whoever said it."""
+    said = {name: value for name, value in asdict(options).items() if name not in asdict(clip)}
+    return json.dumps([said, asdict(clip)], sort_keys=True)
+
+
+def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> OpenedModel:
+    """found: to know what it is. read: gives another one for each device, which shares no memory with it,
+    since a network is moved and trained in place."""
+
+    def load(device: torch.device) -> VideoModel:
+        return VideoModel(read().encoder, found.clip, identity, found.coverage).to(device).eval()
+
+    form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
+    return OpenedModel(identity, found.clip, form, found.coverage, load)
+
+
+def _stamp(content: Content) -> list[tuple[int, int, int]]:
+    """What differs where a file was replaced or written to."""
+    found = [file.stat() for file in content.files]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
+
+
+def _number(key: str, text: str) -> float | None:
+    """A positive, finite number of the kind that an option has; None of another text."""
+    try:
+        value: float = NUMBERS[key](text)
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def _kind(path: Path) -> str:
+    """Of a path alone: a run of this project, a folder of Hugging Face's, or a file."""
+    if not path.is_dir():
+        return "file"
+    return "hf" if (path / "config.json").is_file() else "ckpt"

@@ -1,0 +1,78 @@
+"""Models of this project: checkpoints of surgrec.pretrain, and first weights of its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from surgrec.configs.presets import PRESETS
+from surgrec.configs.pretrain import JepaPretrain, MaePretrain
+from surgrec.curation.checkpoint_embedder import load_objective, open_checkpoint
+from surgrec.curation.records import CurationError, key_of
+from surgrec.kernels.patchify import token_grid
+from surgrec.models.build import build_objective
+from surgrec.models.encoder_form import EncoderForm
+from surgrec.models.objective import Objective
+from surgrec.models.video_encoder import VideoEncoder, encoder_of, form_of
+from surgrec.weights.errors import WeightsError
+from surgrec.weights.layout import ClipForm
+from surgrec.weights.video_parts import clip_of
+
+
+@dataclass(frozen=True)
+class OurModel:
+    """identity, form: as of OpenedModel. load: its encoder on a device, MAE's own or JEPA's teacher."""
+
+    identity: str
+    clip: ClipForm
+    form: EncoderForm
+    load: Callable[[torch.device], VideoEncoder]
+
+
+def open_ours(name: str, seed: int) -> OurModel | None:
+    """What ckpt:PATH or random:PRESET names; None for another name. seed: of first weights.
+
+    Raises WeightsError where a checkpoint is not there or damaged.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "ckpt" and rest:
+        try:
+            checkpoint = open_checkpoint(Path(rest))
+        except CurationError as error:
+            raise WeightsError(str(error)) from error
+
+        def load(device: torch.device) -> Objective:
+            try:
+                return load_objective(checkpoint, device)
+            except CurationError as error:
+                raise WeightsError(str(error)) from error
+
+        return _model(f"ckpt:{checkpoint.key}", checkpoint.config, load)
+    if kind == "random" and rest in PRESETS:
+        preset = PRESETS[rest][1]
+        assert isinstance(preset, MaePretrain | JepaPretrain)
+        data = preset.data
+        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, seed)
+
+        def build(device: torch.device) -> Objective:
+            return build_objective(preset.model, seed, data.frames, data.size).to(device).eval()
+
+        return _model(f"random:{rest}/{key}", preset, build)
+    return None
+
+
+def form_and_clip(config: MaePretrain | JepaPretrain) -> tuple[EncoderForm, ClipForm]:
+    """The encoder of a pretraining, and what it wants to see."""
+    data, model = config.data, config.model
+    form = form_of(model, token_grid((data.frames, data.size, data.size, 3), model.tubelet, model.patch))
+    return form, clip_of(form, data.stride if data.fps is None else None, data.fps)
+
+
+def _model(
+    identity: str, config: MaePretrain | JepaPretrain, build: Callable[[torch.device], Objective]
+) -> OurModel:
+    form, clip = form_and_clip(config)
+    return OurModel(identity, clip, form, lambda device: encoder_of(build(device)))
