@@ -203,16 +203,8 @@ def rate_of(clip: ClipForm) -> dict[str, float]:
 def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedModel:
     content = read_file(path)
     chosen = detect(content) if layout is None else layout_named(layout)
-    found = chosen.read(content, options)
+    found, read = _twice(content, lambda again: chosen.read(again, options))
     digest = xxhash.xxh3_128_hexdigest((_choices(options, found.clip) + content.digest()).encode())
-    stamp = _stamp(content)
-
-    def read() -> Imported:
-        again = read_file(path)
-        if _stamp(again) != stamp:
-            raise WeightsError(f"{path}: has changed since it was opened; run the command again")
-        return chosen.read(again, options)
-
     return _opened(f"file:{chosen.name}/{digest}", found, read)
 
 
@@ -226,13 +218,32 @@ def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
         identity = timm_identity(model, path)
     except CurationError as error:
         raise WeightsError(str(error)) from error
-    found = fetched(model, options) if path is None else read_as(model, read_file(path), options)
+    if path is not None:
+        found, read = _twice(read_file(path), lambda content: read_as(model, content, options))
+    else:
+        found = fetched(model, options)
 
-    def read() -> Imported:
-        return replace(found, encoder=copy.deepcopy(found.encoder))
+        def read() -> Imported:
+            return replace(found, encoder=copy.deepcopy(found.encoder))
 
     digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
     return _opened(f"{identity}/{digest}", found, read)
+
+
+def _twice(
+    content: Content, importer: Callable[[Content], Imported]
+) -> tuple[Imported, Callable[[], Imported]]:
+    """What a file holds, and what reads it anew. Raises WeightsError, the second also where the file has
+    changed."""
+    found, stamp = importer(content), _stamp(content)
+
+    def read() -> Imported:
+        again = read_file(content.path)
+        if _stamp(again) != stamp:
+            raise WeightsError(f"{content.path}: has changed since it was opened; run the command again")
+        return importer(again)
+
+    return found, read
 
 
 def _choices(options: ReadOptions, clip: ClipForm) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from surgrec.convert import main
 from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import VideoModel, load_model
+from surgrec.weights.load import VideoModel, load_model, open_model
 
 PLAIN = "vit_tiny_patch16_224"
 SIZE = 32
@@ -326,3 +326,20 @@ def test_the_report_of_convert_takes_names_of_timm(
     assert "cls_token" in out
     assert "our transformer has no class token" in out
     assert "clips of 16 frames (stride 4) of 32 x 32 pixels; tokens of 2 x 16 x 16, width 192" in out
+
+
+def test_two_networks_of_one_name_share_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(reference(PLAIN, SIZE).state_dict(), path)
+    opened = open_model(f"timm:{PLAIN}@{path}#size=32,frames=2")
+    assert opened is not None
+    cpu = torch.device("cpu")
+    one, other = opened.load(cpu), opened.load(cpu)
+    with torch.no_grad():
+        before = other.forward_features(clips_of(SIZE))
+        for parameter in one.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(other.forward_features(clips_of(SIZE)), before)
+    save_file(reference(PLAIN, 64).state_dict(), path)
+    with pytest.raises(WeightsError, match="has changed since it was opened"):
+        opened.load(cpu)
