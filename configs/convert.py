@@ -32,8 +32,8 @@ class ConvertConfig:
 
     model: Annotated[str, tyro.conf.Positional]
     """For --to: a run folder of surgrec.pretrain, of which the newest checkpoint is taken; one of its
-    checkpoints; or a file that --to safetensors wrote. For --report: a file or folder of any layout, with
-    options behind its path's #, as in weights.pt#target_encoder."""
+    checkpoints; or a file that --to safetensors wrote. For --report: a file or folder of any layout, or
+    timm:MODEL or timm:MODEL@FILE, with options behind a #, as in weights.pt#target_encoder."""
     report: bool = False
     """Print what becomes of each tensor: loaded, changed, dropped and why, and what is assumed."""
     to: Format | None = None

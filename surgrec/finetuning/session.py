@@ -63,8 +63,8 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
     if model is None or model.form is None:
         raise ValueError(
             f"--model {config.model} cannot be fine-tuned: give ckpt:PATH of surgrec.pretrain, file:PATH or"
-            " hf:FOLDER of a video transformer, or random:PRESET; image models are for surgrec.extract and"
-            " surgrec.probe"
+            " hf:FOLDER of a video transformer, timm:MODEL#inflate=2 of an image model, or random:PRESET;"
+            " image models as they are, and TimeSformers, are for surgrec.extract and surgrec.probe"
         )
     if not config.data_root.is_dir():
         raise ValueError(f"{config.data_root}: no such folder; check --data-root")

@@ -12,13 +12,13 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD
 from surgrec.weights.coverage import Taker
 from surgrec.weights.dinov3_keys import EPS, REGISTERS, Form, official, transformers
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
 from surgrec.weights.per_frame import assume_images, fill, imported, pooling_of, side_of
+from surgrec.weights.transformers_video import colours
 
 NAME: Final = "dinov3"
 SIZE: Final = 224
@@ -47,14 +47,17 @@ def read(content: Content, options: ReadOptions) -> Imported:
         form, weights = official(content, taker)
     else:
         form, weights = transformers(taker, content.config)
-    size = side_of(content, options, SIZE, form.patch)
-    rate = assume_images(taker, options, size, "those of DINOv3's training")
+    usual = (content.config or {}).get("image_size")
+    told = isinstance(usual, int) and not isinstance(usual, bool) and usual > 0
+    size = side_of(content, options, usual if told else SIZE, form.patch)
+    rate = assume_images(taker, options, None if told else size)
+    mean, std = colours(content)
+    if content.preprocessor is None:
+        taker.assume("mean, std", "ImageNet's", "those of DINOv3's training on natural images")
     coverage = taker.finish()
     model = _build(form, size)
     fill(model, weights)
-    return imported(
-        content.path, model, coverage, options.frames, rate, pooling, size, IMAGENET_MEAN, IMAGENET_STD
-    )
+    return imported(content.path, model, coverage, options.frames, rate, pooling, size, mean, std)
 
 
 DINOV3: Final = Layout(

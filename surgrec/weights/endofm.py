@@ -34,6 +34,8 @@ NAME: Final = "endofm"
 HEAD_WIDTH: Final = 64
 """Of all published TimeSformers; their files do not say it."""
 TIME: Final = "time_embed"
+TIMESFORMER: Final = "model_state/"
+"""Where files of TimeSformer itself have their weights."""
 
 
 def fits(content: Content) -> bool:
@@ -70,7 +72,12 @@ def read(content: Content, options: ReadOptions) -> Imported:
     drop_beside(content, taker, prefix)
     if options.heads is None:
         taker.assume("heads", str(heads), f"each {HEAD_WIDTH} wide, as of all published ones")
-    taker.assume("mean, std", "ImageNet's", "those of Endo-FM's pretraining")
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD)
+    if prefix.startswith(TIMESFORMER):
+        mean, std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+        taker.assume("mean, std", "0.45, 0.225", "those of TimeSformer's training")
+    else:
+        taker.assume("mean, std", "ImageNet's", "those of Endo-FM's pretraining")
     rate = rate_asked(taker, options)
     size = side_of(content, options, side * patch, patch)
     wanted = options.frames or frames
@@ -92,13 +99,13 @@ def read(content: Content, options: ReadOptions) -> Imported:
             wanted,
             size,
             patch,
-            IMAGENET_MEAN,
-            IMAGENET_STD,
+            mean,
+            std,
         )
-    model.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+    model.normalise = Normalise(mean, std)
     fill(model, weights)
     check_whole(model)
-    clip = ClipForm(wanted, size, *rate, IMAGENET_MEAN, IMAGENET_STD, 1, patch, width)
+    clip = ClipForm(wanted, size, *rate, mean, std, 1, patch, width)
     return Imported(model, coverage, clip, pretraining=False)
 
 

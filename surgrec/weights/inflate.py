@@ -20,8 +20,6 @@ from surgrec.weights.layout import Imported
 from surgrec.weights.per_frame import Colours
 from surgrec.weights.video_parts import clip_of
 
-FRAMES: Final = 16
-"""Of a clip where nobody says how many, as video transformers mostly have it."""
 OURS: Final = "transformer."
 TABLE: Final = "transformer.positions.table"
 _NAMES: Final = {
@@ -37,7 +35,7 @@ def inflated(
     model: Any,
     coverage: Coverage,
     tubelet: int,
-    frames: int | None,
+    frames: int,
     rate: tuple[int | None, float | None],
     mean: Colours,
     std: Colours,
@@ -46,7 +44,7 @@ def inflated(
     keys, by timm's names; changed to ours. Raises WeightsError where the model is another than our
     transformer."""
     _check(path, model)
-    form = _form(model, tubelet, frames or FRAMES, mean, std)
+    form = _form(model, tubelet, frames, mean, std)
     try:
         steps, _, _ = form.grid
     except ValueError as error:
@@ -72,8 +70,6 @@ def inflated(
         (f"{OURS}patch_embedding.weight", f"repeated over {tubelet} frames and divided by {tubelet}"),
         (TABLE, f"repeated over {steps} steps of time"),
     ]
-    if frames is None:
-        coverage.assumed.append(("frames", str(FRAMES), "as video transformers mostly have it"))
     return Imported(encoder, coverage, clip_of(form, *rate), pretraining=False)
 
 

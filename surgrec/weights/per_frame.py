@@ -100,13 +100,10 @@ def side_of(content: Content, options: ReadOptions, usual: int, patch: int) -> i
     return size
 
 
-def assume_images(
-    taker: Taker, options: ReadOptions, size: int, colours: str
-) -> tuple[int | None, float | None]:
-    """Records what files of image models do not say and nobody asked for. Returns stride and fps, as of
-    rate_asked. Raises WeightsError."""
-    taker.assume("mean, std", "ImageNet's", colours)
-    if options.size is None:
+def assume_images(taker: Taker, options: ReadOptions, size: int | None) -> tuple[int | None, float | None]:
+    """Records what files of image models do not say and nobody asked for. size: None where the file says it.
+    Returns stride and fps, as of rate_asked. Raises WeightsError."""
+    if size is not None and options.size is None:
         taker.assume("size", str(size), "as it is mostly used; ask for another with size=")
     if options.frames is None:
         taker.assume("frames", str(FRAMES), "an image model takes any number; ask for another with frames=")

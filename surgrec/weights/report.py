@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from surgrec.configs.convert import ConvertConfig
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import open_model, rate_of
+from surgrec.weights.load import KINDS, open_model, rate_of
 
 
 def report(config: ConvertConfig) -> str:
@@ -13,7 +13,8 @@ def report(config: ConvertConfig) -> str:
         if getattr(config, option) is not None:
             behind = "; it stands behind the path's #" if option == "part" else ""
             raise WeightsError(f"--{option} is for --to{behind}; leave it out")
-    opened = open_model(f"file:{config.model}")
+    named = config.model.partition(":")[0] in KINDS
+    opened = open_model(config.model if named else f"file:{config.model}")
     assert opened is not None
     assert opened.coverage is not None
     clip = opened.clip

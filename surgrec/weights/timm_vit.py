@@ -28,8 +28,11 @@ from surgrec.weights.per_frame import (
     rate_asked,
 )
 from surgrec.weights.timm_keys import PATCH, take_all
+from surgrec.weights.video_parts import Published, clip_rate
 
 NAME: Final = "timm-vit"
+VIDEO: Final = Published(frames=16, size=224, stride=4, fps=None, heads={})
+"""What video transformers mostly see; what an inflated one sees where nobody says."""
 
 
 def fits(content: Content) -> bool:
@@ -98,10 +101,14 @@ def _finished(path: Path, model: Any, taker: Taker, coverage: Coverage, options:
     data = resolve_model_data_config(model)
     mean, std = tuple(data["mean"]), tuple(data["std"])
     size = model.patch_embed.img_size[0]
-    rate = rate_asked(taker, options)
     if options.inflate is not None:
         refuse(Content(path, {}), f"{NAME}, inflated", pooling=options.pooling)
-        return inflated(path, model, coverage, options.inflate, options.frames, rate, mean, std)
+        rate = clip_rate(taker, VIDEO, options)
+        if options.frames is None:
+            taker.assume("frames", str(VIDEO.frames), "as video transformers mostly have it")
+        frames = options.frames or VIDEO.frames
+        return inflated(path, model, coverage, options.inflate, frames, rate, mean, std)
+    rate = rate_asked(taker, options)
     if options.frames is None:
         taker.assume("frames", str(FRAMES), "an image model takes any number; ask for another with frames=")
     pooling = pooling_of(Content(path, {}), options)

@@ -41,7 +41,7 @@ def _read_videomae(content: Content, asked: ReadOptions) -> Imported:
     pooled = "fc_norm.weight" in taker
     # By the configuration: a model that pools by a mean has no final norm.
     final_norm = not _flag(content, config, "use_mean_pooling", True)
-    mean, std = _colours(content)
+    mean, std = colours(content)
     form = EncoderForm(
         depth=_number(content, config, "num_hidden_layers", 12),
         width=_number(content, config, "hidden_size", 768),
@@ -113,7 +113,7 @@ def _read_vjepa2(content: Content, asked: ReadOptions) -> Imported:
     ratio = config.get("mlp_ratio", 4.0)
     if not isinstance(ratio, int | float) or ratio <= 0:
         raise WeightsError(f"{content.path}: `mlp_ratio` of its {CONFIG} is {ratio!r}; mend it")
-    mean, std = _colours(content)
+    mean, std = colours(content)
     form = EncoderForm(
         depth=_number(content, config, "num_hidden_layers", 24),
         width=width,
@@ -219,7 +219,7 @@ def _eps(content: Content, config: dict[str, Any], default: float) -> float:
     return value
 
 
-def _colours(content: Content) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def colours(content: Content) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation, as the preprocessor says, else ImageNet's. Raises WeightsError."""
     if content.preprocessor is None:
         return IMAGENET_MEAN, IMAGENET_STD

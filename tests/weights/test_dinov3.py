@@ -149,7 +149,21 @@ def test_what_the_file_does_not_say(reference: Any, tmp_path: Path) -> None:
     model = load_model(write(reference, tmp_path, "official"))
     assert (model.size, model.frames, model.mean) == (224, 8, (0.485, 0.456, 0.406))
     assert model.coverage is not None
-    assert [what for what, _, _ in model.coverage.assumed] == ["mean, std", "size", "frames", "rate"]
+    assert [what for what, _, _ in model.coverage.assumed] == ["size", "frames", "rate", "mean, std"]
+
+
+def test_what_a_folder_says(tmp_path: Path, clips: Tensor) -> None:
+    name = write(random_model(), tmp_path, "folder")
+    colours = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
+    (tmp_path / "folder" / "preprocessor_config.json").write_text(json.dumps(colours))
+    model = load_model(name)
+    assert (model.size, model.mean, model.std) == (64, (0.43, 0.411, 0.296), (0.213, 0.156, 0.143))
+    assert model.coverage is not None
+    assert [what for what, _, _ in model.coverage.assumed] == ["frames", "rate"]
+    with torch.no_grad():
+        other = load_model(name).encoder(clips)
+        (tmp_path / "folder" / "preprocessor_config.json").unlink()
+        assert (load_model(name, frames=3).forward_features(clips) - other).abs().max() > 0.01
 
 
 def test_every_key_is_accounted_for(reference: Any, tmp_path: Path) -> None:

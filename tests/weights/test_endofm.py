@@ -85,6 +85,8 @@ def write(model: Any, path: Path, how: str) -> Path:
             "args": argparse.Namespace(arch="timesformer", lr=2e-5),
             "dino_loss": {"center": torch.zeros(1, 5)},
         }
+    elif how == "timesformer":
+        content = {"model_state": {f"model.{key}": value for key, value in tensors.items()}, "cfg": "TRAIN:"}
     elif how == "model":
         content = {"model": {**tensors, "head.weight": torch.ones(7, WIDTH), "head.bias": torch.ones(7)}}
     else:
@@ -93,9 +95,12 @@ def write(model: Any, path: Path, how: str) -> Path:
     return path
 
 
-def expected(model: Any, clips: Tensor) -> Tensor:
-    """[B, T * n, D] by transformers, which puts the frames of a place side by side."""
+def expected(model: Any, clips: Tensor, grey: bool = False) -> Tensor:
+    """[B, T * n, D] by transformers, which puts the frames of a place side by side. grey: with one mean and
+    deviation for all colours, as TimeSformer has."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    if grey:
+        mean, std = torch.tensor(0.45), torch.tensor(0.225)
     pixels = ((clips.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
     with torch.no_grad():
         tokens = model(pixel_values=pixels).last_hidden_state[:, 1:]
@@ -107,12 +112,12 @@ def clips_of(frames: int, size: int) -> Tensor:
     return torch.randint(0, 256, (2, frames, size, size, 3), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("how", ["teacher", "model", "bare"])
+@pytest.mark.parametrize("how", ["teacher", "model", "bare", "timesformer"])
 def test_features_are_those_of_the_reference(reference: Any, tmp_path: Path, how: str) -> None:
     model = load_model(write(reference, tmp_path / "endofm.pth", how))
     assert (model.size, model.frames, model.width, model.rate) == (SIZE, FRAMES, WIDTH, {})
     clips = clips_of(FRAMES, SIZE)
-    tokens = expected(reference, clips)
+    tokens = expected(reference, clips, grey=how == "timesformer")
     for form in (clips, clips.float() / 255):
         with torch.no_grad():
             found = model.forward_features(form)

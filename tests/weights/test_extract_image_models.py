@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from surgrec.configs.data import DataConfig
 from surgrec.configs.extract import ExtractConfig
+from surgrec.configs.finetune import FinetuneConfig
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_stream import ClipStream
 from surgrec.loaders.packet_index import PacketIndex
@@ -22,6 +24,8 @@ from torch import Tensor
 from surgrec.evaluation.extraction import extract
 from surgrec.evaluation.features import open_features
 from surgrec.evaluation.manifest import Row, SplitManifest, write_manifest
+from surgrec.finetuning.network_file import read_network
+from surgrec.finetuning.session import Progress, finetune
 from surgrec.models.timesformer import TimeSformer
 from surgrec.weights.load import load_model
 
@@ -90,6 +94,39 @@ def test_an_inflated_model_sees_clips(root: Path, build_index_of: Callable[..., 
         wanted = model.forward_features(clips)
     assert wanted.shape[1] == 8
     torch.testing.assert_close(stored[1], wanted[1], atol=4e-3, rtol=4e-3)
+
+
+def test_an_inflated_model_is_fine_tuned(root: Path) -> None:
+    rows = [Row("video.mp4", half, part, part) for part in ("train", "val", "test") for half in (0, 1)]
+    times = [replace(row, start=1.5 * row.label, end=1.5 * row.label + 1.5) for row in rows]
+    write_manifest(root / "split.json", SplitManifest("films", ("one", "two"), tuple(times)))
+    config = FinetuneConfig(
+        root / "split.json",
+        root,
+        f"timm:{NAME}@{root / 'vit.safetensors'}#size=32,frames=4,inflate=2",
+        out=root / "run",
+        results=root / "results.jsonl",
+        epochs=1,
+        batch=2,
+        mixup=0.0,
+        cutmix=0.0,
+        device="cpu",
+    )
+    finished = finetune(config, 1, Progress())
+    assert finished.result["geometry"] == {"frames": 4, "stride": 4, "size": 32}
+    (root / "vit.safetensors").unlink()
+    loaded = read_network(finished.run.network, torch.device("cpu"))
+    assert loaded.classifier.encoder.form.position == "stored"
+    assert loaded(torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("model", [f"timm:{NAME}@{{file}}#size=32", "file:{endofm}"])
+def test_what_cannot_be_fine_tuned(root: Path, model: str) -> None:
+    torch.save(random_endofm(), root / "endofm.pth")
+    name = model.format(file=root / "vit.safetensors", endofm=root / "endofm.pth")
+    config = FinetuneConfig(root / "split.json", root, name, out=root / "run", device="cpu")
+    with pytest.raises(ValueError, match=r"cannot be fine-tuned: .* timm:MODEL#inflate=2 of an image model"):
+        finetune(config, 1, Progress())
 
 
 def test_timesformer_sees_its_own_number_of_frames(

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from surgrec.convert import main
 from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.load import VideoModel, load_model
@@ -293,3 +294,15 @@ def test_what_does_not_fit_is_not_inflated(tmp_path: Path, name: str, cause: str
     save_file(reference(name, size).state_dict(), path)
     with pytest.raises(WeightsError, match=rf"model\.safetensors: cannot be inflated .*{cause}"):
         load_model(f"timm:{name}@{path}#inflate=2,size={size}")
+
+
+def test_the_report_of_convert_takes_names_of_timm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(reference(PLAIN, SIZE).state_dict(), path)
+    assert main([f"timm:{PLAIN}@{path}#inflate=2,size=32", "--report"]) == 0
+    out = capsys.readouterr().out
+    assert "cls_token" in out
+    assert "our transformer has no class token" in out
+    assert "clips of 16 frames (stride 4) of 32 x 32 pixels; tokens of 2 x 16 x 16, width 192" in out
