@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from surgrec.models.encoder_form import EncoderForm
 from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.files import read_file
+from surgrec.weights.files import Content, read_file
 from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
 from surgrec.weights.layouts import detect, layout_named
 from surgrec.weights.ours import open_ours
@@ -204,7 +205,15 @@ def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedMod
     chosen = detect(content) if layout is None else layout_named(layout)
     found = chosen.read(content, options)
     digest = xxhash.xxh3_128_hexdigest((_choices(options, found.clip) + content.digest()).encode())
-    return _opened(f"file:{chosen.name}/{digest}", found, lambda: chosen.read(content, options))
+    stamp = _stamp(content)
+
+    def read() -> Imported:
+        again = read_file(path)
+        if _stamp(again) != stamp:
+            raise WeightsError(f"{path}: has changed since it was opened; run the command again")
+        return chosen.read(again, options)
+
+    return _opened(f"file:{chosen.name}/{digest}", found, read)
 
 
 def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
@@ -217,11 +226,11 @@ def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
         identity = timm_identity(model, path)
     except CurationError as error:
         raise WeightsError(str(error)) from error
+    found = fetched(model, options) if path is None else read_as(model, read_file(path), options)
 
     def read() -> Imported:
-        return fetched(model, options) if path is None else read_as(model, read_file(path), options)
+        return replace(found, encoder=copy.deepcopy(found.encoder))
 
-    found = read()
     digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
     return _opened(f"{identity}/{digest}", found, read)
 
@@ -233,14 +242,20 @@ def _choices(options: ReadOptions, clip: ClipForm) -> str:
 
 
 def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> OpenedModel:
-    """found: what `read` gave, to know what it is. It is read again for each device, since a network is
-    moved and trained in place."""
+    """found: to know what it is. read: gives another one for each device, which shares no memory with it,
+    since a network is moved and trained in place."""
 
     def load(device: torch.device) -> VideoModel:
         return VideoModel(read().encoder, found.clip, identity, found.coverage).to(device).eval()
 
     form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
     return OpenedModel(identity, found.clip, form, found.coverage, load)
+
+
+def _stamp(content: Content) -> list[tuple[int, int, int]]:
+    """What differs where a file was replaced or written to."""
+    found = [file.stat() for file in content.files]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
 
 
 def _number(key: str, text: str) -> float | None:

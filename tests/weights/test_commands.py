@@ -182,6 +182,16 @@ def test_a_model_that_is_loaded_twice_is_two_networks(films: Films) -> None:
     assert torch.equal(again.encoder.transformer.norm.weight, before), "the file is never written to"
 
 
+def test_a_file_that_is_replaced_meanwhile_is_refused(films: Films, tmp_path: Path) -> None:
+    shutil.copy(films.vjepa, tmp_path / "vjepa.pth")
+    opened = open_model(f"file:{tmp_path / 'vjepa.pth'}#encoder")
+    assert opened is not None
+    shutil.copy(films.vjepa, tmp_path / "other.pth")
+    (tmp_path / "other.pth").replace(tmp_path / "vjepa.pth")
+    with pytest.raises(WeightsError, match="has changed since it was opened"):
+        opened.load(CPU)
+
+
 def test_options_of_our_own_models_are_refused(films: Films) -> None:
     with pytest.raises(WeightsError, match="taken as it was trained"):
         surgrec.load_model("random:demo", size=64)
