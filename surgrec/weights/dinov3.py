@@ -47,10 +47,10 @@ def read(content: Content, options: ReadOptions) -> Imported:
         form, weights = official(content, taker)
     else:
         form, weights = transformers(taker, content.config)
-    usual = (content.config or {}).get("image_size")
-    told = isinstance(usual, int) and not isinstance(usual, bool) and usual > 0
-    size = side_of(content, options, usual if told else SIZE, form.patch)
-    rate = assume_images(taker, options, None if told else size)
+    told = (content.config or {}).get("image_size")
+    usual: int = told if isinstance(told, int) and told > 0 else SIZE
+    size = side_of(content, options, usual, form.patch)
+    rate = assume_images(taker, options, None if usual == told else size)
     mean, std = colours(content)
     if content.preprocessor is None:
         taker.assume("mean, std", "ImageNet's", "those of DINOv3's training on natural images")

@@ -40,12 +40,11 @@ def fits(content: Content) -> bool:
     if content.config is not None:
         return isinstance(content.config.get("architecture"), str)
     found = [key for key, value in content.tensors.items() if key.endswith(PATCH) and value.ndim == 4]
-    roots = [key.removesuffix(PATCH) for key in found]
+    others = ("blocks.0.temporal_attn.qkv.weight", "storage_tokens")
     return any(
-        f"{root}pos_embed" in content.tensors
-        and f"{root}blocks.0.attn.qkv.weight" in content.tensors
-        and f"{root}blocks.0.temporal_attn.qkv.weight" not in content.tensors
-        for root in roots
+        f"{root}blocks.0.attn.qkv.weight" in content.tensors
+        and not any(f"{root}{key}" in content.tensors for key in others)
+        for root in (key.removesuffix(PATCH) for key in found)
     )
 
 
@@ -129,10 +128,7 @@ def _empty(name: str, content: Content, options: ReadOptions) -> Any:
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    config = content.config or {}
-    arguments: dict[str, Any] = dict(config.get("model_args") or {})
-    if isinstance(config.get("pretrained_cfg"), Mapping):
-        arguments["pretrained_cfg"] = dict(config["pretrained_cfg"])
+    arguments = _arguments(content)
     if options.size is not None:
         arguments["img_size"] = options.size
     try:
@@ -150,6 +146,22 @@ def _empty(name: str, content: Content, options: ReadOptions) -> Any:
             f" features of it with --model timm:{name}"
         )
     return model
+
+
+def _arguments(content: Content) -> dict[str, Any]:
+    """What a folder of timm's hub says of its model beside the architecture. Raises WeightsError."""
+    config = content.config or {}
+    arguments, about = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    if not isinstance(arguments, Mapping) or not isinstance(about, Mapping):
+        raise WeightsError(f"{content.path}: config.json is not as timm writes it; fetch it again")
+    for name in ("mean", "std", "input_size"):
+        value = about.get(name, [0.5, 0.5, 0.5])
+        numbers = isinstance(value, list) and all(
+            isinstance(item, int | float) and not isinstance(item, bool) and 0 <= item < 1e6 for item in value
+        )
+        if not numbers or len(value) != 3:
+            raise WeightsError(f"{content.path}: {name} is {value!r} in config.json; fetch it again")
+    return {**arguments, **({"pretrained_cfg": dict(about)} if about else {})}
 
 
 def _create(name: str, arguments: dict[str, Any]) -> Any:

@@ -110,6 +110,25 @@ def test_a_folder_of_the_hub_says_what_it_is(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("entries", "cause"),
+    [
+        ({"model_args": [1, 2]}, "config.json is not as timm writes it"),
+        ({"pretrained_cfg": "vit"}, "config.json is not as timm writes it"),
+        ({"pretrained_cfg": {"mean": "abc"}}, "mean is 'abc' in config.json"),
+        ({"pretrained_cfg": {"std": [1, 2]}}, r"std is \[1, 2\] in config.json"),
+        ({"pretrained_cfg": {"input_size": [3, 32, None]}}, "input_size is .* in config.json"),
+        ({"model_args": {"no_such_argument": 1}}, "timm cannot make vit_tiny_patch16_224 .*no_such_argument"),
+        ({"model_args": {"img_size": -5}}, "hub"),
+        ({"architecture": "vit_of_nobody"}, "no model 'vit_of_nobody'"),
+    ],
+)
+def test_folders_of_the_hub_that_lie(tmp_path: Path, entries: dict[str, Any], cause: str) -> None:
+    name = hub_folder(tmp_path / "hub", PLAIN, reference(PLAIN, SIZE).state_dict(), SIZE, **entries)
+    with pytest.raises(WeightsError, match=cause):
+        load_model(name)
+
+
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"])
 def test_dinov2_by_the_names_of_its_own_files(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -178,10 +197,11 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         load_model(f"timm:vit_small_patch16_224@{path}", size=SIZE)
 
 
-def test_a_file_alone_does_not_say_its_heads_and_colours(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "width"), [(PLAIN, 192), ("vit_small_patch16_dinov3", 384)])
+def test_a_file_alone_does_not_say_its_heads_and_colours(tmp_path: Path, name: str, width: int) -> None:
     path = tmp_path / "vit.pth"
-    torch.save(reference(PLAIN, SIZE).state_dict(), path)
-    with pytest.raises(WeightsError, match=r"vit\.pth: .*width 192, patches of 16 .* give timm:MODEL@FILE"):
+    torch.save(reference(name, SIZE).state_dict(), path)
+    with pytest.raises(WeightsError, match=rf"vit\.pth: .*width {width}, patches of 16 .* timm:MODEL@FILE"):
         load_model(path)
 
 
