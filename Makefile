@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO_ARGS ?=
-PYTEST_ARGS ?=
+# Two processes, each with whole files of tests: fixtures of a file are made once.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 # Some machines forbid it; then each of the hundreds of processes of the tests compiles torch's modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
