@@ -59,7 +59,9 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
     """
     check_options(config)
     manifest = read_manifest(config.manifest)
-    model = open_model(config.model, seed=config.seed)
+    # Nothing is fetched for a model that is one of pictures in any case.
+    of_pictures = config.model.startswith("timm:") and "inflate=" not in config.model
+    model = None if of_pictures else open_model(config.model, seed=config.seed)
     if model is None or model.form is None:
         raise ValueError(
             f"--model {config.model} cannot be fine-tuned: give ckpt:PATH of surgrec.pretrain, file:PATH or"
