@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgrec.evaluation.described_tensors import format_of
 from surgrec.evaluation.feature_models import Choose, choose_within, feature_model
-from surgrec.evaluation.saved_head import HeadError, SavedHead, format_of, read_head
-from surgrec.finetuning.network_file import FORMAT_NAME as NETWORK
+from surgrec.evaluation.saved_head import HeadError, SavedHead, read_head
+from surgrec.finetuning.network_file import FILE as NETWORK
 from surgrec.finetuning.network_file import LoadedNetwork, read_network
 
 Ask = Callable[[Tensor], Tensor]
@@ -43,7 +44,7 @@ def open_classifier(path: Path, model: str | None, seed: int) -> ClipClassifier:
     Raises HeadError for a file that is neither, for another network, or one beside a network that is whole;
     NetworkFileError, FeatureError, CurationError as read_network and feature_model do.
     """
-    if format_of(path) != NETWORK:
+    if format_of(path) != NETWORK.format:
         return _probe(path, read_head(path), model, seed)
     if model is not None:
         raise HeadError(f"{path}: a fine-tuned network holds all its weights; leave --model out")

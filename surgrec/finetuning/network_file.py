@@ -1,6 +1,6 @@
 """A fine-tuned network as one safetensors file: all weights, and as JSON in the file's header what made it.
 
-surgrec     JSON of NetworkAbout, with format, format_version and digest
+surgrec     JSON of NetworkAbout (evaluation/described_tensors.py)
 encoder.*   of the video encoder, by its own names, low-rank additions merged
 head.*      by the names of heads.py, without the leading dimension of a grid
 
@@ -9,34 +9,31 @@ It needs nothing else: neither the checkpoint that it was made from nor the spli
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from surgrec.configs.data import DataConfig
 from surgrec.configs.finetune import HeadKind
 from surgrec.curation.embedders import half_precision
+from surgrec.evaluation.described_tensors import Kind
 from surgrec.finetuning.classifier import Classifier, heads_of
-from surgrec.loaders.whole_file import replacing
 from surgrec.models.encoder_form import EncoderForm, form_from
 from surgrec.models.video_encoder import build_encoder
-from surgrec.training.tensor_file import write_tensors
 
-FORMAT_NAME: Final = "surgrec-network"
-FORMAT_VERSION: Final = 2
 ENCODER, HEAD = "encoder.", "head."
-
-_MAKE_IT: Final = "write it with `python -m surgrec.finetune`"
 
 
 class NetworkFileError(ValueError):
     """A saved network that cannot be used; the message names file, cause and remedy."""
+
+
+FILE: Final = Kind(
+    "surgrec-network", 2, "network", "write it with `python -m surgrec.finetune`", NetworkFileError
+)
 
 
 @dataclass(frozen=True)
@@ -92,47 +89,19 @@ def write_network(path: Path, about: NetworkAbout, classifier: Classifier) -> st
     encoder = classifier.encoder.state_dict()
     tensors = {ENCODER + name: value.cpu() for name, value in encoder.items()}
     tensors |= {HEAD + name: value.detach()[0].cpu() for name, value in classifier.head_weights().items()}
-    digest = _digest(about, tensors)
-    plain = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(about), "digest": digest}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        write_tensors(temporary, tensors, {"surgrec": json.dumps(plain, allow_nan=False)})
-    return digest
+    return FILE.write(path, about, tensors)
 
 
 def read_network(path: Path, device: torch.device) -> LoadedNetwork:
     """Reads, checks and builds a network. Raises NetworkFileError naming the file, the cause and the
     remedy."""
-    if not path.is_file():
-        raise NetworkFileError(f"{path}: no such file; {_MAKE_IT}")
+    about, tensors, digest = FILE.read(path, NetworkAbout)
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("surgrec", "null")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        document = json.loads(text)
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise NetworkFileError(
-            f"{path}: not a safetensors file, or a truncated one ({error}); {_MAKE_IT}"
-        ) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
-        raise NetworkFileError(
-            f"{path}: no saved network (no `format` {FORMAT_NAME!r} in its header); {_MAKE_IT}"
-        )
-    if document.get("format_version") != FORMAT_VERSION:
-        raise NetworkFileError(
-            f"{path}: a network of format version {document.get('format_version')!r}, this program reads"
-            f" {FORMAT_VERSION}; {_MAKE_IT} again"
-        )
-    try:
-        about = _about(document)
-        digest = _digest(about, tensors)
-        if document.get("digest") != digest:
-            raise ValueError(f"its digest is {document.get('digest')!r}, its content has {digest!r}")
         form = form_from(about.encoder)
         data = _data(about.geometry, form)
         classifier = _build(about, form, tensors)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise NetworkFileError(f"{path}: damaged, or changed by hand ({error}); {_MAKE_IT} again") from error
+        raise FILE.damaged(path, error) from error
     return LoadedNetwork(about, digest, data, classifier.to(device).eval())
 
 
@@ -163,32 +132,3 @@ def _build(about: NetworkAbout, form: EncoderForm, tensors: dict[str, Tensor]) -
 
 def _of(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _digest(about: NetworkAbout, tensors: dict[str, Tensor]) -> str:
-    """XXH3-128 over what it is and its tensors, whatever made it and when: 32 hex digits."""
-    made = ("date", "versions", "commit")
-    plain = {name: value for name, value in asdict(about).items() if name not in made}
-    state = xxhash.xxh3_128(json.dumps(plain, sort_keys=True).encode())
-    for name in sorted(tensors):
-        state.update(name.encode())
-        state.update(tensors[name].contiguous().numpy().data)
-    return state.hexdigest()
-
-
-def _about(document: dict[str, Any]) -> NetworkAbout:
-    """Raises ValueError for values that are not there, or of another kind."""
-    kinds = {"str": str, "int": int, "dict[str, Any]": dict, "dict[str, str]": dict, "HeadKind": str}
-    values: dict[str, Any] = {}
-    for field in fields(NetworkAbout):
-        value = document.get(field.name)
-        if field.type == "tuple[str, ...]":
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise ValueError(f"`{field.name}` is no list of texts")
-            value = tuple(value)
-        elif not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
-            raise ValueError(f"`{field.name}` is {value!r}")
-        values[field.name] = value
-    if values["head"] not in ("linear", "attentive"):
-        raise ValueError(f"`head` is {values['head']!r}")
-    return NetworkAbout(**values)
