@@ -213,6 +213,8 @@ def test_a_disk_that_is_full(corpus: PacketIndex, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        # Cut off, it would stay in the environment.
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert stopped.returncode == 1
     assert "what is finished is kept, and the same command goes on from there" in stopped.stderr

@@ -174,6 +174,7 @@ def test_interrupted(
 
 FULL = """
 import json, resource, signal, sys
+sys.dont_write_bytecode = True  # cut off, it would stay in the environment
 from surgrec.configs.model import VIT_SHAPES, ViTShape
 VIT_SHAPES["tiny"] = ViTShape(2, 192, 3)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.webdriver.support.ui import WebDriverWait
 from surgrec.configs.demo import DemoConfig
 
 from surgrec import demo
@@ -138,6 +139,6 @@ def test_from_nothing_to_a_picture(
     browser.visit(tmp_path / "plan.html")
     for summary in browser.find_elements("css selector", "#tree summary"):
         summary.click()
-    assert browser.find_elements("css selector", "#tree img")
+    WebDriverWait(browser, 10).until(lambda page: page.find_elements("css selector", "#tree img"))
     assert browser.errors() == []
     assert browser.requested() == {(tmp_path / "plan.html").as_uri()}

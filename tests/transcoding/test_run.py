@@ -180,6 +180,7 @@ def test_torn_records_are_made_again(
 
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True  # cut off, it would stay in the environment
 resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 from surgrec.transcode import main
 if __name__ == "__main__":
