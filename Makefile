@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO_ARGS ?=
-# Two processes, each with whole files of tests: fixtures of a file are made once.
+# Two processes, each with whole files of tests: fixtures of a file are made once. One thread of OpenMP each:
+# more of them than cores would wait for one another with all their might.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 # Some machines forbid it; then each of the hundreds of processes of the tests compiles torch's modules anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -47,7 +48,7 @@ demo: $(DEMO_READY)
 test: lint types pytest
 
 pytest: $(TEST_READY)
-	$(PY) -m pytest -v $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -v $(PYTEST_ARGS)
 
 lint: $(TEST_READY)
 	$(PY) -m ruff check .
