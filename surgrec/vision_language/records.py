@@ -1,0 +1,63 @@
+"""What is asked of a vision-language model and what comes back: plain values between prompts, backends and
+measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["letters", "names"]
+"""How options are shown and answered: a letter each, or their names."""
+
+Way = Literal["generate", "options"]
+"""generate: the model writes freely and its text is parsed. options: the log-likelihood of each option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A clip asked about in one wording and one order of its options.
+
+    row: of the manifest, counted from 0; None for the content-free question, which is asked of a grey image
+    to learn what a model says without any content. prompt: name of the paraphrase. order: numbers of the
+    classes in the order in which they are shown. system: the system message, empty for none. text: the whole
+    user message. targets: what each shown option reads as an answer, in the order shown, as `A` or `polyp`.
+    """
+
+    row: int | None
+    prompt: str
+    style: Style
+    order: tuple[int, ...]
+    system: str
+    text: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said to a question.
+
+    text: what it wrote, empty for options. log_likelihoods: the sum of natural logarithms over each
+    target's tokens, in the order shown, empty for generate; tokens: how many tokens each target has.
+    finish: why it stopped, as the backend says it. prompt_tokens, reply_tokens: None where not known.
+    """
+
+    text: str = ""
+    log_likelihoods: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    finish: str = ""
+    prompt_tokens: int | None = None
+    reply_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, the model's reply, and what it was shown; failure: why there is no reply, empty otherwise.
+
+    A failure that may pass (an endpoint that is down) is asked again by the next run; one of the clip itself
+    (unreadable) counts as a wrong answer, and is named.
+    """
+
+    question: Question
+    way: Way
+    reply: Reply | None
+    failure: str = ""
