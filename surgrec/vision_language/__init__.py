@@ -1,1 +1,1 @@
-"""Vision-language models on the benchmark's manifests: what they are asked, what they say, what it is worth."""
+"""Vision-language models on the benchmark's manifests: what they are asked, say, and what that is worth."""
