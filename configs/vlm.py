@@ -85,7 +85,7 @@ class RunConfig:
     at --endpoint.url."""
     out: Path
     """The store: a JSON line for each question and its answer. The index of the videos lies beside it."""
-    prompts: str = "default"
+    prompts: str = "paraphrases"
     """A set of prompts: the name of one that comes with SurgRec, or a file."""
     permutations: int = 1
     """Orders of the options in which each question is asked, the first one as the classes are numbered."""
