@@ -19,7 +19,7 @@ from surgrec.vision_language.records import Question, Style
 Family = Literal["neutral", "expert", "definitions"]
 ParserName = Literal["standard", "release"]
 
-SHIPPED: Final = ("paraphrases", "paraphrases-names", "paraphrases-plain", "release")
+SHIPPED: Final = ("default", "default-names", "default-plain", "release")
 _FIELD: Final = re.compile(r"\{(\w+)\}")
 _TEXT_FIELDS: Final = ("subject", "domain", "options", "reply")
 _OPTION_FIELDS: Final = ("letter", "name", "definition")
@@ -255,7 +255,7 @@ def questions(
             raise PromptError(
                 f"{manifest.dataset}: the prompt {prompt.name!r} gives definitions, and there is none of"
                 f" {', '.join(map(repr, lacking[:5]))}; write them under `datasets` in a file of prompts that"
-                " extends this one, or take --prompts paraphrases-plain"
+                " extends this one, or take --prompts default-plain"
             )
 
     def orders(row: int) -> list[Order]:
