@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Any, Final, Literal
 
 Kind = Literal["middle", "frames", "video"]
 
@@ -16,8 +15,8 @@ class LookConfig:
     """What the model sees of a clip: pictures in their own shape, as displayed, within bounds."""
 
     kind: Kind = "middle"
-    """middle: the frame in the middle. frames: `frames` of them as pictures, in the middles of equal shares of
-    the clip. video: a video of `fps` frames a second, `frames` at most, for models that take videos."""
+    """middle: the frame in the middle. frames: `frames` of them as pictures, in the middles of equal shares
+    of the clip. video: a video of `fps` frames a second, `frames` at most, for models that take videos."""
     frames: int = 8
     """Of `frames` and `video`; a clip that has fewer shows all it has."""
     fps: float = 2.0
@@ -35,7 +34,8 @@ class LocalConfig:
     batch: int = 8
     """Questions that it is asked at a time."""
     device: Literal["auto", "cpu", "cuda", "spread"] = "auto"
-    """auto takes a GPU where there is one; spread puts the layers on all GPUs, for models too large for one."""
+    """auto takes a GPU where there is one; spread puts the layers on all GPUs, for models too large for
+    one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto is bfloat16 on a GPU and float32 elsewhere."""
 
@@ -64,8 +64,8 @@ class EndpointConfig:
     quality: int = 95
     """Of JPEG, 1 to 100."""
     top_logprobs: int = 20
-    """Likely first tokens that the server is asked for, among which the letters of the options must be. OpenAI
-    gives 20 at most, vLLM as many as --max-logprobs says."""
+    """Likely first tokens that the server is asked for, among which the letters of the options must be.
+    OpenAI gives 20 at most, vLLM as many as --max-logprobs says."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ class RunConfig:
     data_root: Path
     """The folder that the manifest's paths are relative to."""
     model: str
-    """hf:FOLDER or hf:NAME: a model of transformers, from a folder or the hub. api:NAME: the model of that name
-    at --endpoint.url."""
+    """hf:FOLDER or hf:NAME: a model of transformers, from a folder or the hub. api:NAME: the model of that
+    name at --endpoint.url."""
     out: Path
     """The store: a JSON line for each question and its answer. The index of the videos lies beside it."""
-    prompts: str = "paraphrases"
+    prompts: str = "default"
     """A set of prompts: the name of one that comes with SurgRec, or a file."""
     permutations: int = 1
     """Orders of the options in which each question is asked, the first one as the classes are numbered."""
     ways: tuple[Literal["generate", "options"], ...] = ("generate", "options")
-    """generate: the model writes freely, greedily. options: the log-likelihood of each option, beside that for
-    a grey picture."""
+    """generate: the model writes freely, greedily. options: the log-likelihood of each option, beside that
+    for a grey picture."""
     split: Literal["train", "val", "test"] = "test"
     """Whose clips are asked about."""
     limit: int | None = None
@@ -109,4 +109,5 @@ class RunConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
 
-Command = Annotated[RunConfig, tyro.conf.subcommand("run")]
+COMMANDS: Final[dict[str, Callable[..., Any]]] = {"run": RunConfig}
+"""What is behind `python -m surgrec.vlm`."""

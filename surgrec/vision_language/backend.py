@@ -46,7 +46,8 @@ class Backend(Protocol):
     """What decides its answers, as plain values: name, weights, precision, bounds."""
 
     def ask(self, requests: Iterator[Request], take: Take) -> None:
-        """Asks all, in any order, and gives each to `take` once. Raises BackendError where it cannot go on."""
+        """Asks all, in any order, and gives each to `take` once. Raises BackendError where it cannot go
+        on."""
 
     def tokens(self, question: Question, pictures: Pictures) -> int | None:
         """Tokens of a prompt, counted; None where it is not known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -48,7 +48,9 @@ def read_response(
     try:
         document = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ServerFailure(f"junk: the answer is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise ServerFailure(
+            f"junk: the answer is not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ServerFailure(f"junk: the answer is not JSON ({error}): {_quoted(body)}") from error
     choices = document.get("choices") if isinstance(document, dict) else None
@@ -80,19 +82,23 @@ def _refused(status: int, headers: Mapping[str, str], body: bytes, key_variable:
     said = _quoted(body)
     if status in (401, 403):
         raise BackendError(
-            f"unauthorized: the server answers {status}: {said}; put a valid key into the environment variable"
+            f"unauthorized: the server answers {status}: {said}; put a valid key into the environment"
+            " variable"
             f" {key_variable}, or name another one with --endpoint.key-variable"
         )
     if status in (404, 405) or 300 <= status < 400:
         to = headers.get("location", "")
         raise BackendError(
-            f"the server answers {status}{f' (to {to})' if to else ''}: {said}; check --endpoint.url (it often"
+            f"the server answers {status}{f' (to {to})' if to else ''}: {said}; check --endpoint.url (it"
+            " often"
             " ends in /v1) and the name of the model"
         )
     if status in PASSING or status >= 500:
         name = "rate limited" if status == 429 else "server error"
         raise ServerFailure(f"{name}: status {status}: {said}", retry_after(headers.get("retry-after")))
-    if status in (400, 413, 422) and any(sign in body.decode("utf-8", "replace").lower() for sign in _OVERFLOW_SIGNS):
+    if status in (400, 413, 422) and any(
+        sign in body.decode("utf-8", "replace").lower() for sign in _OVERFLOW_SIGNS
+    ):
         return Failure(f"{OVERFLOW}: {said}", passes=False)
     return Failure(f"refused: status {status}: {said}", passes=True)
 
@@ -109,8 +115,8 @@ def retry_after(value: str | None) -> float | None:
         except ValueError:
             return None
         if when.tzinfo is None:
-            when = when.replace(tzinfo=timezone.utc)
-        seconds = (when - datetime.now(timezone.utc)).total_seconds()
+            when = when.replace(tzinfo=UTC)
+        seconds = (when - datetime.now(UTC)).total_seconds()
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
@@ -122,7 +128,8 @@ def _letters(choice: dict[str, Any], question: Question) -> tuple[float, ...] | 
     top = first.get("top_logprobs") if isinstance(first, dict) else None
     if not isinstance(top, list) or not top:
         raise BackendError(
-            "the server gives no top_logprobs, which `options` needs; ask one that does (vLLM: --max-logprobs),"
+            "the server gives no top_logprobs, which `options` needs; ask one that does (vLLM:"
+            " --max-logprobs),"
             " or give --ways generate"
         )
     shares: dict[str, list[float]] = {}
@@ -135,7 +142,8 @@ def _letters(choice: dict[str, Any], question: Question) -> tuple[float, ...] | 
     if lacking:
         return Failure(
             f"options not scored: {', '.join(lacking)} are not among the {len(top)} likely tokens that the"
-            " server gives; raise --endpoint.top-logprobs, and vLLM's --max-logprobs, or give --ways generate",
+            " server gives; raise --endpoint.top-logprobs, and vLLM's --max-logprobs, or give --ways"
+            " generate",
             passes=True,
         )
     found = (shares[target] for target in question.targets)

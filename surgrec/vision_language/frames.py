@@ -52,7 +52,8 @@ def choose_frames(look: LookConfig, index: PacketIndex, video: int, start: int, 
 
 
 def fitted(height: int, width: int, aspect: float, look: LookConfig) -> tuple[int, int]:
-    """Height and width in pixels of a picture within the bounds of look. aspect: width to height of a pixel."""
+    """Height and width in pixels of a picture within the bounds of look. aspect: width to height of a
+    pixel."""
     tall, wide = (float(height), width * aspect) if aspect >= 1 else (height / aspect, float(width))
     scale = min(1.0, look.long_side / max(tall, wide))
     if look.short_side is not None:

@@ -39,16 +39,17 @@ class LocalBackend:
 
     def ask(self, requests: Iterator[Request], take: Take) -> None:
         """As Backend has it."""
-        waiting: dict[Way, list[Request]] = {"generate": [], "options": []}
+        # Some processors take videos of one length only.
+        waiting: dict[tuple[Way, int], list[Request]] = {}
         try:
             with torch.inference_mode():
                 for request in requests:
-                    batch = waiting[request.way]
+                    batch = waiting.setdefault((request.way, request.pictures.shown.count), [])
                     batch.append(request)
                     if len(batch) == self._local.options.batch:
                         self._batch(request.way, batch, take)
                         batch.clear()
-                for way, batch in waiting.items():
+                for (way, _), batch in waiting.items():
                     if batch:
                         self._batch(way, batch, take)
         except torch.OutOfMemoryError as error:
@@ -61,9 +62,10 @@ class LocalBackend:
         prompts = [self._local.prompt_of(each.question, each.pictures) for each in batch]
         inputs = self._local.inputs_of(prompts, [each.pictures for each in batch])
         lengths = inputs["attention_mask"].sum(1).tolist()
+        targets = [each.question.targets if way == "options" else () for each in batch]
         answers = [
-            [self._local.continuation(prompt, target) for target in each.question.targets]
-            for prompt, each in zip(prompts, batch, strict=True)
+            [self._local.continuation(prompt, target) for target in own]
+            for prompt, own in zip(prompts, targets, strict=True)
         ]
         context = getattr(self._local.model.config.get_text_config(), "max_position_embeddings", None)
         kept = []
@@ -123,7 +125,8 @@ class LocalBackend:
                 found.append(scores)
         if not all(math.isfinite(score) for scores in found for score in scores):
             raise BackendError(
-                f"hf:{self._local.name}: gives log-likelihoods that are not finite: its weights are no good, or"
+                f"hf:{self._local.name}: gives log-likelihoods that are not finite: its weights are no"
+                " good, or"
                 " --local.dtype is too narrow for it"
             )
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,13 +74,14 @@ class LocalModel:
 
     @cached_property
     def model(self) -> Any:
-        """On its device, without gradients. Raises BackendError for weights that are lacking or do not fit."""
+        """On its device, without gradients. Raises BackendError for weights that are lacking or do not
+        fit."""
         from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
         where = "auto" if self.options.device == "spread" else self.device
         try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 self.folder,
                 dtype=self.dtype,
                 device_map=where,
@@ -93,6 +95,7 @@ class LocalModel:
             ) from error
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
             raise BackendError(f"hf:{self.name}: cannot be loaded ({_line(error)})") from error
+        model, report = loaded
         lacking = sorted({*report["missing_keys"], *(str(each[0]) for each in report["mismatched_keys"])})
         if lacking:
             raise BackendError(
@@ -124,12 +127,16 @@ class LocalModel:
         for token in self._control_tokens:
             if token in question.text or token in question.system:
                 raise BackendError(
-                    f"prompt {question.prompt!r} holds {token!r}, a control token of hf:{self.name}; change the"
+                    f"prompt {question.prompt!r} holds {token!r}, a control token of hf:{self.name};"
+                    " change the"
                     " wording, or the name of the class"
                 )
         video = self.kind == "video"
         shown: list[dict[str, str]] = [{"type": "video" if video else "image"}]
-        content = [*(shown if video else shown * pictures.shown.count), {"type": "text", "text": question.text}]
+        content = [
+            *(shown if video else shown * pictures.shown.count),
+            {"type": "text", "text": question.text},
+        ]
         chat = [{"role": "user", "content": content}]
         if question.system:
             chat.insert(0, {"role": "system", "content": [{"type": "text", "text": question.system}]})
@@ -138,7 +145,7 @@ class LocalModel:
         return text
 
     def inputs_of(self, prompts: Sequence[str], pictures: Sequence[Pictures]) -> Any:
-        """What the model takes for B prompts, padded on the left, on its device."""
+        """What the model takes for B prompts, padded on the left, on its device. Raises BackendError."""
         more: dict[str, Any] = {}
         if self.kind == "video":
             more["videos"] = [each.pixels for each in pictures]
@@ -149,13 +156,21 @@ class LocalModel:
         bos = self.tokenizer.bos_token
         if bos is not None and prompts[0].startswith(bos):
             more["add_special_tokens"] = False
-        inputs = self.processor(text=list(prompts), padding=True, return_tensors="pt", **more)
+        try:
+            inputs = self.processor(text=list(prompts), padding=True, return_tensors="pt", **more)
+        except ValueError as error:
+            raise BackendError(
+                f"hf:{self.name}: its processor refuses the pictures ({_line(error)})"
+            ) from error
         return inputs.to(self.device, dtype=self.dtype)
 
     def continuation(self, prompt: str, target: str) -> list[int]:
-        """Token ids of an answer behind a prompt: with a space before it, unless the prompt ends in white space."""
+        """Token ids of an answer behind a prompt: with a space before it, unless the prompt ends in white
+        space."""
         text = target if prompt[-1:].isspace() else f" {target}"
-        both, before = (self.tokenizer(each, add_special_tokens=False).input_ids for each in (prompt + text, prompt))
+        both, before = (
+            self.tokenizer(each, add_special_tokens=False).input_ids for each in (prompt + text, prompt)
+        )
         if both[: len(before)] == before and len(both) > len(before):
             return list(both[len(before) :])
         # The tokenizer joins the prompt's end with the answer, which a model that writes freely cannot do.
@@ -167,13 +182,17 @@ def find_model(name: str, kind: Kind, options: LocalConfig, with_weights: bool) 
 
     with_weights: otherwise only its processor is fetched. Raises BackendError.
     """
+    if find_spec("transformers") is None:
+        raise BackendError("transformers is not installed, which hf: models need: pip install 'surgrec[vlm]'")
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _fetched(name, with_weights)
         return LocalModel(name, folder, f"commit {folder.name}", kind, options)
     files = sorted({path for pattern in (WEIGHTS, *PROCESSOR_FILES) for path in folder.glob(pattern)})
     if not (folder / "config.json").is_file() or not list(folder.glob(WEIGHTS)):
-        raise BackendError(f"hf:{name}: a folder without config.json or {WEIGHTS}; give one as transformers saves models")
+        raise BackendError(
+            f"hf:{name}: a folder without config.json or {WEIGHTS}; give one as transformers saves models"
+        )
     from surgrec.curation.records import key_of
 
     digests = [[path.name, file_digest(path).xxh3] for path in files]
@@ -183,14 +202,15 @@ def find_model(name: str, kind: Kind, options: LocalConfig, with_weights: bool) 
 def _fetched(name: str, with_weights: bool) -> Path:
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = [*PROCESSOR_FILES, *([WEIGHTS] if with_weights else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise BackendError(
-            f"hf:{name}: no such folder, and the hub does not give it ({_line(error)}); check the name, or the"
+            f"hf:{name}: no such folder, and the hub does not give it ({_line(error)}); check the name,"
+            " or the"
             " network"
         ) from error
 

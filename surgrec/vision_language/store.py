@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from surgrec.vision_language.backend import UNREADABLE
 from surgrec.vision_language.records import Asked, Question, Way
-from surgrec.vision_language.stored_lines import StoreError, asked_of, line_of
+from surgrec.vision_language.stored_lines import StoreError, asked_of, line_of, object_of, text_of
 
 FORMAT_NAME: Final = "surgrec-vlm-answers"
 FORMAT_VERSION: Final = 1
@@ -150,7 +150,8 @@ class AnswerStore:
                 differs.append(f"{name} ({theirs} there, {mine} now)")
         if differs:
             raise StoreError(
-                f"{self.path}: holds answers of {found.model} on {found.dataset}, {found.split}; these differ:"
+                f"{self.path}: holds answers of {found.model} on {found.dataset}, {found.split}; these"
+                " differ:"
                 f" {', '.join(differs)}. Choose another --out"
             )
         os.ftruncate(self._file, whole)
@@ -214,8 +215,7 @@ def _about(document: Any) -> About:
         raise StoreError(
             f"format version {document.get('format_version')!r}, this program reads {FORMAT_VERSION}"
         )
-    texts = [document.get(name) for name in ("dataset", "manifest_digest", "split", "model")]
-    settings = document.get("settings")
-    if not all(isinstance(text, str) for text in texts) or not isinstance(settings, dict):
-        raise StoreError("the first line does not say of what the store is")
-    return About(*map(str, texts), settings)
+    dataset, digest, split, model = (
+        text_of(document, name) for name in ("dataset", "manifest_digest", "split", "model")
+    )
+    return About(dataset, digest, split, model, object_of(document.get("settings"), "settings"))

@@ -34,30 +34,30 @@ def line_of(key: str, seconds: float, asked: Asked) -> str:
 
 def asked_of(document: Any) -> tuple[str, float, Asked]:
     """Key, seconds and what was asked, of a line. Raises StoreError for what is no line of a store."""
-    fields = _object(document, "line")
+    fields = object_of(document, "line")
     reply, shown = fields.get("reply"), fields.get("shown")
     asked = Asked(
-        _question(_object(fields.get("question"), "question")),
+        _question(object_of(fields.get("question"), "question")),
         _one_of(fields, "way", get_args(Way)),
-        None if reply is None else _reply(_object(reply, "reply")),
-        _text(fields, "failure"),
+        None if reply is None else _reply(object_of(reply, "reply")),
+        text_of(fields, "failure"),
         _is(fields, "passes", bool),
-        None if shown is None else _shown(_object(shown, "shown")),
+        None if shown is None else _shown(object_of(shown, "shown")),
     )
     if (asked.reply is None) != bool(asked.failure):
         raise StoreError("a line has a reply or a failure, not both and not neither")
-    return _text(fields, "key"), _number(fields.get("seconds"), "seconds"), asked
+    return text_of(fields, "key"), _number(fields.get("seconds"), "seconds"), asked
 
 
 def _question(fields: dict[str, Any]) -> Question:
     row = fields.get("row")
     return Question(
         None if row is None else _count(row, "row"),
-        _text(fields, "prompt"),
+        text_of(fields, "prompt"),
         _one_of(fields, "style", get_args(Style)),
         _all(fields, "order", _count),
-        _text(fields, "system"),
-        _text(fields, "text"),
+        text_of(fields, "system"),
+        text_of(fields, "text"),
         _all(fields, "targets", _string),
     )
 
@@ -65,10 +65,10 @@ def _question(fields: dict[str, Any]) -> Question:
 def _reply(fields: dict[str, Any]) -> Reply:
     prompt, reply = fields.get("prompt_tokens"), fields.get("reply_tokens")
     return Reply(
-        _text(fields, "text"),
+        text_of(fields, "text"),
         _all(fields, "log_likelihoods", _number),
         _all(fields, "tokens", _count),
-        _text(fields, "finish"),
+        text_of(fields, "finish"),
         None if prompt is None else _count(prompt, "prompt_tokens"),
         None if reply is None else _count(reply, "reply_tokens"),
     )
@@ -82,11 +82,12 @@ def _shown(fields: dict[str, Any]) -> Shown:
         count,
         height,
         width,
-        _text(fields, "digest"),
+        text_of(fields, "digest"),
     )
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
+def object_of(value: Any, name: str) -> dict[str, Any]:
+    """A value that must be an object. Raises StoreError."""
     if not isinstance(value, dict):
         raise StoreError(f"`{name}` is no object")
     return value
@@ -99,7 +100,8 @@ def _is(fields: dict[str, Any], name: str, kind: type[T]) -> T:
     return value
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
+def text_of(fields: dict[str, Any], name: str) -> str:
+    """A field that must be a text. Raises StoreError."""
     return _is(fields, name, str)
 
 

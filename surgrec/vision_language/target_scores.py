@@ -1,4 +1,5 @@
-"""The log-likelihood of given answers: the sum of log p(token | prompt, tokens before) over an answer's tokens."""
+"""The log-likelihood of given answers: the sum of log p(token | prompt, tokens before) over an answer's
+tokens."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Sequence[
 
 
 def whole_log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Ids) -> list[float]:
-    """Those of K answers to one prompt, which is read with each of them. inputs: the prompt and its pictures K
-    times, input_ids and attention_mask [K, P]. Any model."""
+    """Those of K answers to one prompt, which is read with each of them. inputs: the prompt and its pictures
+    K times, input_ids and attention_mask [K, P]. Any model."""
     prompt = inputs["input_ids"]
     ids, valid = _padded(answers, prompt.device)
     longer = {
