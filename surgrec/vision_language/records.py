@@ -50,14 +50,34 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """The pictures of a clip that a model was shown.
+
+    frames: their positions in the file, as displayed, and seconds: when each is shown, counted from the first
+    frame on; both empty for grey pictures. count: of pictures. height, width: pixels. digest: XXH3-128 of
+    their shape and RGB bytes, 32 hex digits.
+    """
+
+    frames: tuple[int, ...]
+    seconds: tuple[float, ...]
+    count: int
+    height: int
+    width: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A question, the model's reply, and what it was shown; failure: why there is no reply, empty otherwise.
 
-    A failure that may pass (an endpoint that is down) is asked again by the next run; one of the clip itself
-    (unreadable) counts as a wrong answer, and is named.
+    passes: the failure may pass (an endpoint that is down), and the next run asks again. One of the clip
+    itself (unreadable), or of the model (its context is too short), counts as a wrong answer, and is named.
+    shown: None where the clip could not be read.
     """
 
     question: Question
     way: Way
     reply: Reply | None
     failure: str = ""
+    passes: bool = False
+    shown: Shown | None = None

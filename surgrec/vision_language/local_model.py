@@ -1,0 +1,235 @@
+"""A vision-language model of transformers, its processor, and how prompts with pictures become its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image
+
+from surgrec.configs.vlm import Kind, LocalConfig
+from surgrec.evaluation.device import device_of
+from surgrec.training.tensor_file import file_digest
+from surgrec.vision_language.backend import BackendError
+from surgrec.vision_language.frames import Pictures
+from surgrec.vision_language.records import Question
+
+PROCESSOR_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHTS: Final = "*.safetensors"
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """folder: of the model's files. weights: what tells them from others, a commit of the hub or a digest."""
+
+    name: str
+    folder: Path
+    weights: str
+    kind: Kind
+    options: LocalConfig
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Of the inputs. Raises FeatureError for a GPU that is not there."""
+        return device_of("auto" if self.options.device == "spread" else self.options.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        if self.options.dtype == "auto":
+            return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        found = getattr(torch, self.options.dtype)
+        assert isinstance(found, torch.dtype)
+        return found
+
+    @cached_property
+    def processor(self) -> Any:
+        """Raises BackendError where there is none that takes pictures by a chat template."""
+        from transformers import AutoProcessor
+
+        try:
+            processor = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
+            raise BackendError(f"hf:{self.name}: its processor cannot be loaded ({_line(error)})") from error
+        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+            raise BackendError(
+                f"hf:{self.name}: has no processor of pictures and text; give a vision-language model"
+            )
+        if not getattr(processor, "chat_template", None):
+            raise BackendError(
+                f"hf:{self.name}: has no chat template, so that nobody knows how it wants to be asked; give a"
+                " model that was tuned to instructions, or put its chat_template.jinja into its folder"
+            )
+        if self.kind == "video" and getattr(processor, "video_processor", None) is None:
+            raise BackendError(f"hf:{self.name}: takes no videos; give --look.kind frames")
+        processor.tokenizer.padding_side = "left"
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        return processor
+
+    @cached_property
+    def model(self) -> Any:
+        """On its device, without gradients. Raises BackendError for weights that are lacking or do not
+        fit."""
+        from safetensors import SafetensorError
+        from transformers import AutoModelForImageTextToText, GenerationConfig
+
+        where = "auto" if self.options.device == "spread" else self.device
+        try:
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                self.folder,
+                dtype=self.dtype,
+                device_map=where,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"hf:{self.name}: the GPU has no room for it; give --local.device spread, or a smaller model"
+            ) from error
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+            raise BackendError(f"hf:{self.name}: cannot be loaded ({_line(error)})") from error
+        model, report = loaded
+        lacking = sorted({*report["missing_keys"], *(str(each[0]) for each in report["mismatched_keys"])})
+        if lacking:
+            raise BackendError(
+                f"hf:{self.name}: {len(lacking)} of its weights are lacking or of another shape, {lacking[0]}"
+                " among them; fetch it again"
+            )
+        # Greedy, as every model is asked here, whatever sampling and penalties it comes with.
+        own = model.generation_config
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id,
+            bos_token_id=own.bos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return model.eval().requires_grad_(False)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the processor."""
+        return self.processor.tokenizer
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        return tuple(str(token) for token in added if token.special)
+
+    def prompt_of(self, question: Question, pictures: Pictures) -> str:
+        """The text up to where the model answers. Raises BackendError for text that steers the model."""
+        for token in self._control_tokens:
+            if token in question.text or token in question.system:
+                raise BackendError(
+                    f"prompt {question.prompt!r} holds {token!r}, a control token of hf:{self.name};"
+                    " change the"
+                    " wording, or the name of the class"
+                )
+        video = self.kind == "video"
+        shown: list[dict[str, str]] = [{"type": "video" if video else "image"}]
+        content = [
+            *(shown if video else shown * pictures.shown.count),
+            {"type": "text", "text": question.text},
+        ]
+        chat = [{"role": "user", "content": content}]
+        if question.system:
+            chat.insert(0, {"role": "system", "content": [{"type": "text", "text": question.system}]})
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    def inputs_of(self, prompts: Sequence[str], pictures: Sequence[Pictures]) -> Any:
+        """What the model takes for B prompts, padded on the left, on its device. Raises BackendError."""
+        more: dict[str, Any] = {}
+        if self.kind == "video":
+            more["videos"] = [each.pixels for each in pictures]
+            more["video_metadata"] = [_metadata(each) for each in pictures]
+            more["do_sample_frames"] = False
+        else:
+            more["images"] = [Image.fromarray(frame) for each in pictures for frame in each.pixels]
+        bos = self.tokenizer.bos_token
+        if bos is not None and prompts[0].startswith(bos):
+            more["add_special_tokens"] = False
+        try:
+            inputs = self.processor(text=list(prompts), padding=True, return_tensors="pt", **more)
+        except ValueError as error:
+            raise BackendError(
+                f"hf:{self.name}: its processor refuses the pictures ({_line(error)})"
+            ) from error
+        return inputs.to(self.device, dtype=self.dtype)
+
+    def continuation(self, prompt: str, target: str) -> list[int]:
+        """Token ids of an answer behind a prompt: with a space before it, unless the prompt ends in white
+        space."""
+        text = target if prompt[-1:].isspace() else f" {target}"
+        both, before = (
+            self.tokenizer(each, add_special_tokens=False).input_ids for each in (prompt + text, prompt)
+        )
+        if both[: len(before)] == before and len(both) > len(before):
+            return list(both[len(before) :])
+        # The tokenizer joins the prompt's end with the answer, which a model that writes freely cannot do.
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def find_model(name: str, kind: Kind, options: LocalConfig, with_weights: bool) -> LocalModel:
+    """A model from a folder, or from the hub, which is asked for what is not on this machine yet.
+
+    with_weights: otherwise only its processor is fetched. Raises BackendError.
+    """
+    if find_spec("transformers") is None:
+        raise BackendError("transformers is not installed, which hf: models need: pip install 'surgrec[vlm]'")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _fetched(name, with_weights)
+        return LocalModel(name, folder, f"commit {folder.name}", kind, options)
+    files = sorted({path for pattern in (WEIGHTS, *PROCESSOR_FILES) for path in folder.glob(pattern)})
+    if not (folder / "config.json").is_file() or not list(folder.glob(WEIGHTS)):
+        raise BackendError(
+            f"hf:{name}: a folder without config.json or {WEIGHTS}; give one as transformers saves models"
+        )
+    from surgrec.curation.records import key_of
+
+    digests = [[path.name, file_digest(path).xxh3] for path in files]
+    return LocalModel(name, folder, key_of("vlm weights", digests), kind, options)
+
+
+def _fetched(name: str, with_weights: bool) -> Path:
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*PROCESSOR_FILES, *([WEIGHTS] if with_weights else [])]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise BackendError(
+            f"hf:{name}: no such folder, and the hub does not give it ({_line(error)}); check the name,"
+            " or the"
+            " network"
+        ) from error
+
+
+def _metadata(pictures: Pictures) -> dict[str, Any]:
+    """As transformers wants it: frames 0 to T - 1 at the rate that the clip's have. A lone frame, and grey
+    ones, have two a second, the rate that Qwen's models assume."""
+    seconds, count = pictures.shown.seconds, pictures.shown.count
+    length = seconds[-1] - seconds[0] if len(seconds) > 1 else 0.0
+    rate = (count - 1) / length if length > 0 else 2.0
+    return {
+        "total_num_frames": count,
+        "fps": rate,
+        "frames_indices": list(range(count)),
+        "width": pictures.shown.width,
+        "height": pictures.shown.height,
+        "duration": count / rate,
+    }
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

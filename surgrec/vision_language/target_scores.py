@@ -1,0 +1,80 @@
+"""The log-likelihood of given answers: the sum of log p(token | prompt, tokens before) over an answer's
+tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+ROTARY_3D: Final = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
+"""Models whose positions run over time, height and width, and which remember how far a prompt's pictures have
+set the positions behind them back."""
+PREFIX_ONCE: Final = ROTARY_3D | {"llava", "llava_next", "internvl"}
+"""Models that read a prompt with its pictures once for all answers to it; others read it with each."""
+
+Ids = Sequence[Sequence[int]]
+"""Token ids of K answers."""
+
+
+def log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Sequence[Ids]) -> list[list[float]]:
+    """For each of B prompts those of its K answers, float32 sums, by one reading of the prompts.
+
+    inputs: what the model takes, padded on the left, input_ids and attention_mask [B, P]. The model is one of
+    PREFIX_ONCE.
+    """
+    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    first = torch.log_softmax(out.logits[:, -1].float(), -1)
+    device, count = first.device, len(answers[0])
+    ids, valid = _padded([tokens for each in answers for tokens in each], device)
+    rows = torch.arange(len(answers), device=device).repeat_interleave(count)
+    total = first[rows, ids[:, 0]]
+    if ids.shape[1] > 1:
+        cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        memory = getattr(out, cache)
+        memory.batch_repeat_interleave(count)
+        mask = inputs["attention_mask"].repeat_interleave(count, 0)
+        fed, given = ids[:, :-1], valid[:, :-1]
+        more: dict[str, Any] = {cache: memory}
+        if model.config.model_type in ROTARY_3D:
+            behind = mask.sum(1, keepdim=True) + torch.arange(fed.shape[1], device=device)
+            behind = behind + model.model.rope_deltas.to(device).repeat_interleave(count, 0)
+            more["position_ids"] = behind.expand(3, -1, -1)
+        logits = model(input_ids=fed, attention_mask=torch.cat([mask, given.long()], 1), **more).logits
+        total = total + _summed(logits, ids[:, 1:], valid[:, 1:])
+    return total.view(-1, count).tolist()
+
+
+def whole_log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Ids) -> list[float]:
+    """Those of K answers to one prompt, which is read with each of them. inputs: the prompt and its pictures
+    K times, input_ids and attention_mask [K, P]. Any model."""
+    prompt = inputs["input_ids"]
+    ids, valid = _padded(answers, prompt.device)
+    longer = {
+        **inputs,
+        "input_ids": torch.cat([prompt, ids], 1),
+        "attention_mask": torch.cat([inputs["attention_mask"], valid.long()], 1),
+    }
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            longer[name] = torch.cat([inputs[name], torch.zeros_like(ids)], 1)
+    logits = model(**longer, use_cache=False).logits[:, prompt.shape[1] - 1 : -1]
+    return _summed(logits, ids, valid).tolist()
+
+
+def _padded(answers: Ids, device: torch.device) -> tuple[Tensor, Tensor]:
+    """int64 [N, L] and bool [N, L]: ids, padded on the right, and which of them are there."""
+    longest = max(map(len, answers))
+    ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in answers], device=device)
+    lengths = torch.tensor([len(tokens) for tokens in answers], device=device)
+    return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+def _summed(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
+    """float32 [N] of logits [N, L, V]."""
+    log_shares = torch.log_softmax(logits.float(), -1)
+    taken = log_shares.gather(2, ids.to(logits.device)[..., None])[..., 0]
+    return taken.masked_fill(~valid.to(logits.device), 0.0).sum(1)
