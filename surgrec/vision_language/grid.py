@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from surgrec.vision_language.prompts import PromptSet, class_words, question_of
 from surgrec.vision_language.records import Asked, Reply
 from surgrec.vision_language.release_answers import parse_as_release
 
-UNPARSED = -1
+UNPARSED: Final = -1
+NOT_ASKED: Final = "not asked"
 
 
 class ScoreError(ValueError):
@@ -99,8 +101,10 @@ def check_questions(answers: Iterable[Asked], prompts: PromptSet, manifest: Spli
         question = asked.question
         prompt = prompts.by_name.get(question.prompt)
         known = prompt is not None and sorted(question.order) == list(range(len(classes)))
-        if prompt is None or not known or question != question_of(
-            prompts, prompt, words, classes, question.order, question.row
+        if (
+            prompt is None
+            or not known
+            or question != question_of(prompts, prompt, words, classes, question.order, question.row)
         ):
             raise ScoreError(
                 f"the question {question.prompt!r} of row {question.row} is not one of the prompts"
@@ -169,7 +173,7 @@ def make_grid(answers: Sequence[Asked], asked_rows: Iterable[int], classes: int,
 def _lacks(own: Mapping[tuple[str, Order], Asked], wanted: int) -> str:
     """Why a row cannot be scored, empty where it can."""
     if not own:
-        return "not asked"
+        return NOT_ASKED
     for asked in own.values():
         if asked.failure.startswith(UNREADABLE):
             return asked.failure

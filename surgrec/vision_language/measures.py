@@ -136,7 +136,7 @@ def _chi_square(counts: NDArray[Any], places: Ints) -> tuple[Floats, Floats, flo
     """counts, places: [n, K, C]. Chosen [C], expected [C] and the statistic over positions."""
     C = counts.shape[2]
     flat = places.reshape(-1)
-    chosen = np.bincount(flat, counts.reshape(-1), C)
+    chosen: Floats = np.bincount(flat, counts.reshape(-1), C).astype(np.float64)
     total = counts.sum()
     if not total:
         return chosen, np.zeros(C), 0.0
