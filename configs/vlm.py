@@ -90,7 +90,7 @@ class RunConfig:
     prompts: str = "default"
     """A set of prompts: the name of one that comes with SurgRec, or a file."""
     permutations: int = 1
-    """Orders of the options in which each question is asked, the first one as the classes are numbered."""
+    """Orders of the options in which each wording is asked of each clip, drawn by --seed."""
     ways: tuple[Literal["generate", "options"], ...] = ("generate", "options")
     """generate: the model writes freely, greedily. options: the log-likelihood of each option, beside that
     for a grey picture."""
