@@ -7,7 +7,9 @@ import re
 import unicodedata
 from typing import Any, Final
 
-_THOUGHT: Final = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+READ: Final = 4_000
+"""Characters at the beginning and at the end of an answer that are read."""
+
 _THOUGHT_END: Final = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _THOUGHT_BEGIN: Final = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _SPEAKER: Final = re.compile(
@@ -32,6 +34,8 @@ def answer_of(text: str, prompt: str) -> str:
     """The answer in a text, empty where there is none. prompt: what the model was asked; some repeat it."""
     text = unicodedata.normalize("NFKC", text).replace("\u200b", "").replace("\ufeff", "")
     text = _without_thoughts(text)
+    if len(text) > 2 * READ:
+        text = f"{text[:READ]}\n{text[-READ:]}"
     text = _SPEAKER.split(text)[-1]
     text = _TOKEN.sub(" ", text)
     text = _without_prompt(text.strip(), unicodedata.normalize("NFKC", prompt))
@@ -45,12 +49,15 @@ def answer_of(text: str, prompt: str) -> str:
 
 
 def _without_thoughts(text: str) -> str:
-    """What follows thoughts. Those without an end are no answer; some templates leave their beginning out."""
-    text = _THOUGHT.sub("", text)
-    ends = list(_THOUGHT_END.finditer(text))
-    if ends:
-        text = text[ends[-1].end() :]
+    """What follows thoughts, or what comes before them where nothing does. Those without an end are no
+    answer; some templates leave their beginning out."""
     begin = _THOUGHT_BEGIN.search(text)
+    ends = [end.end() for end in _THOUGHT_END.finditer(text)]
+    if ends and text[ends[-1] :].strip():
+        text = text[ends[-1] :]
+        begin = _THOUGHT_BEGIN.search(text)
+    elif ends and begin is None:
+        return ""
     return text[: begin.start()] if begin else text
 
 

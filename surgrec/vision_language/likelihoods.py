@@ -18,6 +18,8 @@ from surgrec.vision_language.records import Reply
 
 Rule = Literal["sum", "length", "prior"]
 RULES: Final[tuple[Rule, ...]] = ("sum", "length", "prior")
+EQUAL: Final = 1e-9
+"""Relative difference of shares that rounding may make."""
 
 
 def shares_of(reply: Reply, rule: Rule, without: Reply | None = None) -> Floats:
@@ -35,8 +37,8 @@ def shares_of(reply: Reply, rule: Rule, without: Reply | None = None) -> Floats:
 
 
 def chosen(shares: Floats) -> int | None:
-    """The position of the largest share; None where several are equal, as nothing is chosen then."""
-    best: NDArray[np.int64] = np.flatnonzero(shares == shares.max())
+    """The position of the largest share; None where several are as large: nothing is chosen then."""
+    best: NDArray[np.int64] = np.flatnonzero(shares >= shares.max() * (1 - EQUAL))
     return int(best[0]) if len(best) == 1 else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 
@@ -166,3 +167,14 @@ def test_more_than_26_options() -> None:
         ("ab)", 27),
     ):
         assert parse_answer(text, question, classes, raw).label == label
+
+
+@pytest.mark.parametrize(
+    "part", ["<think>", "B or ", "(B) ", "{[", "not ", "\\text{", "answer: ", "**", "B\n", "```"]
+)
+def test_long_answers_take_no_time(part: str) -> None:
+    question, classes, raw = asked("chole")
+    start = time.monotonic()
+    parse_answer(part * 200_000, question, classes, raw)
+    assert time.monotonic() - start < 5
+    assert parse_answer(f"{'words ' * 50_000} The answer is C.", question, classes, raw).label == 2
