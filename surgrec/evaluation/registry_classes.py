@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import as_file, files
 from typing import Any, Final
@@ -54,15 +54,15 @@ def readable_name(name: str) -> str:
     return " ".join(kept) or name
 
 
-def words_from_plain(document: Any, name: str) -> dict[str, SetWords]:
+def words_from_plain(document: Any, name: str, named: bool = False) -> dict[str, SetWords]:
     """Data sets by key, from plain values: {key: {subject, domain, classes: {name: {name, definition,
-    synonyms}}}}. Raises ConfigError that gives the entry."""
+    synonyms}}}}. named: classes without a name get a readable one. Raises ConfigError giving the entry."""
     if not isinstance(document, Mapping):
         raise ConfigError(f"{name} must be a group of data sets, not {document!r:.80}")
-    return {str(key): _set(value, f"{name}.{key}") for key, value in document.items()}
+    return {str(key): _set(value, f"{name}.{key}", named) for key, value in document.items()}
 
 
-def _set(document: Any, name: str) -> SetWords:
+def _set(document: Any, name: str, named: bool) -> SetWords:
     if not isinstance(document, Mapping):
         raise ConfigError(f"{name} must be a group of entries, not {document!r:.80}")
     classes = document.get("classes", {})
@@ -73,7 +73,8 @@ def _set(document: Any, name: str) -> SetWords:
         key = key_of(str(raw))
         if not key or key in found:
             raise ConfigError(f"{name}.classes.{raw}: the name is empty, or that of another class")
-        found[key] = from_plain(ClassWords, value, f"{name}.classes.{raw}")
+        words = from_plain(ClassWords, value, f"{name}.classes.{raw}")
+        found[key] = replace(words, name=readable_name(str(raw))) if named and not words.name else words
     rest = {entry: value for entry, value in document.items() if entry != "classes"}
     unknown = sorted(str(entry) for entry in rest if entry not in ("subject", "domain"))
     if unknown:
@@ -88,7 +89,7 @@ def _set(document: Any, name: str) -> SetWords:
 def registry_words() -> dict[str, SetWords]:
     """Those of the registry, by key of the data set."""
     with as_file(files("surgrec.evaluation").joinpath("registry_classes.yaml")) as path:
-        return words_from_plain(load_yaml(path), "registry_classes.yaml")
+        return words_from_plain(load_yaml(path), "registry_classes.yaml", named=True)
 
 
 def words_of(

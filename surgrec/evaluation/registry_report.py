@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from surgrec.evaluation.registry import DataSet
+from surgrec.evaluation.registry_classes import SetWords, registry_words
 
 _HEAD = ("key", "domain", "task", "classes", "licence", "access", "group")
 
@@ -49,6 +50,8 @@ def in_full(dataset: DataSet) -> str:
         f"  example   DATA_ROOT/{dataset.folder}/{dataset.example}",
         f"  group     {dataset.group_rule}",
     ]
+    words = registry_words().get(dataset.key, SetWords())
+    lines += [f"  meaning   {each.name}: {each.definition}" for each in words.classes.values()]
     if dataset.strict_rule:
         lines.append(f"  stricter  {dataset.strict_rule}, with --strict-groups")
     if "(?P<start>" in dataset.pattern:

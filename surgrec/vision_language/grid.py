@@ -16,9 +16,10 @@ from surgrec.vision_language.answers import Parsed, parse_answer
 from surgrec.vision_language.backend import UNREADABLE
 from surgrec.vision_language.likelihoods import Rule, chosen, shares_of
 from surgrec.vision_language.option_order import Order
-from surgrec.vision_language.prompts import PromptSet, class_words, question_of
+from surgrec.vision_language.prompt_set import PromptSet
 from surgrec.vision_language.records import Asked, Reply
 from surgrec.vision_language.release_answers import parse_as_release
+from surgrec.vision_language.wording import class_words, question_of
 
 UNPARSED: Final = -1
 NOT_ASKED: Final = "not asked"

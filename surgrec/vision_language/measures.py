@@ -142,7 +142,7 @@ def _chi_square(counts: NDArray[Any], places: Ints) -> tuple[Floats, Floats, flo
         return chosen, np.zeros(C), 0.0
     said = counts.sum((0, 1)) / total
     shown = (counts.sum(2)[:, :, None] * said).reshape(-1)
-    expected = np.bincount(flat, shown, C)
+    expected: Floats = np.bincount(flat, shown, C).astype(np.float64)
     known = expected > 0
     statistic = float((((chosen - expected) ** 2)[known] / expected[known]).sum())
     return chosen, expected, statistic

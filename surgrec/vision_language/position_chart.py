@@ -8,7 +8,7 @@ from typing import Final
 from markupsafe import Markup
 
 from surgrec.evaluation.table_charts import svg
-from surgrec.vision_language.prompts import letter_of
+from surgrec.vision_language.wording import letter_of
 
 _WIDTH: Final = 720
 _LABEL: Final = 60

@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from surgrec.configs.yaml_io import ConfigError, from_plain, load_yaml
 from surgrec.evaluation.manifest import SplitManifest
-from surgrec.evaluation.registry_classes import ClassWords, SetWords, words_from_plain, words_of
+from surgrec.evaluation.registry_classes import SetWords, words_from_plain
 from surgrec.vision_language.option_order import Order, most_orders, orders_of
+from surgrec.vision_language.prompt_set import Family, ParserName, Prompt, PromptError, PromptSet, fields_of
 from surgrec.vision_language.records import Question, Style
-
-Family = Literal["neutral", "expert", "definitions"]
-ParserName = Literal["standard", "release"]
+from surgrec.vision_language.wording import class_words, question_of
 
 SHIPPED: Final = ("default", "default-names", "default-plain", "release")
-_FIELD: Final = re.compile(r"\{(\w+)\}")
 _TEXT_FIELDS: Final = ("subject", "domain", "options", "reply")
 _OPTION_FIELDS: Final = ("letter", "name", "definition")
-
-
-class PromptError(ValueError):
-    """Prompts that cannot be used; the message names file, cause and remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class ByStyle:
-    """A text for lettered options, and one for named ones."""
-
-    letters: str = ""
-    names: str = ""
-
-    def of(self, style: Style) -> str:
-        """That of a style."""
-        return self.letters if style == "letters" else self.names
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A wording. text: with {subject}, {domain}, {options}, {reply}. option: a line for each, with {letter},
-    {name}, {definition}. reply: how to answer. system: the system message, empty for none."""
-
-    name: str = ""
-    family: Family = "neutral"
-    text: str = ""
-    system: str = ""
-    option: ByStyle = ByStyle("{letter}. {name}", "- {name}")
-    reply: ByStyle = ByStyle()
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """The wordings of a file. name: of the file. style: of the options. order: drawn, or fixed as the classes
-    of the manifest are. names: of classes in words, or raw as in the manifest. parser: by which answers are
-    read. datasets: words that go before those of the registry."""
-
-    name: str
-    prompts: tuple[Prompt, ...]
-    style: Style = "letters"
-    order: Literal["drawn", "fixed"] = "drawn"
-    names: Literal["words", "raw"] = "words"
-    parser: ParserName = "standard"
-    datasets: Mapping[str, SetWords] = field(default_factory=dict)
-
-    @cached_property
-    def by_name(self) -> dict[str, Prompt]:
-        """The wordings by name."""
-        return {prompt.name: prompt for prompt in self.prompts}
 
 
 @dataclass(frozen=True)
@@ -156,6 +103,8 @@ def _path_of(path_or_name: str | Path, beside: Path | None) -> Path:
 
 def _check(found: PromptSet, path: Path) -> None:
     """Raises PromptError for what would ask nothing, or something else than what is written."""
+    if ":" in path.stem:
+        raise PromptError(f"{path}: results name the file, and a colon separates it from a prompt; rename it")
     if not found.prompts:
         raise PromptError(f"{path}: holds no prompt of the families that it keeps; write one")
     if len(found.by_name) < len(found.prompts):
@@ -167,7 +116,7 @@ def _check(found: PromptSet, path: Path) -> None:
             raise PromptError(
                 f"{where}: needs name, text, and option and reply for style {found.style}; write them"
             )
-        named = {"text": _fields(prompt.text), "option": _fields(option)}
+        named = {"text": fields_of(prompt.text), "option": fields_of(option)}
         for part, known in (("text", _TEXT_FIELDS), ("option", _OPTION_FIELDS)):
             strange = sorted(named[part] - set(known))
             if strange:
@@ -178,47 +127,6 @@ def _check(found: PromptSet, path: Path) -> None:
                 f"{where}: the text must hold {{options}}, and an option {{{needed}}}, or nothing can be"
                 " chosen; add them"
             )
-
-
-def _fields(template: str) -> set[str]:
-    return set(_FIELD.findall(template))
-
-
-def _filled(template: str, values: Mapping[str, str]) -> str:
-    """Fields are replaced once: a class that is called `{reply}` stays what it is called."""
-    return _FIELD.sub(lambda found: values[found[1]], template)
-
-
-def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, tuple[ClassWords, ...]]:
-    """The data set in words, and its classes by label, as these prompts show them.
-
-    Raises PromptError where two classes read the same.
-    """
-    subject, classes = words_of(manifest.dataset, manifest.classes, prompts.datasets)
-    if prompts.names == "raw":
-        classes = tuple(
-            replace(words, name=name, synonyms=(words.name, *words.synonyms))
-            for words, name in zip(classes, manifest.classes, strict=True)
-        )
-    seen: dict[str, str] = {}
-    for words, raw in zip(classes, manifest.classes, strict=True):
-        if words.name.casefold() in seen:
-            raise PromptError(
-                f"{manifest.dataset}: the classes {seen[words.name.casefold()]!r} and {raw!r} are both shown"
-                f" as {words.name!r}; give one another `name` under `datasets` in a file of prompts"
-            )
-        seen[words.name.casefold()] = raw
-    return subject, classes
-
-
-def letter_of(position: int) -> str:
-    """Of an option: A to Z, then AA, AB and so on, as columns of a spreadsheet."""
-    letters = ""
-    position += 1
-    while position:
-        position, digit = divmod(position - 1, 26)
-        letters = chr(ord("A") + digit) + letters
-    return letters
 
 
 def questions(
@@ -250,7 +158,7 @@ def questions(
         lacking = [
             raw
             for raw, each in zip(manifest.classes, classes, strict=True)
-            if not each.definition and "definition" in _fields(prompt.option.of(prompts.style))
+            if not each.definition and "definition" in fields_of(prompt.option.of(prompts.style))
         ]
         if lacking:
             raise PromptError(
@@ -278,36 +186,3 @@ def questions(
                     yield question_of(prompts, prompt, words, classes, order, None)
 
     return ask()
-
-
-def question_of(
-    prompts: PromptSet,
-    prompt: Prompt,
-    words: SetWords,
-    classes: tuple[ClassWords, ...],
-    order: Order,
-    row: int | None,
-) -> Question:
-    """A wording of `prompts` with the options in an order; words, classes: as class_words gives them."""
-    letters = [letter_of(position) for position in range(len(order))]
-    template = prompt.option.of(prompts.style)
-    options = [
-        _filled(template, {"letter": letter, "name": classes[k].name, "definition": classes[k].definition})
-        for letter, k in zip(letters, order, strict=True)
-    ]
-    values: dict[str, Any] = {
-        "subject": words.subject,
-        "domain": words.domain,
-        "options": "\n".join(options),
-        "reply": prompt.reply.of(prompts.style),
-    }
-    targets = letters if prompts.style == "letters" else [classes[k].name for k in order]
-    return Question(
-        row,
-        prompt.name,
-        prompts.style,
-        order,
-        prompt.system.strip(),
-        _filled(prompt.text, values).strip(),
-        tuple(targets),
-    )

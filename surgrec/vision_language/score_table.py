@@ -11,7 +11,7 @@ from typing import Any, Final
 from surgrec.evaluation.results import Result, result_of
 from surgrec.evaluation.table import TITLES, Extra, percent, render, title_of
 from surgrec.vision_language.position_chart import position_chart
-from surgrec.vision_language.prompts import letter_of
+from surgrec.vision_language.wording import letter_of
 
 PREFIX: Final = "vlm-"
 

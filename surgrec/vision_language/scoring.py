@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,10 @@ from surgrec.evaluation.baseline_answers import as_scores
 from surgrec.evaluation.intervals import evaluate
 from surgrec.evaluation.manifest import SplitManifest, read_manifest
 from surgrec.evaluation.metrics import Answers, Ints, confusion
-from surgrec.evaluation.outcome import BASELINE_FIGURES, baselines_of, times_of
+from surgrec.evaluation.outcome import times_of
 from surgrec.evaluation.parts import Part, part_among
 from surgrec.evaluation.results import FORMAT_NAME, FORMAT_VERSION, Result, latest, provenance, read_results
+from surgrec.vision_language.beside import baselines_on, results_on
 from surgrec.vision_language.grid import (
     NOT_ASKED,
     UNPARSED,
@@ -30,7 +31,8 @@ from surgrec.vision_language.grid import (
 )
 from surgrec.vision_language.likelihoods import RULES
 from surgrec.vision_language.measures import class_recall, plain, position_test, with_intervals
-from surgrec.vision_language.prompts import PromptSet, load_prompts
+from surgrec.vision_language.prompt_set import PromptSet
+from surgrec.vision_language.prompts import load_prompts
 from surgrec.vision_language.records import Asked
 from surgrec.vision_language.store import About, read_answers
 
@@ -152,8 +154,8 @@ def _documents(
         ],
         "not_asked": sum(why == NOT_ASKED for why in grid.missing.values()),
         "baselines": {
-            **_baselines(config, manifest, part),
-            **_beside(config, manifest, part, beside, tell),
+            **baselines_on(config, manifest, part),
+            **results_on(config, manifest, part, beside, tell),
         },
         "trained_parameters": 0,
         "chosen": {},
@@ -161,6 +163,7 @@ def _documents(
     }
     options = {
         "prompts": way.prompts.name,
+        "prompts_digest": way.prompts.digest,
         "parser": way.prompts.parser,
         "permutations": grid.orders.shape[1],
         "seed": config.seed,
@@ -237,38 +240,3 @@ def _part(manifest: SplitManifest, rows: Ints) -> Part:
     present = np.zeros(len(manifest.rows), np.bool_)
     present[rows] = True
     return part_among(present, manifest, "test", manifest.dataset)
-
-
-def _baselines(config: ScoreConfig, manifest: SplitManifest, part: Part) -> dict[str, Any]:
-    """Majority and look-up on the same rows; none where there is no train to learn them from."""
-    if not manifest.of("train"):
-        return {}
-    train = part_among(np.ones(len(manifest.rows), np.bool_), manifest, "train", manifest.dataset)
-    times = times_of(manifest, part)
-    return baselines_of(manifest, {"train": train, "test": part}, times, config.seed, config.resamples)
-
-
-def _beside(
-    config: ScoreConfig, manifest: SplitManifest, part: Part, results: Sequence[Result], tell: Tell
-) -> dict[str, Mapping[str, Any]]:
-    """Figures of other results on the same rows, by model and mode."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for result in results:
-        if result.manifest_digest != manifest.digest:
-            continue
-        name = f"{result.model}, {result.mode}"
-        said = dict(result.predictions)
-        lacking = sum(row not in said for row in part.rows.tolist())
-        if lacking:
-            tell(
-                f"{name} is not shown beside: it has no prediction of {lacking} of the {len(part.rows)} rows"
-            )
-            continue
-        predicted = np.array([said[row] for row in part.rows.tolist()], np.int64)
-        width = max(len(result.classes), len(manifest.classes))
-        answers = Answers(part.labels, as_scores(predicted, width), part.groups)
-        figures = evaluate(
-            answers, config.seed, times_of(manifest, part), config.resamples, ranked=False
-        ).figures
-        found[name] = {figure: figures[figure].plain() for figure in BASELINE_FIGURES}
-    return found

@@ -110,5 +110,8 @@ def test_reports_and_choice() -> None:
     ]
     assert "not known" in in_full(DATASETS["pitvis"])
     assert "--strict-groups" in in_full(DATASETS["jigsaws"])
+    assert "meaning   hydrodissection: fluid is injected below the capsule" in in_full(
+        DATASETS["cataract-1k"]
+    )
     with pytest.raises(ValueError, match="'cholec81' is no data set of the benchmark; they are aixsuture"):
         chosen(["cholec81"])

@@ -14,9 +14,10 @@ from surgrec.evaluation.manifest import Row, SplitManifest
 from surgrec.evaluation.registry_classes import ClassWords
 from surgrec.evaluation.registry_table import DATASETS
 from surgrec.vision_language.answers import parse_answer
-from surgrec.vision_language.prompts import class_words, letter_of, load_prompts, question_of
+from surgrec.vision_language.prompts import load_prompts
 from surgrec.vision_language.records import Question
 from surgrec.vision_language.release_answers import parse_as_release
+from surgrec.vision_language.wording import class_words, letter_of, question_of
 
 SETS = {
     "chole": ("cholec80", "default", tuple(range(7))),

@@ -13,7 +13,9 @@ from surgrec.evaluation.manifest import Row, SplitManifest
 from surgrec.evaluation.registry_classes import readable_name, registry_words, words_of
 from surgrec.evaluation.registry_table import DATASETS
 from surgrec.vision_language.option_order import BASES, most_orders, orders_of
-from surgrec.vision_language.prompts import SHIPPED, PromptError, letter_of, load_prompts, questions
+from surgrec.vision_language.prompt_set import PromptError
+from surgrec.vision_language.prompts import SHIPPED, load_prompts, questions
+from surgrec.vision_language.wording import letter_of
 
 NAMED = [key for key, dataset in DATASETS.items() if dataset.class_names]
 

@@ -1,0 +1,77 @@
+"""A wording with the classes of a data set in it: the text of a question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from surgrec.evaluation.manifest import SplitManifest
+from surgrec.evaluation.registry_classes import ClassWords, SetWords, words_of
+from surgrec.vision_language.option_order import Order
+from surgrec.vision_language.prompt_set import Prompt, PromptError, PromptSet, filled
+from surgrec.vision_language.records import Question
+
+
+def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, tuple[ClassWords, ...]]:
+    """The data set in words, and its classes by label, as these prompts show them.
+
+    Raises PromptError where two classes read the same.
+    """
+    subject, classes = words_of(manifest.dataset, manifest.classes, prompts.datasets)
+    if prompts.names == "raw":
+        classes = tuple(
+            replace(words, name=name, synonyms=(words.name, *words.synonyms))
+            for words, name in zip(classes, manifest.classes, strict=True)
+        )
+    seen: dict[str, str] = {}
+    for words, raw in zip(classes, manifest.classes, strict=True):
+        if words.name.casefold() in seen:
+            raise PromptError(
+                f"{manifest.dataset}: the classes {seen[words.name.casefold()]!r} and {raw!r} are both shown"
+                f" as {words.name!r}; give one another `name` under `datasets` in a file of prompts"
+            )
+        seen[words.name.casefold()] = raw
+    return subject, classes
+
+
+def letter_of(position: int) -> str:
+    """Of an option: A to Z, then AA, AB and so on, as columns of a spreadsheet."""
+    letters = ""
+    position += 1
+    while position:
+        position, digit = divmod(position - 1, 26)
+        letters = chr(ord("A") + digit) + letters
+    return letters
+
+
+def question_of(
+    prompts: PromptSet,
+    prompt: Prompt,
+    words: SetWords,
+    classes: tuple[ClassWords, ...],
+    order: Order,
+    row: int | None,
+) -> Question:
+    """A wording of `prompts` with the options in an order; words, classes: as class_words gives them."""
+    letters = [letter_of(position) for position in range(len(order))]
+    template = prompt.option.of(prompts.style)
+    options = [
+        filled(template, {"letter": letter, "name": classes[k].name, "definition": classes[k].definition})
+        for letter, k in zip(letters, order, strict=True)
+    ]
+    values: dict[str, Any] = {
+        "subject": words.subject,
+        "domain": words.domain,
+        "options": "\n".join(options),
+        "reply": prompt.reply.of(prompts.style),
+    }
+    targets = letters if prompts.style == "letters" else [classes[k].name for k in order]
+    return Question(
+        row,
+        prompt.name,
+        prompts.style,
+        order,
+        prompt.system.strip(),
+        filled(prompt.text, values).strip(),
+        tuple(targets),
+    )
