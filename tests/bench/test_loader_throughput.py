@@ -52,7 +52,9 @@ def test_the_cpu_time_of_processes_that_a_contestant_started_counts(bench_module
     team = bench_module("team")
     spin = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()"
     before = team.cpu_seconds()
-    with subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as busy:
+    with subprocess.Popen(
+        [sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as busy:
         busy.stdout.readline()
         running = team.cpu_seconds() - before
         busy.communicate(b"\n")
