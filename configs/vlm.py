@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+import tyro
 
 Kind = Literal["middle", "frames", "video"]
 
@@ -109,5 +111,52 @@ class RunConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
 
-COMMANDS: Final[dict[str, Callable[..., Any]]] = {"run": RunConfig}
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Judge answers: accuracy, how far it depends on the wording and the order of options, position bias and
+    calibration, with 95 % intervals by bootstrap over groups, beside baselines and probes.
+
+    Results are appended as lines that `table`, and `python -m surgrec.benchmark table` and `compare`, read.
+    """
+
+    stores: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Stores of answers, as `run` writes them."""
+    manifest: Path
+    """The split that was asked about."""
+    prompts: tuple[str, ...] = ("default",)
+    """Sets of prompts that were asked: names of those that come with SurgRec, or files. They say how answers
+    are read."""
+    beside: tuple[Path, ...] = ()
+    """Files of results, as `python -m surgrec.probe` writes them, that are shown beside on the same clips."""
+    each_prompt: bool = True
+    """A result for every wording by itself, with its predictions, besides those for all together."""
+    out: Path = Path("results.jsonl")
+    """Results are appended to this file."""
+    resamples: int = 1000
+    """Resamples of the bootstrap over groups, and reassignments of orders in the test of position bias."""
+    seed: int = 0
+    """Of the resamples and reassignments."""
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Make a table of results of vision-language models and of probes, with a table of the wordings and one
+    of the positions that were chosen for each model.
+
+    Of several results of one model in one way on one split the last one counts.
+    """
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files of results, as `score` and `python -m surgrec.probe` write them."""
+    form: Literal["markdown", "latex", "csv", "html"] = "markdown"
+    """html is one page by itself; csv has a line for each figure of each result."""
+    out: Path | None = None
+    """Where the table goes; it is printed by default."""
+
+
+COMMANDS: Final[dict[str, Callable[..., Any]]] = {
+    "run": RunConfig,
+    "score": ScoreConfig,
+    "table": TableConfig,
+}
 """What is behind `python -m surgrec.vlm`."""

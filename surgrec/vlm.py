@@ -1,4 +1,4 @@
-"""`python -m surgrec.vlm run`: vision-language models on the benchmark's splits."""
+"""`python -m surgrec.vlm run | score | table`: vision-language models on the benchmark's splits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from surgrec.configs.vlm import COMMANDS, RunConfig
+from surgrec.configs.vlm import COMMANDS, RunConfig, ScoreConfig, TableConfig
 
 PROG = "python -m surgrec.vlm"
 SHOWN = 10
@@ -35,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(config: Any) -> int:
+    if isinstance(config, ScoreConfig):
+        return _score(config)
+    if isinstance(config, TableConfig):
+        return _table(config)
     assert isinstance(config, RunConfig)
     return _ask(config)
 
@@ -79,6 +83,37 @@ def _ask(config: RunConfig) -> int:
         " asked now"
     )
     return 1 if report.passing or not report.answered else 0
+
+
+def _score(config: ScoreConfig) -> int:
+    from surgrec.evaluation.results import append_result
+    from surgrec.vision_language.score_text import print_scores
+    from surgrec.vision_language.scoring import score
+
+    documents = score(config, lambda text: print(f"surgrec.vlm: {text}", file=sys.stderr))
+    for document in documents:
+        append_result(config.out, document)
+    print_scores(documents)
+    print(f"{config.out}: {len(documents)} results were appended")
+    return 0
+
+
+def _table(config: TableConfig) -> int:
+    from surgrec.evaluation.results import read_documents
+    from surgrec.loaders.whole_file import replacing
+    from surgrec.vision_language.score_table import render_scores
+
+    documents = [document for path in config.results for document in read_documents(path)]
+    if not documents:
+        return _failed(f"no results in {', '.join(map(str, config.results))}; score a model first")
+    text = render_scores(documents, config.form)
+    if config.out is None:
+        print(text)
+        return 0
+    with replacing(config.out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{config.out}: {len(documents)} results")
+    return 0
 
 
 if __name__ == "__main__":

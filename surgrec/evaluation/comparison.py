@@ -179,9 +179,10 @@ def _compare_set(
     groups = np.unique([manifest.rows[row].group for row in rows], return_inverse=True)[1].astype(np.int64)
     if groups.max() == 0:
         return "the common test rows are of one group: the bootstrap over groups has nothing to draw from"
+    # Results of vision-language models have a class more, of answers that name none.
+    count = max(len(manifest.classes), len(one.classes), len(two.classes))
     answers = [
-        Answers(labels, as_scores(np.array([own[row] for row in rows]), len(manifest.classes)), groups)
-        for own in said
+        Answers(labels, as_scores(np.array([own[row] for row in rows]), count), groups) for own in said
     ]
     times = times_of(manifest, Part(np.array(rows, np.int64), labels, groups, len(manifest.of("test")), ()))
     weights = draw_groups(answers[0].group_count, seed, resamples, manifest.digest)

@@ -64,12 +64,12 @@ def _draws(groups: int, seed: int, resamples: int, test_set: str = "") -> Iterat
 
 
 def resampled_figures(
-    answers: Answers, seed: int, times: Floats | None, resamples: int
+    answers: Answers, seed: int, times: Floats | None, resamples: int, ranked: bool = True
 ) -> dict[str, NDArray[Any]]:
     """As figures_of, for the test set itself and then for its resamples: [1 + resamples, ...] each."""
     groups = answers.group_count
-    found = [figures_of(answers, np.ones((1, groups)), times)]
-    found += [figures_of(answers, drawn, times) for drawn in _draws(groups, seed, resamples)]
+    found = [figures_of(answers, np.ones((1, groups)), times, ranked)]
+    found += [figures_of(answers, drawn, times, ranked) for drawn in _draws(groups, seed, resamples)]
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
@@ -111,12 +111,16 @@ def interval(values: Floats) -> tuple[float, float] | None:
 
 
 def evaluate(
-    answers: Answers, seed: int = 0, times: Floats | None = None, resamples: int = RESAMPLES
+    answers: Answers,
+    seed: int = 0,
+    times: Floats | None = None,
+    resamples: int = RESAMPLES,
+    ranked: bool = True,
 ) -> Evaluation:
     """All figures with intervals. A figure that has no value (AUROC of a test set of one class) is left
-    out."""
+    out. ranked: as in figures_of."""
     groups = answers.group_count
-    found = resampled_figures(answers, seed, times, resamples if groups > 1 else 0)
+    found = resampled_figures(answers, seed, times, resamples if groups > 1 else 0, ranked)
 
     def figure(name: str, column: int | None = None) -> Interval | None:
         at = (slice(None),) if column is None else (slice(None), column)
@@ -128,7 +132,7 @@ def evaluate(
 
     scalars = {name: figure(name) for name in found if found[name].ndim == 1}
     classes = range(answers.scores.shape[1])
-    area = found["class_auroc"][0]
+    area = found["class_auroc"][0] if ranked else np.full(len(classes), np.nan)
     return Evaluation(
         {name: known for name, known in scalars.items() if known is not None},
         tuple(figure("recall", c) for c in classes),

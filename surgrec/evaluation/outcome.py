@@ -58,7 +58,7 @@ def outcome_of(
             [manifest.rows[row].split, manifest.rows[row].path, reason] for row, reason in missing.items()
         ],
         **_evaluated(evaluate(answers, seed, times, resamples), manifest),
-        "baselines": _baselines(manifest, parts, times, seed, resamples),
+        "baselines": baselines_of(manifest, parts, times, seed, resamples),
         "confusion": confusion(test.labels, answers.predicted, len(manifest.classes)).tolist(),
         "predictions": [
             [int(row), int(said)] for row, said in zip(test.rows, answers.predicted, strict=True)
@@ -93,10 +93,11 @@ def _evaluated(found: Evaluation, manifest: SplitManifest) -> dict[str, Any]:
     }
 
 
-def _baselines(
+def baselines_of(
     manifest: SplitManifest, parts: Mapping[Split, Part], times: Floats | None, seed: int, resamples: int
 ) -> dict[str, Any]:
-    """Majority and look-up of the source, from the rows of train that were read, on those of test."""
+    """Majority and look-up of the source, from the rows of train that were read, on those of test: keys of a
+    document. seed, resamples: of the bootstrap."""
     train, test = ([manifest.rows[number] for number in parts[split].rows] for split in ("train", "test"))
     always = majority_label(train)
     looked_up, known = lookup(train, test)

@@ -137,7 +137,7 @@ def append_result(path: Path, document: Mapping[str, Any]) -> None:
 
     Raises ResultsError for a document that `read_results` would refuse, OSError.
     """
-    _parsed(dict(document))
+    result_of(dict(document))
     line = json.dumps(dict(document), allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -188,7 +188,7 @@ def _read(path: Path) -> list[tuple[dict[str, Any], Result]]:
             continue
         try:
             document = json.loads(line.decode("utf-8"), parse_constant=_refuse)
-            found.append((document, _parsed(document)))
+            found.append((document, result_of(document)))
         except (ValueError, RecursionError) as error:
             raise ResultsError(
                 f"{path}, line {number}: {error}; delete the line and evaluate that model again"
@@ -205,8 +205,8 @@ def _refuse(name: str) -> float:
     raise ResultsError(f"{name} is no number of JSON")
 
 
-def _parsed(document: Any) -> Result:
-    """Raises ResultsError for what is no result."""
+def result_of(document: Any) -> Result:
+    """The result that a line says. Raises ResultsError for what is no result."""
     if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
         raise ResultsError(f"not a result (no `format` {FORMAT_NAME!r})")
     if document.get("format_version") != FORMAT_VERSION:

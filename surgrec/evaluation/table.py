@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal, get_args
+
+from markupsafe import Markup
 
 from surgrec.evaluation.published import MODELS, SOURCE, TOP1, published_name
 from surgrec.evaluation.results import Interval, Result, latest
@@ -22,6 +25,15 @@ TITLES: Final = {
     "video_accuracy": "Video accuracy",
     "video_jaccard": "Video Jaccard",
     "video_edit": "Video edit score",
+    "accuracy_parsed": "Top-1 of parsed",
+    "parse_failure_rate": "Unparsed",
+    "prompt_min": "Worst wording",
+    "prompt_max": "Best wording",
+    "prompt_sd": "SD over wordings",
+    "flip_rate": "Flips of wording",
+    "order_consistency": "Same in all orders",
+    "position_bias": "Position bias",
+    "ece": "ECE",
 }
 """How columns are called, in their order; figures of other names follow in theirs."""
 BASELINES: Final = {"majority": "always the most frequent class", "source_lookup": "look-up of the source"}
@@ -45,14 +57,30 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """A further table of a section. chart: SVG above it, which only the page shows."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    chart: Markup | None = None
+
+
+Extras = Mapping[tuple[str, str], tuple[Extra, ...]]
+"""By data set and digest of the split."""
+
+
+@dataclass(frozen=True)
 class Section:
     """Results on one split of a data set. columns: names of figures. lines: measured ones, baselines,
-    published ones."""
+    published ones. extras: further tables."""
 
     dataset: str
     manifest_digest: str
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
+    extras: tuple[Extra, ...] = ()
 
     def of(self, kind: Kind) -> list[Line]:
         """The lines of a kind."""
@@ -67,9 +95,10 @@ class Table:
     replaced: int
 
 
-def render(results: Sequence[Result], format: str) -> str:
+def render(results: Sequence[Result], format: str, extras: Extras | None = None) -> str:
     """The table as text of one of FORMATS. Where results are of the same model, split, mode and options, the
-    last one is shown, and the table says that there were others.
+    last one is shown, and the table says that there were others. extras: further tables, which CSV leaves
+    out.
 
     Names come from strangers: they are escaped for the format, and what does not print is spelled out. Raises
     ValueError for another format, or where there is no result.
@@ -82,20 +111,23 @@ def render(results: Sequence[Result], format: str) -> str:
         raise ValueError(f"format {format!r}; expected {', '.join(FORMATS)}")
     if not results:
         raise ValueError("there is no result to show; `python -m surgrec.probe` appends them to a file")
-    return writers[format](make_table(results))
+    return writers[format](make_table(results, extras or {}))
 
 
-def make_table(results: Sequence[Result]) -> Table:
+def make_table(results: Sequence[Result], extras: Extras = MappingProxyType({})) -> Table:
     """Data sets and splits in the order in which they first come."""
     newest = latest(results)
     keys = dict.fromkeys((result.dataset, result.manifest_digest) for result in newest)
     found = [
-        _section([each for each in newest if (each.dataset, each.manifest_digest) == key]) for key in keys
+        _section(
+            [each for each in newest if (each.dataset, each.manifest_digest) == key], extras.get(key, ())
+        )
+        for key in keys
     ]
     return Table(tuple(found), len(results) - len(newest))
 
 
-def _section(results: Sequence[Result]) -> Section:
+def _section(results: Sequence[Result], extras: tuple[Extra, ...]) -> Section:
     """Of one split."""
     lines = [
         Line(
@@ -127,7 +159,7 @@ def _section(results: Sequence[Result]) -> Section:
         ]
     names = dict.fromkeys([*TITLES, *(name for each in results for name in each.figures)])
     columns = tuple(name for name in names if any(name in each.figures for each in results))
-    return Section(results[0].dataset, results[0].manifest_digest, columns, tuple(lines))
+    return Section(results[0].dataset, results[0].manifest_digest, columns, tuple(lines), extras)
 
 
 def _mode(result: Result, others: Sequence[Result]) -> str:

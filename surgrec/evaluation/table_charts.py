@@ -20,7 +20,8 @@ _VALUE: Final = 130
 _ROW: Final = 22
 
 
-def _svg(width: float, height: float, title: str, body: list[Markup]) -> Markup:
+def svg(width: float, height: float, title: str, body: list[Markup]) -> Markup:
+    """A chart of this size, with its title for those who do not see it."""
     return Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="chart"><title>{}</title>{}</svg>'
     ).format(f"{width:g}", f"{height:g}", title, title, Markup("").join(body))
@@ -70,7 +71,7 @@ def recall_chart(classes: Sequence[ClassResult], title: str) -> Markup:
         body.append(
             Markup('<text x="{}" y="{}" class="small">{}</text>').format(_WIDTH - _VALUE + 8, y + 15, text)
         )
-    return _svg(_WIDTH, _ROW * len(classes) + 22, title, body)
+    return svg(_WIDTH, _ROW * len(classes) + 22, title, body)
 
 
 def confusion_chart(names: Sequence[str], confusion: Sequence[Sequence[int]], title: str) -> Markup:
@@ -115,4 +116,4 @@ def confusion_chart(names: Sequence[str], confusion: Sequence[Sequence[int]], ti
                     )
                 )
             body.append(Markup("</g>"))
-    return _svg(left + count * side + 80, top + count * side + 4, title, body)
+    return svg(left + count * side + 80, top + count * side + 4, title, body)

@@ -59,6 +59,16 @@ def _section(number: int, section: Section) -> dict[str, Any]:
         "digest": section.manifest_digest,
         "columns": [readable(title_of(name)) for name in section.columns],
         "lines": [_line(line, section.columns) for line in section.lines],
+        "extras": [
+            {
+                "title": readable(extra.title),
+                "head": [readable(cell) for cell in extra.head],
+                "rows": [[readable(cell) for cell in row] for row in extra.rows],
+                "note": readable(extra.note),
+                "chart": extra.chart,
+            }
+            for extra in section.extras
+        ],
         "details": [_details(line.result) for line in section.lines if line.result],
     }
 

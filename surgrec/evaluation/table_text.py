@@ -8,7 +8,7 @@ from typing import Final
 
 from surgrec.curation.report_page import readable
 from surgrec.evaluation.published import CAUTION, SOURCE
-from surgrec.evaluation.table import Section, Table, counted, overview, percent, shown, title_of
+from surgrec.evaluation.table import Extra, Section, Table, counted, overview, percent, shown, title_of
 
 _MARKDOWN: Final = {ord(letter): f"\\{letter}" for letter in "\\`*_[]<>|&~$:@#!"}
 _LATEX: Final = {
@@ -44,6 +44,10 @@ def markdown(table: Table) -> str:
         parts += ["## Top-1", *_markdown_table(["Data set", *names], body)]
     for section in table.sections:
         parts += [f"## {markdown_cell(_split(section))}", *_markdown_table(_head(section), _body(section))]
+        for extra in section.extras:
+            parts += [f"### {markdown_cell(extra.title)}"]
+            parts += _markdown_table(list(extra.head), [list(row) for row in extra.rows])
+            parts += [markdown_cell(extra.note)] if extra.note else []
     parts += [NOTE, *_notes(table)]
     return "\n\n".join(parts) + "\n"
 
@@ -80,8 +84,25 @@ def latex(table: Table) -> str:
                 lines.append(r"\midrule")
             lines += [" & ".join(_tex(cell) for cell in row) + r" \\" for row in body]
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
+        parts += [_latex_extra(section, extra) for extra in section.extras]
     parts += [f"% {_tex(note)}" for note in _notes(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def _latex_extra(section: Section, extra: Extra) -> str:
+    caption = ". ".join(part for part in (_split(section), extra.title, extra.note) if part)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(extra.head) - 1)}}}",
+        r"\toprule",
+        " & ".join(_tex(cell) for cell in extra.head) + r" \\",
+        r"\midrule",
+        *(" & ".join(_tex(cell) for cell in row) + r" \\" for row in extra.rows),
+        *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
+    ]
+    return "\n".join(lines)
 
 
 def _tex(text: str) -> str:

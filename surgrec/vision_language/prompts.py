@@ -197,7 +197,8 @@ def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, 
     subject, classes = words_of(manifest.dataset, manifest.classes, prompts.datasets)
     if prompts.names == "raw":
         classes = tuple(
-            replace(words, name=name) for words, name in zip(classes, manifest.classes, strict=True)
+            replace(words, name=name, synonyms=(words.name, *words.synonyms))
+            for words, name in zip(classes, manifest.classes, strict=True)
         )
     seen: dict[str, str] = {}
     for words, raw in zip(classes, manifest.classes, strict=True):

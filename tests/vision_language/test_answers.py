@@ -1,0 +1,168 @@
+"""Answers of models and what they mean; the release's rules beside them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgrec.evaluation.manifest import Row, SplitManifest
+from surgrec.evaluation.registry_classes import ClassWords
+from surgrec.evaluation.registry_table import DATASETS
+from surgrec.vision_language.answers import parse_answer
+from surgrec.vision_language.prompts import class_words, letter_of, load_prompts, question_of
+from surgrec.vision_language.records import Question
+from surgrec.vision_language.release_answers import parse_as_release
+
+SETS = {
+    "chole": ("cholec80", "default", tuple(range(7))),
+    "chole-names": ("cholec80", "default-names", tuple(range(7))),
+    "raw": ("cholec80", "release", tuple(range(7))),
+    "gi": ("hyper-kvasir", "default", tuple(range(9))),
+    "gi-names": ("hyper-kvasir", "default-names", tuple(range(9))),
+    "polyp": ("ldpolypvideo", "default", (1, 0)),
+    "polyp-names": ("ldpolypvideo", "default-names", (1, 0)),
+}
+
+
+@cache
+def asked(name: str) -> tuple[Question, tuple[ClassWords, ...], tuple[str, ...]]:
+    dataset, prompts, order = SETS[name]
+    return asked_in(dataset, prompts, order)
+
+
+@cache
+def asked_in(
+    dataset: str, name: str, order: tuple[int, ...]
+) -> tuple[Question, tuple[ClassWords, ...], tuple[str, ...]]:
+    raw = DATASETS[dataset].class_names
+    manifest = SplitManifest(dataset, raw, (Row("a.mp4", 0, "test", "a"),))
+    prompts = load_prompts(name)
+    words, classes = class_words(prompts, manifest)
+    return question_of(prompts, prompts.prompts[0], words, classes, order, 0), classes, raw
+
+
+def suite() -> list[tuple[str, str, str, str]]:
+    lines = Path(__file__).with_name("answers.tsv").read_text(encoding="utf-8").split("\n")
+    found = []
+    for line in lines:
+        if not line.startswith("#") and line:
+            name, meant, release, text = line.split("\t")
+            found.append((name, meant, meant if release == "=" else release, text.replace(r"\n", "\n")))
+    return found
+
+
+def letter(label: int | None, question: Question) -> str:
+    return "-" if label is None else letter_of(question.order.index(label))
+
+
+def test_the_suite_is_large_and_shows_where_the_release_is_wrong() -> None:
+    cases = suite()
+    assert len({(name, text) for name, _, _, text in cases}) == len(cases) >= 200
+    assert sum(meant != release for _, meant, release, _ in cases) >= 50
+    assert ("polyp", "A", "A", "A polyp is visible") in cases
+    assert ("gi", "D", "A", "A colon polyp is visible.") in cases
+
+
+@pytest.mark.parametrize(("name", "meant", "release", "text"), suite())
+def test_what_is_meant(name: str, meant: str, release: str, text: str) -> None:
+    question, classes, raw = asked(name)
+    assert letter(parse_answer(text, question, classes, raw).label, question) == meant
+
+
+@pytest.mark.parametrize(("name", "meant", "release", "text"), suite())
+def test_what_the_release_takes_it_for(name: str, meant: str, release: str, text: str) -> None:
+    question, classes, raw = asked(name)
+    assert letter(parse_as_release(text, question, classes, raw).label, question) == release
+
+
+CLASSES = st.integers(0, 6)
+ORDERS = st.permutations(range(7)).map(tuple)
+FRAMES = st.sampled_from(
+    (
+        "{}",
+        "{}.",
+        "**{}**",
+        "The answer is {}.",
+        "Answer: {}",
+        "It is not {other}, it is {}.",
+        '{{"answer": "{}"}}',
+        "<think>{other}?</think>{}",
+        "I think it's {}",
+        "{} or {other}",
+        "Neither {} nor {other}",
+    )
+)
+
+
+@given(order=ORDERS, one=CLASSES, two=CLASSES, frame=FRAMES, how=st.sampled_from(("letter", "name", "both")))
+def test_permuted_options_are_permuted_answers(
+    order: tuple[int, ...], one: int, two: int, frame: str, how: str
+) -> None:
+    """An answer that follows its options to their new places is the same class."""
+
+    def said(shown: tuple[int, ...]) -> int | None:
+        question, classes, raw = asked_in("cholec80", "default", shown)
+
+        def option(label: int) -> str:
+            letter = letter_of(shown.index(label))
+            name = classes[label].name
+            return {"letter": letter, "name": name, "both": f"{letter}. {name}"}[how]
+
+        return parse_answer(frame.format(option(one), other=option(two)), question, classes, raw).label
+
+    assert said(order) == said(tuple(range(7)))
+
+
+@given(order=ORDERS, text=st.text(st.sampled_from("ABCDEFGH (),.:\n*-"), max_size=12))
+def test_letters_go_by_position_alone(order: tuple[int, ...], text: str) -> None:
+    for parse in (parse_answer, parse_as_release):
+        plain, moved = (
+            parse(text, *asked_in("cholec80", "default", each)) for each in (tuple(range(7)), order)
+        )
+        assert moved.label == (None if plain.label is None else order[plain.label])
+        assert moved.reason == plain.reason
+
+
+WORDS = st.sampled_from(
+    (
+        *("clipping", "and", "cutting", "gallbladder", "dissection", "retraction"),
+        *("not", "no", "the", "a", ",", ".", "or"),
+    )
+)
+
+
+@given(order=ORDERS, text=st.lists(WORDS, max_size=10).map(" ".join))
+def test_names_go_by_class_alone(order: tuple[int, ...], text: str) -> None:
+    plain, moved = (
+        parse_answer(text, *asked_in("cholec80", "default-names", each)) for each in (tuple(range(7)), order)
+    )
+    assert moved == plain
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_an_answer_or_none(text: str) -> None:
+    question, classes, raw = asked("gi")
+    found = parse_answer(text, question, classes, raw)
+    assert (found.label is None) == (found.reason in ("empty", "several", "refusal", "nothing"))
+
+
+def test_more_than_26_options() -> None:
+    raw = tuple(f"kind {number}" for number in range(100, 130))
+    manifest = SplitManifest("thirty", raw, (Row("a.mp4", 0, "test", "a"),))
+    prompts = load_prompts("default-plain")
+    words, classes = class_words(prompts, manifest)
+    question = question_of(prompts, prompts.prompts[0], words, classes, tuple(range(30)), 0)
+    assert question.targets[24:28] == ("Y", "Z", "AA", "AB")
+    for text, label in (
+        ("AA", 26),
+        ("AB.", 27),
+        ("Answer: AD", 29),
+        ("kind 126", 26),
+        ("AE", None),
+        ("ab)", 27),
+    ):
+        assert parse_answer(text, question, classes, raw).label == label
