@@ -45,6 +45,9 @@ class Backend(Protocol):
     settings: Mapping[str, Any]
     """What decides its answers, as plain values: name, weights, precision, bounds."""
 
+    def prepare(self) -> None:
+        """Loads what asking needs, which is not counted as its time. Raises BackendError."""
+
     def ask(self, requests: Iterator[Request], take: Take) -> None:
         """Asks all, in any order, and gives each to `take` once. Raises BackendError where it cannot go
         on."""

@@ -51,6 +51,9 @@ class EndpointBackend:
     def tokens(self, question: Question, pictures: Pictures) -> None:
         """Only the server could count them."""
 
+    def prepare(self) -> None:
+        """The server has its model loaded."""
+
     def ask(self, requests: Iterator[Request], take: Take) -> None:
         """As Backend has it. Raises BackendError, too, where the server fails all requests of a while."""
         try:
@@ -203,14 +206,14 @@ def check_endpoint(config: EndpointConfig, kind: Kind) -> None:
         url = httpx.URL(config.url)
     except httpx.InvalidURL as error:
         raise BackendError(f"--endpoint.url is no URL ({error})") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise BackendError(f"--endpoint.url is {config.url!r}; it begins with http:// or https:// and a host")
     if url.userinfo or url.query:
         raise BackendError(
             "--endpoint.url holds a user, a password or a query, which would be seen by others; put the"
             " key into"
             f" the environment variable {config.key_variable}"
         )
+    if url.scheme not in ("http", "https") or not url.host:
+        raise BackendError(f"--endpoint.url is {config.url!r}; it begins with http:// or https:// and a host")
     if kind == "video":
         raise BackendError("servers take pictures, not videos; give --look.kind frames, or an hf: model")
     bounds = {"concurrency": 1, "retries": 0, "top_logprobs": 1, "quality": 1}

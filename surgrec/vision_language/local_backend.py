@@ -37,6 +37,10 @@ class LocalBackend:
             self._counted[key] = int(self._local.inputs_of([prompt], [pictures])["input_ids"].shape[1])
         return self._counted[key]
 
+    def prepare(self) -> None:
+        """Loads the model. Raises BackendError."""
+        _ = self._local.model
+
     def ask(self, requests: Iterator[Request], take: Take) -> None:
         """As Backend has it."""
         # Some processors take videos of one length only.

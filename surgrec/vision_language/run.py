@@ -220,8 +220,9 @@ def carry_out(
             done += len(job.wanted[number])
             progress(done, job.total)
 
-    store.begin()
     if job.left:
+        backend.prepare()
+        store.begin()
         backend.ask(requests(), take)
     return _report(job, store, asked, unreadable)
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from surgrec.loaders.whole_file import sync
 from surgrec.vision_language.backend import UNREADABLE
 from surgrec.vision_language.records import Asked, Question, Way
 from surgrec.vision_language.stored_lines import StoreError, asked_of, line_of, object_of, text_of
@@ -84,6 +85,7 @@ class AnswerStore:
                 ) from error
             if not os.fstat(self._file).st_size:
                 self._write(_header(self.about))
+                sync(self.path.parent)
             else:
                 self._take_over()
         except BaseException:

@@ -4,15 +4,16 @@ tokens."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 ROTARY_3D: Final = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
-"""Models whose positions run over time, height and width, and which remember how far a prompt's pictures have
-set the positions behind them back."""
+"""Models whose positions run over time, height and width: text goes on behind the largest one of the prompt
+(Qwen2-VL, arXiv 2409.12191, 2.1)."""
 PREFIX_ONCE: Final = ROTARY_3D | {"llava", "llava_next", "internvl"}
 """Models that read a prompt with its pictures once for all answers to it; others read it with each."""
 
@@ -26,7 +27,10 @@ def log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Sequence[
     inputs: what the model takes, padded on the left, input_ids and attention_mask [B, P]. The model is one of
     PREFIX_ONCE.
     """
-    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    seen: list[Tensor] = []
+    three = model.config.model_type in ROTARY_3D
+    with _positions(model, seen) if three else nullcontext():
+        out = model(**inputs, use_cache=True, logits_to_keep=1)
     first = torch.log_softmax(out.logits[:, -1].float(), -1)
     device, count = first.device, len(answers[0])
     ids, valid = _padded([tokens for each in answers for tokens in each], device)
@@ -39,13 +43,30 @@ def log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Sequence[
         mask = inputs["attention_mask"].repeat_interleave(count, 0)
         fed, given = ids[:, :-1], valid[:, :-1]
         more: dict[str, Any] = {cache: memory}
-        if model.config.model_type in ROTARY_3D:
-            behind = mask.sum(1, keepdim=True) + torch.arange(fed.shape[1], device=device)
-            behind = behind + model.model.rope_deltas.to(device).repeat_interleave(count, 0)
+        if three:
+            # [3 or 4, B, P]: time, height and width come last.
+            hidden = inputs["attention_mask"] == 0
+            last = seen[0][-3:].masked_fill(hidden.to(seen[0].device), -1).amax((0, 2))
+            behind = last.to(device).repeat_interleave(count)[:, None] + 1
+            behind = behind + torch.arange(fed.shape[1], device=device)
             more["position_ids"] = behind.expand(3, -1, -1)
         logits = model(input_ids=fed, attention_mask=torch.cat([mask, given.long()], 1), **more).logits
         total = total + _summed(logits, ids[:, 1:], valid[:, 1:])
     return total.view(-1, count).tolist()
+
+
+@contextmanager
+def _positions(model: Any, seen: list[Tensor]) -> Iterator[None]:
+    """Puts the positions that the language model is given into `seen`."""
+
+    def keep(_: Any, args: Any, given: dict[str, Any]) -> None:
+        seen.append(given["position_ids"])
+
+    handle = model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def whole_log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Ids) -> list[float]:

@@ -102,7 +102,10 @@ def test_a_tiny_model_end_to_end(
 def test_a_server_end_to_end(
     clips: Any, scripted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with scripted.serve(lambda payload, number: scripted.good(payload)) as server:
+    def script(payload: dict[str, Any], number: int) -> Any:
+        return scripted.Action(body=scripted.good(payload).body, wait=0.05)
+
+    with scripted.serve(script) as server:
         config = clips.config(tmp_path, "api:gpt-any")
         assert main(arguments(config, *at(server), "--endpoint.concurrency", "3")) == 0
         asked = read_answers(config.out)[1]
@@ -122,6 +125,58 @@ def test_a_server_end_to_end(
         assert main(arguments(config, *at(server))) == 0
         assert len(server.seen) == len(with_reply)
     capsys.readouterr()
+
+
+def test_what_failed_is_asked_again_by_the_next_run(
+    clips: Any,
+    scripted: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And only that; the key is written nowhere."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-77")
+    down, overflow = True, b'{"code": "context_length_exceeded"}'
+
+    def script(payload: dict[str, Any], number: int) -> Any:
+        expert = payload["messages"][0]["role"] == "system"
+        if expert and "A. left" in scripted.text_of(payload):
+            return scripted.Action(400, overflow)
+        return scripted.Action(500, b"key sk-secret-77") if expert and down else scripted.good(payload)
+
+    with scripted.serve(script) as server:
+        config = clips.config(tmp_path, "api:m")
+        given = arguments(config, *at(server), "--ways", "generate", "--endpoint.retries", "0")
+        assert main(given) == 1
+        errors = capsys.readouterr().err
+        asked = read_answers(config.out)[1]
+        long = sum(each.failure.startswith("context overflow") for each in asked)
+        failed = sum(each.passes for each in asked)
+        assert min(long, failed) > 0
+        assert long + failed == 6
+        assert f"{failed} questions without an answer: server error" in errors
+        assert f"{long} questions without an answer: context overflow" in errors
+        seen, down = len(server.seen), False
+        assert main(given) == 0
+        assert len(server.seen) - seen == failed
+        again = read_answers(config.out)[1]
+        assert len(again) == len(asked)
+        assert not any(each.passes for each in again)
+        assert {header["Authorization"] for header in server.headers} == {"Bearer sk-secret-77"}
+        assert b"secret" not in config.out.read_bytes()
+        assert "secret" not in errors + capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there(
+    clips: Any, scripted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted.serve(lambda payload, number: scripted.good(payload)) as server:
+        pass
+    config = clips.config(tmp_path, "api:m")
+    given = arguments(config, *at(server), "--endpoint.retries", "1", "--endpoint.concurrency", "2")
+    assert main(given) == 1
+    assert "requests have failed, the last one by: connection: " in capsys.readouterr().err
+    assert all(each.passes for each in read_answers(config.out)[1])
 
 
 def test_kill_and_resume_repeat_no_request(clips: Any, scripted: ModuleType, tmp_path: Path) -> None:

@@ -90,9 +90,11 @@ class _Families:
         tokenizer = make_tokenizer()
         ids = dict(zip(MARKS, tokenizer.convert_tokens_to_ids(list(MARKS)), strict=True))
         text = {**TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope}
+        tied = version == "Qwen2_5_VL"  # as in the small ones of each series
         config = getattr(transformers, f"{version}Config")(
-            text_config=text,
+            text_config={**text, "tie_word_embeddings": tied},
             vision_config=vision,
+            tie_word_embeddings=tied,
             image_token_id=ids["<|image_pad|>"],
             video_token_id=ids["<|video_pad|>"],
             vision_start_token_id=ids["<|vision_start|>"],
