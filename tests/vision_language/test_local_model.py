@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from surgrec.configs.vlm import Kind, LocalConfig
 
-from surgrec.vision_language import local_backend
+from surgrec.vision_language import local_backend, local_model
 from surgrec.vision_language.backend import BackendError, Failure, Request
 from surgrec.vision_language.frames import Pictures
 from surgrec.vision_language.local_backend import LocalBackend
@@ -323,6 +323,27 @@ def test_answers_behind_a_prompt(folder_of: Any) -> None:
     assert behind == spaced
     assert bare == local.tokenizer("polyp").input_ids
     assert bare != behind
+
+
+def test_old_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, fine in (
+        ("4.57.1", False),
+        ("5.5.0", False),
+        ("5.6.0.dev0", True),
+        ("5.24.0", True),
+        ("6.0", True),
+    ):
+        monkeypatch.setattr(local_model, "version", lambda name, found=found: found)
+        if fine:
+            local_model.check_transformers()
+            continue
+        with pytest.raises(
+            BackendError, match=rf"transformers {found} misplaces .*; 5\.6 or later is needed"
+        ):
+            local_model.check_transformers()
+    monkeypatch.setattr(local_model, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"pip install 'surgrec\[vlm\]'"):
+        local_model.check_transformers()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
