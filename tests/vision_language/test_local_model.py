@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -294,6 +295,30 @@ def test_what_tells_models_apart(folder_of: Any, tmp_path: Path) -> None:
     template = tmp_path / "copy" / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert find_model(str(tmp_path / "copy"), "middle", CPU, True).weights != weights[0]
+
+
+def test_models_of_the_hub(folder_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known by their commit; a dry run fetches no weights, and nothing fetches pickles."""
+    commit = tmp_path / ("c" * 40)
+    shutil.copytree(folder_of("qwen2_vl"), commit)
+    wanted = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        wanted.append((name, allow_patterns))
+        if name == "some/model":
+            return str(commit)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    for with_weights in (True, False):
+        local = find_model("some/model", "middle", CPU, with_weights)
+        assert local.weights == f"commit {'c' * 40}"
+        name, patterns = wanted.pop()
+        assert name == "some/model"
+        assert ("*.safetensors" in patterns) == with_weights
+        assert not any(each.endswith((".bin", ".pt", ".py")) for each in patterns)
+    with pytest.raises(BackendError, match="no such folder, and the hub does not give it .cannot reach"):
+        find_model("no/model", "middle", CPU, with_weights=True)
 
 
 def test_control_tokens_in_a_question_are_refused(folder_of: Any) -> None:
