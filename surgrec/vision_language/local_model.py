@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ from surgrec.vision_language.records import Question
 
 PROCESSOR_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS: Final = "*.safetensors"
+OLDEST: Final = (5, 6)
+"""Of transformers, as pyproject.toml has it."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,7 @@ def find_model(name: str, kind: Kind, options: LocalConfig, with_weights: bool) 
 
     with_weights: otherwise only its processor is fetched. Raises BackendError.
     """
-    if find_spec("transformers") is None:
-        raise BackendError("transformers is not installed, which hf: models need: pip install 'surgrec[vlm]'")
+    check_transformers()
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _fetched(name, with_weights)
@@ -197,6 +199,20 @@ def find_model(name: str, kind: Kind, options: LocalConfig, with_weights: bool) 
 
     digests = [[path.name, file_digest(path).xxh3] for path in files]
     return LocalModel(name, folder, key_of("vlm weights", digests), kind, options)
+
+
+def check_transformers() -> None:
+    """Raises BackendError where transformers is not installed, or a version that answers wrongly."""
+    mend = "pip install 'surgrec[vlm]'"
+    if find_spec("transformers") is None or find_spec("accelerate") is None:
+        raise BackendError(f"hf: models need transformers and accelerate, which are not installed: {mend}")
+    found = version("transformers")
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdecimal())
+    if numbers < OLDEST:
+        raise BackendError(
+            f"transformers {found} misplaces what follows a picture; {'.'.join(map(str, OLDEST))} or later is"
+            f" needed: {mend}"
+        )
 
 
 def _fetched(name: str, with_weights: bool) -> Path:

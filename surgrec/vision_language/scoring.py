@@ -60,6 +60,8 @@ def score(config: ScoreConfig, tell: Tell = lambda text: None) -> list[Document]
     tell: hears of what is left out. Raises StoreError, ManifestError, PromptError, ResultsError, ScoreError,
     OSError.
     """
+    if not config.stores:
+        raise ScoreError("no store of answers was named; `python -m surgrec.vlm run` writes one")
     if config.resamples < 1:
         raise ScoreError(f"--resamples is {config.resamples}; it is at least 1")
     manifest = read_manifest(config.manifest)

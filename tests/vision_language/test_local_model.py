@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from surgrec.configs.vlm import Kind, LocalConfig
 
-from surgrec.vision_language import local_backend
+from surgrec.vision_language import local_backend, local_model
 from surgrec.vision_language.backend import BackendError, Failure, Request
 from surgrec.vision_language.frames import Pictures
 from surgrec.vision_language.local_backend import LocalBackend
@@ -296,6 +297,30 @@ def test_what_tells_models_apart(folder_of: Any, tmp_path: Path) -> None:
     assert find_model(str(tmp_path / "copy"), "middle", CPU, True).weights != weights[0]
 
 
+def test_models_of_the_hub(folder_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known by their commit; a dry run fetches no weights, and nothing fetches pickles."""
+    commit = tmp_path / ("c" * 40)
+    shutil.copytree(folder_of("qwen2_vl"), commit)
+    wanted = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        wanted.append((name, allow_patterns))
+        if name == "some/model":
+            return str(commit)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    for with_weights in (True, False):
+        local = find_model("some/model", "middle", CPU, with_weights)
+        assert local.weights == f"commit {'c' * 40}"
+        name, patterns = wanted.pop()
+        assert name == "some/model"
+        assert ("*.safetensors" in patterns) == with_weights
+        assert not any(each.endswith((".bin", ".pt", ".py")) for each in patterns)
+    with pytest.raises(BackendError, match="no such folder, and the hub does not give it .cannot reach"):
+        find_model("no/model", "middle", CPU, with_weights=True)
+
+
 def test_control_tokens_in_a_question_are_refused(folder_of: Any) -> None:
     local = find_model(str(folder_of("qwen2_vl")), "middle", CPU, with_weights=True)
     with pytest.raises(BackendError, match=r"prompt 'plain' holds '<\|image_pad\|>', a control token"):
@@ -323,6 +348,27 @@ def test_answers_behind_a_prompt(folder_of: Any) -> None:
     assert behind == spaced
     assert bare == local.tokenizer("polyp").input_ids
     assert bare != behind
+
+
+def test_old_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, fine in (
+        ("4.57.1", False),
+        ("5.5.0", False),
+        ("5.6.0.dev0", True),
+        ("5.24.0", True),
+        ("6.0", True),
+    ):
+        monkeypatch.setattr(local_model, "version", lambda name, found=found: found)
+        if fine:
+            local_model.check_transformers()
+            continue
+        with pytest.raises(
+            BackendError, match=rf"transformers {found} misplaces .*; 5\.6 or later is needed"
+        ):
+            local_model.check_transformers()
+    monkeypatch.setattr(local_model, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"pip install 'surgrec\[vlm\]'"):
+        local_model.check_transformers()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
