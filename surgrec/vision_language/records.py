@@ -70,8 +70,8 @@ class Shown:
 class Asked:
     """A question, the model's reply, and what it was shown; failure: why there is no reply, empty otherwise.
 
-    passes: the failure may pass (an endpoint that is down), and the next run asks again. A clip that cannot be
-    read is named, and scores are of the others; what the model itself fails at (its context is too short)
+    passes: the failure may pass (an endpoint that is down), and the next run asks again. A clip that cannot
+    be read is named, and scores are of the others; what the model itself fails at (its context is too short)
     counts as a wrong answer.
     shown: None where the clip could not be read.
     """
