@@ -31,8 +31,9 @@ def log_likelihoods(model: Any, inputs: Mapping[str, Tensor], answers: Sequence[
     three = model.config.model_type in ROTARY_3D
     with _positions(model, seen) if three else nullcontext():
         out = model(**inputs, use_cache=True, logits_to_keep=1)
-    first = torch.log_softmax(out.logits[:, -1].float(), -1)
-    device, count = first.device, len(answers[0])
+    # A model that is spread over GPUs answers on another one than it is asked on.
+    device, count = inputs["input_ids"].device, len(answers[0])
+    first = torch.log_softmax(out.logits[:, -1].float(), -1).to(device)
     ids, valid = _padded([tokens for each in answers for tokens in each], device)
     rows = torch.arange(len(answers), device=device).repeat_interleave(count)
     total = first[rows, ids[:, 0]]
@@ -95,7 +96,7 @@ def _padded(answers: Ids, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _summed(logits: Tensor, ids: Tensor, valid: Tensor) -> Tensor:
-    """float32 [N] of logits [N, L, V]."""
+    """float32 [N] of logits [N, L, V], on the device of ids."""
     log_shares = torch.log_softmax(logits.float(), -1)
     taken = log_shares.gather(2, ids.to(logits.device)[..., None])[..., 0]
-    return taken.masked_fill(~valid.to(logits.device), 0.0).sum(1)
+    return taken.to(ids.device).masked_fill(~valid, 0.0).sum(1)

@@ -317,7 +317,7 @@ def test_models_of_the_hub(folder_of: Any, tmp_path: Path, monkeypatch: pytest.M
         assert name == "some/model"
         assert ("*.safetensors" in patterns) == with_weights
         assert not any(each.endswith((".bin", ".pt", ".py")) for each in patterns)
-    with pytest.raises(BackendError, match=r"no such folder, and the hub does not give it .cannot reach"):
+    with pytest.raises(BackendError, match="the hub does not give it"):
         find_model("no/model", "middle", CPU, with_weights=True)
 
 
