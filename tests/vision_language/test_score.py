@@ -377,3 +377,33 @@ def test_the_release_is_scored_by_its_rules(shades: Shades, tmp_path: Path) -> N
     assert together["positions"]["chosen"] == [24, 0, 0, 0]
     assert together["positions"]["p"] is None
     assert together["options"]["parser"] == "release"
+
+
+def test_what_is_left_out_is_said(shades: Shades, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Likelihoods without those for the grey picture have no prior; results of other splits are not shown."""
+    store, out = tmp_path / "answers.jsonl", tmp_path / "results.jsonl"
+    write_store(store, shades, lambda question: question.targets[0])
+    lines = [json.loads(line) for line in store.read_text().splitlines()]
+    for line in lines[1:]:
+        likelihoods = [-1.0 if k == line["question"]["row"] % 4 else -2.0 for k in line["question"]["order"]]
+        line["way"], line["reply"] = "options", {**line["reply"], "text": "", "log_likelihoods": likelihoods}
+        line["reply"]["tokens"] = [1] * 4
+    store.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = tmp_path / "other.jsonl"
+    found = scored(shades, store, out, "--no-each-prompt")
+    assert list(found) == ["vlm-sum-prompts", "vlm-length-prompts"]
+    assert values(found["vlm-sum-prompts"])["accuracy"] == 1.0
+    share = math.exp(-1) / (math.exp(-1) + 3 * math.exp(-2))
+    assert values(found["vlm-sum-prompts"])["ece"] == pytest.approx(1 - share)
+    assert "no figures by the rule prior: " in capsys.readouterr().err
+    append_result(other, found["vlm-sum-prompts"] | {"manifest_digest": "f" * 32, "model": "mae"})
+    beside = scored(shades, store, tmp_path / "beside.jsonl", "--no-each-prompt", "--beside", str(other))
+    assert list(beside["vlm-sum-prompts"]["baselines"]) == ["majority", "source_lookup"]
+    assert "mae, vlm-sum-prompts is not shown beside: it is of split ffff" in capsys.readouterr().err
+    # A reply whose likelihoods are not as many as its tokens is no answer: the file is named.
+    lines[5]["reply"]["tokens"] = [1]
+    store.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = ["score", str(store), "--manifest", str(shades.manifest), "--prompts", str(shades.prompts)]
+    assert main([*given, "--out", str(out)]) == 1
+    assert "answers.jsonl, vlm-sum-prompts: a reply without a log-likelihood" in capsys.readouterr().err
+    assert len(read_results(out)) == 2
