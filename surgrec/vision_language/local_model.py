@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 
 from surgrec.configs.vlm import Kind, LocalConfig
@@ -24,6 +25,10 @@ PROCESSOR_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS: Final = "*.safetensors"
 OLDEST: Final = (5, 6)
 """Of transformers, as pyproject.toml has it."""
+
+
+class PicturesRefused(ValueError):  # noqa: N818 - of one clip, it becomes a Failure
+    """The model's processor does not take the pictures; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ class LocalModel:
         return tuple(str(token) for token in added if token.special)
 
     def prompt_of(self, question: Question, pictures: Pictures) -> str:
-        """The text up to where the model answers. Raises BackendError for text that steers the model."""
+        """The text up to where the model answers. Raises BackendError for text that steers the model, or that
+        its template does not take."""
         for token in self._control_tokens:
             if token in question.text or token in question.system:
                 raise BackendError(
@@ -143,12 +149,22 @@ class LocalModel:
         chat = [{"role": "user", "content": content}]
         if question.system:
             chat.insert(0, {"role": "system", "content": [{"type": "text", "text": question.system}]})
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        where = f"hf:{self.name}: its chat template"
+        try:
+            text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise BackendError(f"{where} refuses prompt {question.prompt!r} ({_line(error)})") from error
         assert isinstance(text, str)
+        for part, name in ((question.text, "text"), (question.system, "system message")):
+            if part.strip() not in text:
+                raise BackendError(
+                    f"{where} leaves out the {name} of prompt {question.prompt!r}; change the prompt, or the"
+                    " template in the model's folder"
+                )
         return text
 
     def inputs_of(self, prompts: Sequence[str], pictures: Sequence[Pictures]) -> Any:
-        """What the model takes for B prompts, padded on the left, on its device. Raises BackendError."""
+        """What the model takes for B prompts, padded on the left, on its device. Raises PicturesRefused."""
         more: dict[str, Any] = {}
         if self.kind == "video":
             more["videos"] = [each.pixels for each in pictures]
@@ -162,9 +178,7 @@ class LocalModel:
         try:
             inputs = self.processor(text=list(prompts), padding=True, return_tensors="pt", **more)
         except ValueError as error:
-            raise BackendError(
-                f"hf:{self.name}: its processor refuses the pictures ({_line(error)})"
-            ) from error
+            raise PicturesRefused(_line(error)) from error
         return inputs.to(self.device, dtype=self.dtype)
 
     def continuation(self, prompt: str, target: str) -> list[int]:
