@@ -16,7 +16,7 @@ _SPEAKER: Final = re.compile(
     r"(?:<\|im_start\|>\s*assistant|<\|assistant\|>|\[/INST\]|(?m:^)\s*assistant\s*:?\s*\n|(?m:^)\s*ASSISTANT\s*:)"
 )
 _TOKEN: Final = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<(?:eos|bos|end_of_turn|pad|unk)>")
-_TAG: Final = re.compile(r"</?[A-Za-z][A-Za-z0-9_-]{0,20}\s*/?>")
+_TAG: Final = re.compile(r"</?(?:[a-z]|[A-Za-z][A-Za-z0-9_-]{1,20})\s*/?>")
 _TEX: Final = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _FENCE: Final = re.compile(r"```[A-Za-z0-9_-]*\n?|~~~[A-Za-z0-9_-]*\n?")
 _MARK: Final = re.compile(

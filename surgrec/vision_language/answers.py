@@ -26,7 +26,7 @@ from surgrec.vision_language.records import Question
 Reason = Literal["letter", "name", "empty", "several", "refusal", "nothing", "label"]
 
 _COPULA: Final = (
-    r"(?:\s*\([^)\n]{1,30}\))?(?:[^.\n:]{0,40}?[:=→：]"
+    r"(?:\s*\([^)\n]{1,30}\))?(?:[^.\n:]{0,40}?(?:[:=→：]|\s[-–]\s)"
     r"|\s*(?:\b(?:is|would be|must be|should be|was|ist|est|es|è|é|"
     r"wäre|sería|serait)\b|是|为|為|は|은|는|→)\s*:?)\s*"
 )
@@ -41,7 +41,7 @@ _STATEMENT: Final = re.compile(
 _CLAUSE_END: Final = re.compile(r"\n|[.;!?](?=\s|$)|。")
 _ALONE: Final = re.compile(r"(?m)^[^\w\n]*([A-Z]{1,2})[^\w\n]*$")
 _LEADING: Final = re.compile(
-    r"^[^\w\n]*(?P<letter>[A-Za-z]{1,2})(?:(?P<hard>\s*(?:[.):\]}]|\n|$))"
+    r"^[^\w\n]*(?P<letter>[A-Za-z]{1,2})(?:(?P<hard>\s*(?:[.):\]}>]|\n|$))"
     r"|(?P<soft>\s*[,;=–—]|\s*-\s|\s+(?:is|because|since|as|was|seems|due|looks|fits|matches)\b))"
 )
 _WITH_NAME: Final = re.compile(r"^[^\w\n]*([A-Z]{1,2})\s+(?=\w)")
@@ -145,8 +145,11 @@ def _leading_letter(text: str, options: Options, found: Sequence[Mention]) -> _F
         with_name = _WITH_NAME.match(text)
         position = options.letters.get(with_name[1], -1) if with_name else -1
         named = _at(text, with_name.end(), found) if with_name else None
-        if position < 0 or named is None or with_name is None:
+        if position < 0 or with_name is None:
             return None
+        if named is None:
+            begun = _cut_off(text[with_name.end() :], options)
+            return (position, "letter") if begun == position else None
         if named.position == position:
             return position, "letter"
         return None if with_name[1] in ("A", "I") else (None, "several")

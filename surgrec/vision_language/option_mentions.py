@@ -15,26 +15,10 @@ _CUES: Final = (
     *("is", "be", "it's", "that's", "choose", "chose", "chosen", "select", "selected", "pick", "picked"),
     *("say", "guess", "think", "believe", "suspect", "with", "towards?", "for", "like", "likely", "probably"),
     *("maybe", "perhaps", "possibly", "option", "choice", "letter", "answer", "label", "class", "not", "nor"),
-    *(
-        "neither",
-        "nicht",
-        "sondern",
-        "or",
-        "and",
-        "but",
-        "than",
-        "of",
-        "rather",
-        "between",
-        "either",
-        "est",
-        "ist",
-        "es",
-        "è",
-        "é",
-    ),
+    *("phase", "category", "step", "gesture", "finding", "as", "yes,", "neither", "nicht", "sondern", "or"),
+    *("and", "but", "than", "of", "rather", "between", "either", "est", "ist", "es", "è", "é"),
 )
-_AFTER_CUE: Final = re.compile(rf"\b(?i:{'|'.join(_CUES)})[\s:\"'(*]+([A-Z]{{1,2}})(?![\w'’]|-\w)")
+_AFTER_CUE: Final = re.compile(rf"\b(?i:{'|'.join(_CUES)})[\s:\"'(*_]+([A-Z]{{1,2}})(?![\w'’]|-\w)")
 _AFTER_CHINESE: Final = re.compile(
     r"(?:选项|選項|选择|選擇|选|答案是|答案|答えは|正解は)\s*[:：]?\s*([A-Z])(?![A-Za-z])"
 )

@@ -70,8 +70,9 @@ class Shown:
 class Asked:
     """A question, the model's reply, and what it was shown; failure: why there is no reply, empty otherwise.
 
-    passes: the failure may pass (an endpoint that is down), and the next run asks again. One of the clip
-    itself (unreadable), or of the model (its context is too short), counts as a wrong answer, and is named.
+    passes: the failure may pass (an endpoint that is down), and the next run asks again. A clip that cannot
+    be read is named, and scores are of the others; what the model itself fails at (its context is too short)
+    counts as a wrong answer.
     shown: None where the clip could not be read.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ def score(config: ScoreConfig, tell: Tell = lambda text: None) -> list[Document]
     tell: hears of what is left out. Raises StoreError, ManifestError, PromptError, ResultsError, ScoreError,
     OSError.
     """
+    if not config.stores:
+        raise ScoreError("no store of answers was named; `python -m surgrec.vlm run` writes one")
     if config.resamples < 1:
         raise ScoreError(f"--resamples is {config.resamples}; it is at least 1")
     manifest = read_manifest(config.manifest)
@@ -81,6 +84,8 @@ def score(config: ScoreConfig, tell: Tell = lambda text: None) -> list[Document]
                 found += _documents(config, manifest, about, way, beside, tell)
             except ValueError as error:
                 raise ScoreError(f"{path}, {way.name}: {error}") from error
+    if not found:
+        raise ScoreError("no question about a clip was answered: there is nothing to score")
     return found
 
 
@@ -96,10 +101,10 @@ def _ways(
         except ScoreError as error:
             raise ScoreError(f"{path}: {error}") from error
         written = [each for each in own if each.way == "generate"]
-        if written:
+        if _answered(path, written, tell):
             yield Way(f"vlm-generate-{prompts.name}", prompts, written, reader_of_text(prompts, manifest))
         scored = [each for each in own if each.way == "options"]
-        if not any(each.question.row is not None for each in scored):
+        if not _answered(path, scored, tell):
             continue
         grey = {(each.question.prompt, each.question.order) for each in scored if _is_grey(each)}
         asked = {(each.question.prompt, each.question.order) for each in scored}
@@ -118,6 +123,19 @@ def _ways(
         )
     if not answers:
         raise ScoreError(f"{path}: holds no answer yet; `python -m surgrec.vlm run` goes on")
+
+
+def _answered(path: Path, asked: Sequence[Asked], tell: Tell) -> bool:
+    """Whether one question about a clip has a reply. What a backend cannot do at all is no wrong answer."""
+    about = [each for each in asked if each.question.row is not None]
+    if about and all(each.reply is None for each in about):
+        (cause, _), *_ = Counter(each.failure for each in about).most_common(1)
+        tell(
+            f"{path}: no figures of the way {about[0].way}: none of {len(about)} questions was answered:"
+            f" {cause}"
+        )
+        return False
+    return bool(about)
 
 
 def _is_of(asked: Asked, prompts: PromptSet) -> bool:

@@ -345,6 +345,16 @@ def test_what_cannot_be_scored(shades: Shades, tmp_path: Path, capsys: pytest.Ca
     assert main(["score", str(torn), *own, *given]) == 0
     assert "not answered yet: 5 of 6 questions" in capsys.readouterr().err
     assert out.exists()
+    refused = tmp_path / "refused.jsonl"
+    lines = [json.loads(line) for line in store.read_text().splitlines()]
+    for line in lines[1:]:
+        line |= {"reply": None, "failure": "refused: no such way"}
+    refused.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    message = said(str(refused), *own)
+    assert (
+        "no figures of the way generate: none of 72 questions was answered: refused: no such way" in message
+    )
+    assert "there is nothing to score" in message
     assert main(["table", str(tmp_path / "none.jsonl")]) == 1
     assert "cannot be read" in capsys.readouterr().err
 
