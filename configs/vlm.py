@@ -65,6 +65,11 @@ class EndpointConfig:
     """How pictures are sent."""
     quality: int = 95
     """Of JPEG, 1 to 100."""
+    temperature: float | None = 0.0
+    """0 is greedy. None sends none, for models that take none."""
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the bound on the tokens that are written; OpenAI's newer models know the
+    second."""
     top_logprobs: int = 20
     """Likely first tokens that the server is asked for, among which the letters of the options must be.
     OpenAI gives 20 at most, vLLM as many as --max-logprobs says."""

@@ -55,7 +55,8 @@ def _ask(config: RunConfig) -> int:
 
     from surgrec.loaders.engines.cpu import count_threads
     from surgrec.vision_language.estimate import estimate, estimate_text
-    from surgrec.vision_language.run import carry_out, open_run, plan
+    from surgrec.vision_language.run import carry_out, plan
+    from surgrec.vision_language.run_setup import open_run
 
     manifest, backend, store = open_run(config)
     threads = count_threads(config.workers)

@@ -46,7 +46,11 @@ class EndpointBackend:
         image: dict[str, Any] = {"image": config.image}
         if config.image == "jpeg":
             image["quality"] = config.quality
-        self.settings: Mapping[str, Any] = {**image, "max_new_tokens": max_new_tokens}
+        self.settings: Mapping[str, Any] = {
+            **image,
+            "max_new_tokens": max_new_tokens,
+            "temperature": config.temperature,
+        }
 
     def tokens(self, question: Question, pictures: Pictures) -> None:
         """Only the server could count them."""
@@ -102,14 +106,21 @@ class EndpointBackend:
         ]
         if question.system:
             messages.insert(0, {"role": "system", "content": question.system})
-        payload = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": self._most}
+        most = 1 if request.way == "options" else self._most
+        payload: dict[str, Any] = {
+            "model": self._model,
+            "messages": messages,
+            self._config.length_field: most,
+        }
+        if self._config.temperature is not None:
+            payload["temperature"] = self._config.temperature
         if request.way == "options":
             if question.style != "letters":
                 raise BackendError(
                     f"prompt {question.prompt!r} names its options, and a server tells likelihoods of first"
                     " tokens only: give prompts with lettered options, --ways generate, or an hf: model"
                 )
-            payload |= {"max_tokens": 1, "logprobs": True, "top_logprobs": self._config.top_logprobs}
+            payload |= {"logprobs": True, "top_logprobs": self._config.top_logprobs}
         return request, payload
 
     def _data_url(self, frame: Any) -> str:
@@ -225,6 +236,8 @@ def check_endpoint(config: EndpointConfig, kind: Kind) -> None:
             raise BackendError(f"--endpoint.{option} is {getattr(config, name)}; it is at least {least}")
     if config.quality > 100:
         raise BackendError(f"--endpoint.quality is {config.quality}; it is at most 100")
+    if config.temperature is not None and not 0 <= config.temperature <= 2:
+        raise BackendError(f"--endpoint.temperature is {config.temperature}; it is between 0 and 2, or None")
     for name in ("backoff", "timeout"):
         if not 0 < getattr(config, name) < float("inf"):
             raise BackendError(

@@ -45,7 +45,7 @@ def choose_frames(look: LookConfig, index: PacketIndex, video: int, start: int, 
         gaps = seconds[start + 1 : end] - seconds[start : end - 1]
         # The last frame is shown as long as the others are on average.
         length = float(gaps.sum() + gaps.mean()) if len(gaps) else 0.0
-        count = min(count, max(1, round(length * look.fps)))
+        count = min(count, max(2, round(length * look.fps)))  # one is no video to some models
     count = min(count, end - start)
     # In whole numbers, as 1.5 / 11 x 22 is less than 3 in floating point.
     return tuple(start + (2 * k + 1) * (end - start) // (2 * count) for k in range(count))

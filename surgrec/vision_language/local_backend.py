@@ -10,7 +10,7 @@ import torch
 
 from surgrec.vision_language.backend import OVERFLOW, BackendError, Failure, Request, Take
 from surgrec.vision_language.frames import Pictures
-from surgrec.vision_language.local_model import LocalModel
+from surgrec.vision_language.local_model import LocalModel, PicturesRefused
 from surgrec.vision_language.records import Question, Reply, Way
 from surgrec.vision_language.target_scores import PREFIX_ONCE, log_likelihoods, whole_log_likelihoods
 
@@ -20,6 +20,8 @@ class LocalBackend:
 
     def __init__(self, local: LocalModel, max_new_tokens: int) -> None:
         self._local, self._most = local, max_new_tokens
+        self._answered = False
+        self._odd: list[tuple[Request, str]] = []
         self._counted: dict[tuple[str, str, int, int, int], int] = {}
         self.settings: Mapping[str, Any] = {
             "weights": local.weights,
@@ -56,6 +58,7 @@ class LocalBackend:
                 for (way, _), batch in waiting.items():
                     if batch:
                         self._batch(way, batch, take)
+                self._tell_odd(take)
         except torch.OutOfMemoryError as error:
             raise BackendError(
                 f"the GPU has no memory left for {self._local.options.batch} questions at a time. What is"
@@ -64,7 +67,11 @@ class LocalBackend:
 
     def _batch(self, way: Way, batch: Sequence[Request], take: Take) -> None:
         prompts = [self._local.prompt_of(each.question, each.pictures) for each in batch]
-        inputs = self._local.inputs_of(prompts, [each.pictures for each in batch])
+        try:
+            inputs = self._local.inputs_of(prompts, [each.pictures for each in batch])
+        except PicturesRefused as error:
+            self._refused(way, batch, take, error)
+            return
         lengths = inputs["attention_mask"].sum(1).tolist()
         targets = [each.question.targets if way == "options" else () for each in batch]
         answers = [
@@ -92,6 +99,29 @@ class LocalBackend:
             replies = self._scored(inputs, prompts, batch, answers, lengths)
         for request, reply in zip(batch, replies, strict=True):
             take(request, reply)
+        self._answered = True
+        self._tell_odd(take)
+
+    def _refused(self, way: Way, batch: Sequence[Request], take: Take, error: PicturesRefused) -> None:
+        """Asks one by one, to tell which one it is."""
+        if len(batch) > 1:
+            for each in batch:
+                self._batch(way, [each], take)
+            return
+        self._odd.append((batch[0], str(error)))
+        if self._answered or len(self._odd) >= self._local.options.batch:
+            self._tell_odd(take)
+
+    def _tell_odd(self, take: Take) -> None:
+        """Of those whose pictures were refused. Where nothing else was answered, it is not for the clips'
+        sake: raises BackendError."""
+        if self._odd and not self._answered:
+            raise BackendError(
+                f"hf:{self._local.name}: its processor refuses the pictures ({self._odd[0][1]})"
+            )
+        for request, reason in self._odd:
+            take(request, Failure(f"pictures refused: {reason}", passes=False))
+        self._odd.clear()
 
     def _written(self, inputs: Any, lengths: Sequence[int]) -> list[Reply]:
         model, tokenizer = self._local.model, self._local.tokenizer

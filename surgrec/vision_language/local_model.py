@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 
 from surgrec.configs.vlm import Kind, LocalConfig
 from surgrec.evaluation.device import device_of
-from surgrec.training.tensor_file import file_digest
 from surgrec.vision_language.backend import BackendError
 from surgrec.vision_language.frames import Pictures
 from surgrec.vision_language.records import Question
 
-PROCESSOR_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
-WEIGHTS: Final = "*.safetensors"
-OLDEST: Final = (5, 6)
-"""Of transformers, as pyproject.toml has it."""
+
+class PicturesRefused(ValueError):  # noqa: N818 - of one clip, it becomes a Failure
+    """The model's processor does not take the pictures; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,9 @@ class LocalModel:
         try:
             processor = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
-            raise BackendError(f"hf:{self.name}: its processor cannot be loaded ({_line(error)})") from error
+            raise BackendError(
+                f"hf:{self.name}: its processor cannot be loaded ({one_line(error)})"
+            ) from error
         if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
             raise BackendError(
                 f"hf:{self.name}: has no processor of pictures and text; give a vision-language model"
@@ -97,7 +96,7 @@ class LocalModel:
                 f"hf:{self.name}: the GPU has no room for it; give --local.device spread, or a smaller model"
             ) from error
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-            raise BackendError(f"hf:{self.name}: cannot be loaded ({_line(error)})") from error
+            raise BackendError(f"hf:{self.name}: cannot be loaded ({one_line(error)})") from error
         model, report = loaded
         lacking = sorted({*report["missing_keys"], *(str(each[0]) for each in report["mismatched_keys"])})
         if lacking:
@@ -126,7 +125,8 @@ class LocalModel:
         return tuple(str(token) for token in added if token.special)
 
     def prompt_of(self, question: Question, pictures: Pictures) -> str:
-        """The text up to where the model answers. Raises BackendError for text that steers the model."""
+        """The text up to where the model answers. Raises BackendError for text that steers the model, or that
+        its template does not take."""
         for token in self._control_tokens:
             if token in question.text or token in question.system:
                 raise BackendError(
@@ -143,12 +143,22 @@ class LocalModel:
         chat = [{"role": "user", "content": content}]
         if question.system:
             chat.insert(0, {"role": "system", "content": [{"type": "text", "text": question.system}]})
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        where = f"hf:{self.name}: its chat template"
+        try:
+            text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise BackendError(f"{where} refuses prompt {question.prompt!r} ({one_line(error)})") from error
         assert isinstance(text, str)
+        for part, name in ((question.text, "text"), (question.system, "system message")):
+            if part.strip() not in text:
+                raise BackendError(
+                    f"{where} leaves out the {name} of prompt {question.prompt!r}; change the prompt, or the"
+                    " template in the model's folder"
+                )
         return text
 
     def inputs_of(self, prompts: Sequence[str], pictures: Sequence[Pictures]) -> Any:
-        """What the model takes for B prompts, padded on the left, on its device. Raises BackendError."""
+        """What the model takes for B prompts, padded on the left, on its device. Raises PicturesRefused."""
         more: dict[str, Any] = {}
         if self.kind == "video":
             more["videos"] = [each.pixels for each in pictures]
@@ -162,9 +172,7 @@ class LocalModel:
         try:
             inputs = self.processor(text=list(prompts), padding=True, return_tensors="pt", **more)
         except ValueError as error:
-            raise BackendError(
-                f"hf:{self.name}: its processor refuses the pictures ({_line(error)})"
-            ) from error
+            raise PicturesRefused(one_line(error)) from error
         return inputs.to(self.device, dtype=self.dtype)
 
     def continuation(self, prompt: str, target: str) -> list[int]:
@@ -178,57 +186,6 @@ class LocalModel:
             return list(both[len(before) :])
         # The tokenizer joins the prompt's end with the answer, which a model that writes freely cannot do.
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def find_model(name: str, kind: Kind, options: LocalConfig, with_weights: bool) -> LocalModel:
-    """A model from a folder, or from the hub, which is asked for what is not on this machine yet.
-
-    with_weights: otherwise only its processor is fetched. Raises BackendError.
-    """
-    check_transformers()
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _fetched(name, with_weights)
-        return LocalModel(name, folder, f"commit {folder.name}", kind, options)
-    files = sorted({path for pattern in (WEIGHTS, *PROCESSOR_FILES) for path in folder.glob(pattern)})
-    if not (folder / "config.json").is_file() or not list(folder.glob(WEIGHTS)):
-        raise BackendError(
-            f"hf:{name}: a folder without config.json or {WEIGHTS}; give one as transformers saves models"
-        )
-    from surgrec.curation.records import key_of
-
-    digests = [[path.name, file_digest(path).xxh3] for path in files]
-    return LocalModel(name, folder, key_of("vlm weights", digests), kind, options)
-
-
-def check_transformers() -> None:
-    """Raises BackendError where transformers is not installed, or a version that answers wrongly."""
-    mend = "pip install 'surgrec[vlm]'"
-    if find_spec("transformers") is None or find_spec("accelerate") is None:
-        raise BackendError(f"hf: models need transformers and accelerate, which are not installed: {mend}")
-    found = version("transformers")
-    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdecimal())
-    if numbers < OLDEST:
-        raise BackendError(
-            f"transformers {found} misplaces what follows a picture; {'.'.join(map(str, OLDEST))} or later is"
-            f" needed: {mend}"
-        )
-
-
-def _fetched(name: str, with_weights: bool) -> Path:
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = [*PROCESSOR_FILES, *([WEIGHTS] if with_weights else [])]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        raise BackendError(
-            f"hf:{name}: no such folder, and the hub does not give it ({_line(error)}); check the name,"
-            " or the"
-            " network"
-        ) from error
 
 
 def _metadata(pictures: Pictures) -> dict[str, Any]:
@@ -247,5 +204,6 @@ def _metadata(pictures: Pictures) -> dict[str, Any]:
     }
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     return " ".join(str(error).split())[:400] or type(error).__name__

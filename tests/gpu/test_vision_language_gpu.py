@@ -15,7 +15,7 @@ from surgrec.configs.vlm import LocalConfig
 from surgrec.vision_language.backend import Failure, Request
 from surgrec.vision_language.frames import Pictures
 from surgrec.vision_language.local_backend import LocalBackend
-from surgrec.vision_language.local_model import find_model
+from surgrec.vision_language.model_files import find_model
 from surgrec.vision_language.records import Question, Reply, Shown, Way
 
 pytestmark = [

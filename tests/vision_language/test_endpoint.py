@@ -57,7 +57,7 @@ def test_what_is_sent(scripted: ModuleType) -> None:
     with scripted.serve(lambda payload, number: scripted.good(payload)) as server:
         answers = ask(server, replace(FAST, image="png"), request, key=KEY)
         assert answers["7"] == Reply("B", (), (), "stop", 77, 3)
-        (sent,) = server.seen
+        sent = server.seen[0]
         assert sent["path"] == "/v1/chat/completions"
         assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("m", 0, 16)
         assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -68,6 +68,10 @@ def test_what_is_sent(scripted: ModuleType) -> None:
             assert kind == "data:image/png"
             np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), pixels)
         assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+        ask(server, replace(FAST, temperature=None, length_field="max_completion_tokens"), request)
+        assert "temperature" not in server.seen[-1]
+        assert "max_tokens" not in server.seen[-1]
+        assert server.seen[-1]["max_completion_tokens"] == 16
         sizes = []
         for quality in (20, 95):
             ask(server, replace(FAST, quality=quality), request)
@@ -330,6 +334,8 @@ def test_options_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"quality": 0}, "--endpoint.quality is 0"),
         ({"quality": 101}, "--endpoint.quality is 101"),
         ({"top_logprobs": 0}, "--endpoint.top-logprobs is 0"),
+        ({"temperature": -1.0}, "--endpoint.temperature is -1.0"),
+        ({"temperature": float("nan")}, "--endpoint.temperature is nan"),
         ({"timeout": 0.0}, "--endpoint.timeout is 0.0"),
         ({"backoff": float("nan")}, "--endpoint.backoff is nan"),
     ):

@@ -20,11 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from surgrec.configs.vlm import Kind, LocalConfig
 
-from surgrec.vision_language import local_backend, local_model
+from surgrec.vision_language import local_backend, model_files
 from surgrec.vision_language.backend import BackendError, Failure, Request
 from surgrec.vision_language.frames import Pictures
 from surgrec.vision_language.local_backend import LocalBackend
-from surgrec.vision_language.local_model import LocalModel, find_model
+from surgrec.vision_language.local_model import LocalModel
+from surgrec.vision_language.model_files import find_model
 from surgrec.vision_language.records import Question, Reply, Shown, Way
 from surgrec.vision_language.target_scores import PREFIX_ONCE
 
@@ -297,6 +298,54 @@ def test_what_tells_models_apart(folder_of: Any, tmp_path: Path) -> None:
     assert find_model(str(tmp_path / "copy"), "middle", CPU, True).weights != weights[0]
 
 
+def test_pictures_that_the_processor_refuses(folder_of: Any) -> None:
+    """One of another shape than it takes fails alone; where no other is answered, nothing goes on."""
+    local = find_model(str(folder_of("qwen2_vl")), "middle", CPU, with_weights=True)
+    fine, odd = request_of(0, "options", 1), request_of(1, "options", 1)
+    shown = replace(odd.pictures.shown, height=1, width=900)
+    odd = replace(odd, pictures=Pictures(shown, np.zeros((1, 1, 900, 3), np.uint8)))
+    for order in ([fine, odd], [odd, fine]):
+        answers = ask(local, order)
+        assert answers["0/options"] == ask(local, [fine])["0/options"]
+        failure = answers["1/options"]
+        assert isinstance(failure, Failure)
+        assert failure.reason.startswith("pictures refused: absolute aspect ratio")
+        assert not failure.passes
+    with pytest.raises(BackendError, match=r"its processor refuses the pictures \(absolute aspect ratio"):
+        ask(local, [odd])
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_videos_of_few_frames(folder_of: Any, family: str) -> None:
+    """Two, three and four; one is no video to some processors, which fails by name."""
+    local = find_model(str(folder_of(family)), "video", CPU, with_weights=True)
+    answers = ask(local, [request_of(number, "options", number + 2) for number in range(3)])
+    assert all(isinstance(answer, Reply) for answer in answers.values())
+    lone = ask(local, [request_of(0, "options", 2), request_of(1, "options", 1)])["1/options"]
+    assert isinstance(lone, Reply) or lone.reason.startswith("pictures refused: t:1 must be larger")
+
+
+def test_templates_that_do_not_take_a_prompt(folder_of: Any) -> None:
+    local = find_model(str(folder_of("qwen2_vl")), "middle", CPU, with_weights=True)
+    request = request_of(0, "generate", 1, system="You are a surgeon.")
+    whole = local.processor.chat_template
+    for template, text in (
+        (
+            whole.replace(
+                "{% for part", "{% if message.role == 'system' %}{% continue %}{% endif %}{% for part"
+            ),
+            "leaves out the system message of prompt 'plain'",
+        ),
+        (whole.replace("{{ part.text }}", "{{ part.text[:9] }}"), "leaves out the text of prompt 'plain'"),
+        ("{{ raise_exception('no system here') }}", r"refuses prompt 'plain' \(no system here"),
+    ):
+        local.processor.chat_template = template
+        with pytest.raises(BackendError, match=text):
+            ask(local, [request])
+    local.processor.chat_template = whole
+    assert isinstance(ask(local, [request])["0/generate"], Reply)
+
+
 def test_models_of_the_hub(folder_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known by their commit; a dry run fetches no weights, and nothing fetches pickles."""
     commit = tmp_path / ("c" * 40)
@@ -358,17 +407,17 @@ def test_old_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("5.24.0", True),
         ("6.0", True),
     ):
-        monkeypatch.setattr(local_model, "version", lambda name, found=found: found)
+        monkeypatch.setattr(model_files, "version", lambda name, found=found: found)
         if fine:
-            local_model.check_transformers()
+            model_files.check_transformers()
             continue
         with pytest.raises(
             BackendError, match=rf"transformers {found} misplaces .*; 5\.6 or later is needed"
         ):
-            local_model.check_transformers()
-    monkeypatch.setattr(local_model, "find_spec", lambda name: None)
+            model_files.check_transformers()
+    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"pip install 'surgrec\[vlm\]'"):
-        local_model.check_transformers()
+        model_files.check_transformers()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -18,7 +18,7 @@ import pytest
 from surgrec.evaluation.manifest import Row, SplitManifest, read_manifest, write_manifest
 from surgrec.vision_language.backend import BackendError
 from surgrec.vision_language.row_choice import choose_rows
-from surgrec.vision_language.run import check_options, open_backend
+from surgrec.vision_language.run_setup import check_options, open_backend
 from surgrec.vision_language.store import read_answers
 from surgrec.vlm import main
 
