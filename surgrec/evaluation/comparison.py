@@ -182,7 +182,8 @@ def _compare_set(
     # Results of vision-language models have a class more, of answers that name none.
     count = max(len(manifest.classes), len(one.classes), len(two.classes))
     answers = [
-        Answers(labels, as_scores(np.array([own[row] for row in rows]), count), groups) for own in said
+        Answers(labels, as_scores(np.array([own[row] for row in rows]), count), groups, len(manifest.classes))
+        for own in said
     ]
     times = times_of(manifest, Part(np.array(rows, np.int64), labels, groups, len(manifest.of("test")), ()))
     weights = draw_groups(answers[0].group_count, seed, resamples, manifest.digest)

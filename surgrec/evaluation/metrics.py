@@ -25,12 +25,14 @@ class Answers:
     """What a classifier says of n test rows, and what is true.
 
     labels: int64 [n] in [0, C). scores: float [n, C], higher is likelier. groups: int64 [n], numbers of what
-    belongs together, from 0 without gaps.
+    belongs together, from 0 without gaps. classes: how many of the C are classes of the set, all of them for
+    None; those behind stand for no answer, which is wrong, and has no F1 of its own.
     """
 
     labels: Ints
     scores: Floats
     groups: Ints
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         n, count = self.scores.shape
@@ -73,7 +75,7 @@ def class_figures(answers: Answers, weights: Floats) -> dict[str, Floats]:
 
         accuracy           share of the rows whose prediction is right
         balanced_accuracy  mean recall of the classes that occur
-        macro_f1           mean F1 of the classes that occur or are predicted
+        macro_f1           mean F1 of the classes that occur or are predicted; no answer is none of them
 
     and `recall` [R, C], NaN for a class that does not occur.
     """
@@ -90,7 +92,7 @@ def class_figures(answers: Answers, weights: Floats) -> dict[str, Floats]:
     return {
         "accuracy": hits.sum(1) / total,
         "balanced_accuracy": np.nanmean(recall, 1),
-        "macro_f1": np.nanmean(f1, 1),
+        "macro_f1": np.nanmean(f1[:, : answers.classes], 1),
         "recall": recall,
     }
 

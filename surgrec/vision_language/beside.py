@@ -49,7 +49,7 @@ def results_on(
             continue
         predicted = np.array([said[row] for row in part.rows.tolist()], np.int64)
         width = max(len(result.classes), len(manifest.classes))
-        answers = Answers(part.labels, as_scores(predicted, width), part.groups)
+        answers = Answers(part.labels, as_scores(predicted, width), part.groups, len(manifest.classes))
         figures = evaluate(
             answers, config.seed, times_of(manifest, part), config.resamples, ranked=False
         ).figures

@@ -220,7 +220,7 @@ def _of_prompt(config: ScoreConfig, manifest: SplitManifest, grid: Grid, part: P
     classes = (*manifest.classes, UNPARSED_NAME)
     predicted = np.where(parsed, said, len(manifest.classes))
     evaluated = evaluate(
-        Answers(part.labels, as_scores(predicted, len(classes)), part.groups),
+        Answers(part.labels, as_scores(predicted, len(classes)), part.groups, len(manifest.classes)),
         config.seed,
         times_of(manifest, part),
         config.resamples,

@@ -256,6 +256,7 @@ def test_beside_probes_on_the_same_rows_and_compared(
     assert one["confusion"] == [[0, 0, 0, 0, 3], [0, 0, 0, 0, 3], [0, 0, 3, 0, 0], [0, 0, 0, 3, 0], [0] * 5]
     assert one["per_class"][4] == {"class": "unparsed", "recall": None, "auroc": None}
     assert [each["recall"]["value"] for each in one["per_class"][:4]] == [0, 0, 1, 1]
+    assert values(one)["macro_f1"] == 0.5  # (0 + 0 + 1 + 1) / 4: no answer is no class
     # A probe that is right for classes 0 to 2, on more rows than the model was asked about; and one on fewer.
     probe = {
         **found["vlm-generate-prompts:plain"],
