@@ -20,7 +20,8 @@ from surgrec.evaluation.features import FeatureError
 from surgrec.kernels.counter_rng import stream_key
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.weights.layout import ClipForm, ReadOptions
-from surgrec.weights.load import OpenedModel, open_model, rate_of
+from surgrec.weights.load import OpenedModel, open_model
+from surgrec.weights.video_model import rate_of
 
 PICTURES: Final = 8
 

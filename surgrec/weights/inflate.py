@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from surgrec.models.encoder_form import EncoderForm, conv_as_linear
 from surgrec.models.video_encoder import build_encoder
+from surgrec.weights.clips import clip_of
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.layout import Imported
 from surgrec.weights.per_frame import Colours
-from surgrec.weights.video_parts import clip_of
 
 OURS: Final = "transformer."
 TABLE: Final = "transformer.positions.table"

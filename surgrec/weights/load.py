@@ -7,11 +7,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast, get_args
 
 import torch
 import xxhash
-from torch import Tensor, nn
 
 from surgrec.curation.records import CurationError
 from surgrec.curation.timm_embedder import timm_identity
@@ -22,76 +20,10 @@ from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content, read_file
 from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
 from surgrec.weights.layouts import detect, layout_named
+from surgrec.weights.names import KINDS, kind_of, parse_name
 from surgrec.weights.ours import open_ours
 from surgrec.weights.timm_vit import fetched, read_as
-
-KINDS: Final = ("file", "hf", "timm")
-NUMBERS: Final = {"size": int, "frames": int, "stride": int, "fps": float, "heads": int, "inflate": int}
-
-
-class VideoModel(nn.Module):
-    """A network of clips with what it wants to see, whoever trained it.
-
-    mean, std: of the colour channels, of values in 0..1; they are applied here. size, frames: of its clips.
-    rate: {"stride": n} or {"fps": f} between the frames; {} where they are spread evenly over a span. width:
-    of a token. identity: plain text that differs where features would, weights included, wherever these lie.
-    coverage: what became of each key of its file; None for a model of this project.
-    """
-
-    def __init__(self, encoder: nn.Module, clip: ClipForm, identity: str, coverage: Coverage | None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.clip = clip
-        self.identity = identity
-        self.coverage = coverage
-
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        return self.clip.mean
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        return self.clip.std
-
-    @property
-    def size(self) -> int:
-        return self.clip.size
-
-    @property
-    def frames(self) -> int:
-        return self.clip.frames
-
-    @property
-    def rate(self) -> dict[str, float]:
-        return rate_of(self.clip)
-
-    @property
-    def width(self) -> int:
-        return self.clip.width
-
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Tokens [B, N, D] of clips uint8, or floating-point in 0..1, [B, frames, size, size, 3].
-
-        Raises ValueError for clips of another shape.
-        """
-        wanted = (self.frames, self.size, self.size, 3)
-        if clip.ndim != 5 or tuple(clip.shape[1:]) != wanted:
-            raise ValueError(
-                f"clips are {list(clip.shape)}; this model wants [B, {', '.join(map(str, wanted))}]"
-            )
-        if clip.dtype != torch.uint8 and not clip.is_floating_point():
-            raise ValueError(f"clips are of {clip.dtype}; uint8, or floating-point in 0..1, is needed")
-        tokens: Tensor = self.encoder(clip)
-        return tokens
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """As forward_features."""
-        return self.forward_features(clip)
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """One vector of a clip's tokens, float32 [B, D]: as the model itself pools, else their mean."""
-        pooled: Tensor = cast(Any, self.encoder).pool(tokens)
-        return pooled
+from surgrec.weights.video_model import VideoModel
 
 
 @dataclass(frozen=True)
@@ -126,7 +58,7 @@ def load_model(
     asked = ReadOptions(part=part, size=size, frames=frames)
     name = str(name_or_path)
     if ":" not in name or Path(name).exists():
-        name = f"{_kind(Path(name))}:{name}"
+        name = f"{kind_of(Path(name))}:{name}"
     opened = open_model(name, asked, layout)
     if opened is None:
         raise WeightsError(
@@ -166,38 +98,6 @@ def open_model(
     if kind == "timm":
         return _timm(path, options, layout or named)
     return _imported(Path(path), options, layout or named)
-
-
-def parse_name(text: str) -> tuple[str, ReadOptions, str | None]:
-    """Path, options and layout of `PATH#part,size=256,...`. Raises WeightsError for an option that there is
-    not."""
-    # A file may have a # in its own name.
-    path, _, behind = (text, "", "") if Path(text).exists() else text.partition("#")
-    values: dict[str, Any] = {}
-    layout = None
-    for item in behind.split(",") if behind else []:
-        key, equals, value = item.partition("=")
-        if not equals and key in get_args(Part):
-            values["part"] = key
-        elif key == "layout" and value:
-            layout = value
-        elif key == "pooling" and value:
-            values[key] = value
-        elif key in NUMBERS and _number(key, value) is not None:
-            values[key] = _number(key, value)
-        else:
-            raise WeightsError(
-                f"{path}: there is no option {item!r}; behind # stand {' or '.join(get_args(Part))},"
-                f" layout=NAME, pooling=NAME, or a number of {', '.join(f'{name}=' for name in NUMBERS)}"
-            )
-    return path, ReadOptions(**values), layout
-
-
-def rate_of(clip: ClipForm) -> dict[str, float]:
-    """Between the frames of a clip, as JSON has it."""
-    if clip.fps is not None:
-        return {"fps": clip.fps}
-    return {} if clip.stride is None else {"stride": clip.stride}
 
 
 def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedModel:
@@ -267,19 +167,3 @@ def _stamp(content: Content) -> list[tuple[int, int, int]]:
     """What differs where a file was replaced or written to."""
     found = [file.stat() for file in content.files]
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
-
-
-def _number(key: str, text: str) -> float | None:
-    """A positive, finite number of the kind that an option has; None of another text."""
-    try:
-        value: float = NUMBERS[key](text)
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None
-
-
-def _kind(path: Path) -> str:
-    """Of a path alone: a run of this project, a folder of Hugging Face's, or a file."""
-    if not path.is_dir():
-        return "file"
-    return "hf" if (path / "config.json").is_file() else "ckpt"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from surgrec.configs.convert import ConvertConfig
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import KINDS, open_model, rate_of
+from surgrec.weights.load import open_model
+from surgrec.weights.names import KINDS
+from surgrec.weights.video_model import rate_of
 
 
 def report(config: ConvertConfig) -> str:

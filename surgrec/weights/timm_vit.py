@@ -14,6 +14,7 @@ import torch
 
 from surgrec.curation.records import CurationError
 from surgrec.curation.timm_embedder import check_name, timm_model
+from surgrec.weights.clips import clip_rate
 from surgrec.weights.coverage import Coverage, Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
@@ -28,7 +29,7 @@ from surgrec.weights.per_frame import (
     rate_asked,
 )
 from surgrec.weights.timm_keys import PATCH, take_all
-from surgrec.weights.video_parts import Published, clip_rate
+from surgrec.weights.video_parts import Published
 
 NAME: Final = "timm-vit"
 VIDEO: Final = Published(frames=16, size=224, stride=4, fps=None, heads={})

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import VideoModel, load_model
+from surgrec.weights.load import load_model
+from surgrec.weights.video_model import VideoModel
 
 WIDTH, REGISTERS = 64, 4
 

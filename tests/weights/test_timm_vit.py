@@ -16,7 +16,8 @@ from torch import Tensor
 from surgrec.convert import main
 from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import VideoModel, load_model, open_model
+from surgrec.weights.load import load_model, open_model
+from surgrec.weights.video_model import VideoModel
 
 PLAIN = "vit_tiny_patch16_224"
 SIZE = 32
