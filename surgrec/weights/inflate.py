@@ -70,7 +70,7 @@ def inflated(
         (f"{OURS}patch_embedding.weight", f"repeated over {tubelet} frames and divided by {tubelet}"),
         (TABLE, f"repeated over {steps} steps of time"),
     ]
-    return Imported(encoder, coverage, clip_of(form, *rate), pretraining=False)
+    return Imported(encoder, form, coverage, clip_of(form, *rate), pretraining=False)
 
 
 def _check(path: Path, model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ import xxhash
 from surgrec.curation.records import CurationError
 from surgrec.curation.timm_embedder import timm_identity
 from surgrec.models.encoder_form import EncoderForm
-from surgrec.models.video_encoder import VideoEncoder
+from surgrec.models.network_form import NetworkForm
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content, read_file
@@ -22,19 +21,19 @@ from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
 from surgrec.weights.layouts import detect, layout_named
 from surgrec.weights.names import KINDS, kind_of, parse_name
 from surgrec.weights.ours import open_ours
-from surgrec.weights.timm_vit import fetched, read_as
+from surgrec.weights.timm_vit import fetched, read_as, untrained
 from surgrec.weights.video_model import VideoModel
 
 
 @dataclass(frozen=True)
 class OpenedModel:
     """A model that was found, and is not on a device yet. identity, coverage: as of VideoModel. clip: what it
-    wants to see. form: of a VideoEncoder, which can be fine-tuned; None of another network. load: in eval
-    mode."""
+    wants to see. form: what builds it again. load: in eval mode; raises WeightsError where weights must be
+    fetched and cannot be had."""
 
     identity: str
     clip: ClipForm
-    form: EncoderForm | None
+    form: EncoderForm | NetworkForm
     coverage: Coverage | None
     load: Callable[[torch.device], VideoModel]
 
@@ -50,7 +49,8 @@ def load_model(
 ) -> VideoModel:
     """A pretrained encoder of any layout in docs/models.md, in eval mode.
 
-    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE, or a path alone.
+    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE,
+    random:timm:MODEL, or a path alone.
     layout: for a file whose keys do not tell it. part: `encoder` or `target_encoder`, for a file with both.
     size, frames: of clips, where they shall be others than the model was trained on; its positions are then
     interpolated, which `coverage` says. Raises WeightsError, which names the file, the cause and the remedy.
@@ -77,7 +77,8 @@ def open_model(
     seed: of first weights. Raises WeightsError.
     """
     kind, _, rest = name.partition(":")
-    if kind not in KINDS or not rest:
+    first_weights = kind == "random" and rest.startswith("timm:")
+    if (kind not in KINDS and not first_weights) or not rest:
         ours = open_ours(name, seed)
         if ours is None:
             return None
@@ -91,10 +92,12 @@ def open_model(
             return VideoModel(found.load(device), found.clip, found.identity, None).eval()
 
         return OpenedModel(ours.identity, ours.clip, ours.form, None, load)
-    path, options, named = parse_name(rest)
+    path, options, named = parse_name(rest.removeprefix("timm:") if first_weights else rest)
     for field in asdict(asked or ReadOptions()).items():
         if field[1] is not None:
             options = replace(options, **dict([field]))
+    if first_weights:
+        return _random(path, options, layout or named, seed)
     if kind == "timm":
         return _timm(path, options, layout or named)
     return _imported(Path(path), options, layout or named)
@@ -109,9 +112,8 @@ def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedMod
 
 
 def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
-    """MODEL or MODEL@FILE of timm, whose weights are fetched or read at once."""
-    if layout is not None:
-        raise WeightsError(f"timm:{name}: its layout is timm's; leave layout={layout} out")
+    """MODEL or MODEL@FILE of timm: a file's weights are read at once, others fetched when they are needed."""
+    _refuse_layout(f"timm:{name}", layout)
     model, at, file = name.partition("@")
     path = Path(file) if at else None
     try:
@@ -121,13 +123,22 @@ def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
     if path is not None:
         found, read = _twice(read_file(path), lambda content: read_as(model, content, options))
     else:
-        found = fetched(model, options)
-
-        def read() -> Imported:
-            return replace(found, encoder=copy.deepcopy(found.encoder))
-
+        found, read = fetched(model, options)
     digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
     return _opened(f"{identity}/{digest}", found, read)
+
+
+def _random(name: str, options: ReadOptions, layout: str | None, seed: int) -> OpenedModel:
+    """A model of timm with first weights."""
+    _refuse_layout(f"random:timm:{name}", layout)
+    found, draw = untrained(name, options, seed)
+    digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
+    return replace(_opened(f"random:timm:{name}/{seed}/{digest}", found, draw), coverage=None)
+
+
+def _refuse_layout(name: str, layout: str | None) -> None:
+    if layout is not None:
+        raise WeightsError(f"{name}: its layout is timm's; leave layout={layout} out")
 
 
 def _twice(
@@ -148,8 +159,11 @@ def _twice(
 
 def _choices(options: ReadOptions, clip: ClipForm) -> str:
     """What was chosen of a file, as text. A clip is what it came to, whoever said it."""
-    said = {name: value for name, value in asdict(options).items() if name not in asdict(clip)}
-    return json.dumps([said, asdict(clip)], sort_keys=True)
+    shape = {name: value for name, value in asdict(clip).items() if name != "pooling"}
+    said = {name: value for name, value in asdict(options).items() if name not in shape}
+    # Without a word, the patches' mean was pooled once: files of that time are known again.
+    said["pooling"] = None if clip.pooling == "all" else clip.pooling
+    return json.dumps([said, shape], sort_keys=True)
 
 
 def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> OpenedModel:
@@ -159,8 +173,7 @@ def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> Ope
     def load(device: torch.device) -> VideoModel:
         return VideoModel(read().encoder, found.clip, identity, found.coverage).to(device).eval()
 
-    form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
-    return OpenedModel(identity, found.clip, form, found.coverage, load)
+    return OpenedModel(identity, found.clip, found.form, found.coverage, load)
 
 
 def _stamp(content: Content) -> list[tuple[int, int, int]]:

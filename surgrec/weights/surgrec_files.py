@@ -142,7 +142,7 @@ def _imported(
     if asked.stride is None and asked.fps is None:
         asked = replace(asked, stride=stride, fps=data.fps)
     encoder, clip = finished(taker, form, weights, trained, asked, ("frames", "size", "mean"))
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 SURGREC: Final = Layout(

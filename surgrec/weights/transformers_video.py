@@ -174,7 +174,7 @@ def _imported(
 ) -> Imported:
     known = ("frames", "size", "mean") if content.preprocessor else ("frames", "size")
     encoder, clip = finished(taker, form, weights, published, asked, known)
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 def _config(content: Content, asked: ReadOptions, layout: str) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 
 from surgrec.weights.coverage import Coverage
-from surgrec.weights.layout import ClipForm
+from surgrec.weights.layout import ClipForm, Encoder
 
 
 class VideoModel(nn.Module):
@@ -20,7 +18,7 @@ class VideoModel(nn.Module):
     coverage: what became of each key of its file; None for a model of this project.
     """
 
-    def __init__(self, encoder: nn.Module, clip: ClipForm, identity: str, coverage: Coverage | None) -> None:
+    def __init__(self, encoder: Encoder, clip: ClipForm, identity: str, coverage: Coverage | None) -> None:
         super().__init__()
         self.encoder = encoder
         self.clip = clip
@@ -56,6 +54,11 @@ class VideoModel(nn.Module):
 
         Raises ValueError for clips of another shape.
         """
+        self._check(clip)
+        tokens: Tensor = self.encoder(clip)
+        return tokens
+
+    def _check(self, clip: Tensor) -> None:
         wanted = (self.frames, self.size, self.size, 3)
         if clip.ndim != 5 or tuple(clip.shape[1:]) != wanted:
             raise ValueError(
@@ -63,17 +66,16 @@ class VideoModel(nn.Module):
             )
         if clip.dtype != torch.uint8 and not clip.is_floating_point():
             raise ValueError(f"clips are of {clip.dtype}; uint8, or floating-point in 0..1, is needed")
-        tokens: Tensor = self.encoder(clip)
-        return tokens
 
     def forward(self, clip: Tensor) -> Tensor:
         """As forward_features."""
         return self.forward_features(clip)
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """One vector of a clip's tokens, float32 [B, D]: as the model itself pools, else their mean."""
-        pooled: Tensor = cast(Any, self.encoder).pool(tokens)
-        return pooled
+    def encode(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """What is pooled of clips, float32 [B, D'], as the model itself does it, else the mean of the tokens;
+        and the tokens. clip, errors: as of forward_features."""
+        self._check(clip)
+        return self.encoder.encode(clip)
 
 
 def rate_of(clip: ClipForm) -> dict[str, float]:

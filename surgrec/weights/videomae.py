@@ -104,7 +104,7 @@ def _read(content: Content, asked: ReadOptions, layout: str) -> Imported:
     pretraining = _drop(content, taker, root)
     known = () if form.position == "sinusoid_1d" else ("size",)
     encoder, clip = finished(taker, form, weights, PUBLISHED, asked, known)
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 def _drop(content: Content, taker: Taker, root: str) -> bool:

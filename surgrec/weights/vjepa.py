@@ -99,7 +99,7 @@ def _read(content: Content, asked: ReadOptions, layout: str, published: Publishe
             taker.drop_under(f"{other}/", f"{part} was asked for")
     drop_training_state(content, taker)
     encoder, clip = finished(taker, form, weights, published, asked, () if rotary else ("size",))
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 def _chosen(content: Content, asked: Part | None, layout: str) -> tuple[Part, str]:

@@ -258,7 +258,7 @@ def test_test_is_the_mean_over_clips_and_views(indexed: Any, tmp_path: Path) -> 
     assert (finished.result["clips"], finished.result["views"]) == (3, ["centre", "mirror"])
     loaded = read_network(finished.run.network, CPU)
     manifest = session.read_manifest(config.manifest)
-    clips = Clips(manifest, config.data_root, loaded.data, tmp_path / "unused.h5", 1)
+    clips = Clips(manifest, config.data_root, loaded.cut, tmp_path / "unused.h5", 1)
     rows = np.array([number for number, row in enumerate(manifest.rows) if row.split == "test"])
     with ClipStream(clips.index, replace(loaded.data, index=indexed.index), CPU, 1) as stream:
         parts = list(clips_in_order(clips, rows, 3, ("centre", "mirror"), 12, stream))
