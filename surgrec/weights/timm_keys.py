@@ -46,7 +46,7 @@ def take_all(content: Content, taker: Taker, model: Any) -> dict[str, Tensor]:
 def take_plain(content: Content, taker: Taker, model: Any) -> dict[str, Tensor]:
     """As take_all, of any model, by its very names."""
     state = model.state_dict()
-    prefix = _whole_at(content, [name for name, value in state.items() if value.is_floating_point()])
+    prefix = _named_at(content, [name for name, value in state.items() if value.is_floating_point()])
     found = {}
     for name, value in state.items():
         if value.is_floating_point():
@@ -60,23 +60,23 @@ def take_plain(content: Content, taker: Taker, model: Any) -> dict[str, Tensor]:
     return found
 
 
-def _whole_at(content: Content, names: list[str]) -> str:
-    """What stands before all names of a model; nothing where no network of the file has all. Raises
-    WeightsError where several have."""
+def _named_at(content: Content, names: list[str]) -> str:
+    """What stands before the names of a model, where most of them are. Raises WeightsError where two places
+    have as many."""
     first = names[0]
     found = [key.removesuffix(first) for key in content.tensors if key.endswith(first)]
-    whole = [
-        prefix
+    counts = {
+        prefix: sum(f"{prefix}{name}" in content.tensors for name in names)
         for prefix in found
-        if (not prefix or prefix.endswith((".", "/")))
-        and all(f"{prefix}{name}" in content.tensors for name in names)
-    ]
-    if len(whole) > 1:
+        if not prefix or prefix.endswith((".", "/"))
+    }
+    most = [prefix for prefix, count in counts.items() if count == max(counts.values())]
+    if len(most) > 1:
         raise WeightsError(
-            f"{content.path}: holds {len(whole)} networks, at {', '.join(map(repr, whole))}; save the state"
+            f"{content.path}: holds {len(most)} networks, at {', '.join(map(repr, most))}; save the state"
             " dict of the one that is meant"
         )
-    return whole[0] if whole else ""
+    return most[0] if most else ""
 
 
 def _take_places(taker: Taker, model: Any, prefix: str, found: dict[str, Tensor]) -> None:
