@@ -47,8 +47,8 @@ class FinetuneConfig:
     """full: all weights. head: those of the head alone, the encoder does not change. lora: the head, and
     low-rank additions to the matrices of attention and MLP."""
     head: HeadKind = "linear"
-    """linear: of what the model pools, mostly the mean over the tokens. attentive: a learned query over the tokens, as in
-    surgrec.probe."""
+    """linear: of what the model pools, mostly the mean over the tokens. attentive: a learned query over the
+    tokens, as in surgrec.probe."""
     blocks: int = 1
     """Blocks of an attentive head, 1 to 4, as in surgrec.probe."""
     epochs: int = 30

@@ -30,6 +30,7 @@ from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
 from surgrec.weights.per_frame import (
     FRAMES,
     Colours,
+    check_whole,
     clip_of_frames,
     fill,
     imported,
@@ -180,7 +181,9 @@ def _finished(made: _Made, taker: Taker, options: ReadOptions, weights: Mapping[
     """Each frame by itself, or inflated. weights: all of the model's."""
     if options.inflate is None:
         found = _described(made, taker, options)
-        return imported(made.path, _network_form(found), weights, found.coverage, _rate_of(found))
+        fill(made.model, weights)
+        check_whole(found.encoder)
+        return found
     refuse(Content(made.path, {}), f"{NAME}, inflated", pooling=options.pooling)
     fill(made.model, weights)
     rate = clip_rate(taker, VIDEO, options)

@@ -209,6 +209,8 @@ def test_a_folder_of_the_hub_says_what_it_is(tmp_path: Path) -> None:
         ({"pretrained_cfg": {"input_size": [3, 32, None]}}, "input_size is .* in config.json"),
         ({"model_args": {"no_such_argument": 1}}, "timm cannot make vit_tiny_patch16_224 .*no_such_argument"),
         ({"model_args": {"img_size": -5}}, "hub"),
+        ({"model_args": {"pretrained": True}}, "pretrained is no keyword of an architecture"),
+        ({"model_args": {"checkpoint_path": "other.pth"}}, "checkpoint_path is no keyword"),
         ({"architecture": "vit_of_nobody"}, "no model 'vit_of_nobody'"),
     ],
 )
