@@ -1,13 +1,16 @@
 """What does a probe cost? Seconds of training on cached features, of many heads in one pass and one by one.
 
     python bench/probe_throughput.py                  # a machine without a GPU, features of ViT-S
-    python bench/probe_throughput.py --device cuda --width 768 --tokens 1568 --token-clips 2000
+    python bench/probe_throughput.py --device cuda --width 768 --tokens 1568 --token-clips 10000 --whole
 
 Features are drawn and written to a feature file, from which every contestant reads, so that reading counts.
+Token features are the same again after a hundred clips: drawing them would take longer than all probes.
 
     attentive-1         one attentive head, ms_per_step
     attentive-20        a grid of twenty in one pass, ms_per_step
     attentive-20-alone  twenty, one after the other: ms_per_step of all together
+                        with --whole also the seconds of attentive-20 as the command trains it: its own steps
+                        and batch, over all token_clips, and choosing on val
     linear-20           a whole linear probe of `clips` clips: standardising, training, choosing on val;
     seconds linear-1            the same with one head
     knn                 k nearest neighbours, all k; seconds
@@ -39,6 +42,7 @@ from surgrec.evaluation.probing import choose
 
 CLASSES = 10
 WARM_STEPS = 2
+AT_ONCE = 100  # clips that are drawn and written
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Options:
     """Steps of the linear probe: the command's default."""
     heads: int = 20
     """Heads of the attentive grid, 1 to 20."""
+    whole: bool = False
+    """Also a whole attentive probe, once."""
     threads: int = 0
     """Threads of torch; 0 leaves it to torch."""
     runs: int = 3
@@ -84,13 +90,14 @@ def make(folder: Path, clips: int, options: Options, tokens: bool) -> tuple[Path
     )
     manifest = splits.SplitManifest("bench", tuple(str(label) for label in range(CLASSES)), rows)
 
+    shape = (min(clips, AT_ONCE), options.tokens, options.width)
+    values = generator.standard_normal(shape, np.float32).astype(np.float16) if tokens else None
+
     def chunks() -> Iterator[Chunk]:
-        for first in range(0, clips, 100):
-            count = min(100, clips - first)
-            shape = (count, options.tokens, options.width)
-            values = generator.standard_normal(shape, np.float32).astype(np.float16) if tokens else None
+        for first in range(0, clips, AT_ONCE):
+            count = min(AT_ONCE, clips - first)
             pooled = generator.standard_normal((count, options.width), np.float32).astype(np.float16)
-            yield Chunk(count, pooled, values, {})
+            yield Chunk(count, pooled, None if values is None else values[:count], {})
 
     about = About("bench", manifest.digest, "noise", "noise", {}, 1, ("centre",))
     path = folder / f"{'tokens' if tokens else 'pooled'}.h5"
@@ -148,6 +155,18 @@ def attentive(path: Path, manifest: splits.SplitManifest, options: Options) -> l
     return rows
 
 
+def whole_attentive(path: Path, manifest: splits.SplitManifest, options: Options) -> Row:
+    """Seconds of the command's own grid, from the file to the answers on test."""
+    config = ProbeConfig(features=path, manifest=path, kind="attentive", precision=options.precision)
+    begin = time.perf_counter()
+    features = open_features(path, manifest)
+    choose(config, features, parts_of(features, manifest), CLASSES, torch.device(options.device))
+    seconds = time.perf_counter() - begin
+    corpus = f"{options.token_clips}x{options.tokens}x{options.width}"
+    about = {"steps": config.steps, "batch": config.batch, "precision": config.precision}
+    return row("attentive-20", corpus, "seconds", [seconds], **about)
+
+
 def whole(path: Path, manifest: splits.SplitManifest, options: Options) -> list[Row]:
     """Seconds of whole linear and k-NN probes, from the file to the answers on test."""
     device = torch.device(options.device)
@@ -191,7 +210,10 @@ def main(options: Options) -> int:
     print_machine()
     with tempfile.TemporaryDirectory(prefix="surgrec-probe-throughput-") as name:
         folder = Path(name)
-        rows = attentive(*make(folder, options.token_clips, options, True), options)
+        tokens = make(folder, options.token_clips, options, True)
+        rows = attentive(*tokens, options)
+        if options.whole:
+            rows.append(whole_attentive(*tokens, options))
         rows += whole(*make(folder, options.clips, options, False), options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows.append(row("process", f"{options.clips}x{options.width}", "peak_gib", [peak]))

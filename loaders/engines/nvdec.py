@@ -33,6 +33,7 @@ from surgrec.loaders.engines.base import (
 from surgrec.loaders.engines.clip_reader import ClipReader, os_reason
 from surgrec.loaders.engines.cpu import count_threads
 from surgrec.loaders.engines.cpu_processes import ProcessWorker
+from surgrec.loaders.engines.crew_size import CrewSize
 from surgrec.loaders.engines.decode_process import Setup
 from surgrec.loaders.engines.nvcuvid import CODECS, Driver, NvdecUnavailable, decode_caps, load_driver
 from surgrec.loaders.engines.nvdec_feed import Describer, Fed, FeedReader, RefusedClip, describer
@@ -114,7 +115,7 @@ class NvdecEngine(PooledEngine):
             self.sessions,
             "surgrec-nvdec",
             lambda: _NvdecWorker(self, reader, describe, pool, PATIENCE * timeout),
-            _NvdecWorker.run,
+            self._on_nvdec,
             queue,
             (EITHER,),
             timeout,
@@ -131,6 +132,7 @@ class NvdecEngine(PooledEngine):
             behind=self.sessions,
         )
         self._share = share
+        self._crew = CrewSize(self.threads) if share else None
 
     @property
     def parallel(self) -> int:
@@ -170,8 +172,21 @@ class NvdecEngine(PooledEngine):
                 self._failed.add(failed)
         return PassedOn(CPU_ONLY)
 
+    def _on_nvdec(self, worker: _NvdecWorker, request: ClipRequest) -> Outcome | PassedOn:
+        outcome = worker.run(request)
+        if not isinstance(outcome, PassedOn):
+            self._finished()
+        return outcome
+
+    def _finished(self) -> None:
+        """A clip is done: perhaps another number of FFmpeg's processes helps from now on."""
+        size = None if self._crew is None else self._crew.finished()
+        if size is not None:
+            self._cpu.allow(size)
+
     def _on_cpu(self, worker: ProcessWorker, request: ClipRequest) -> Outcome:
         outcome = worker.run(request)
+        self._finished()
         with self._lock:
             if request in self._failed:
                 self._failed.remove(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -30,12 +31,15 @@ class PassedOn:
 
 @dataclass(eq=False)
 class _Crew:
-    """Threads that take from the same lanes, in this order. behind: as WorkQueue.crew has it."""
+    """Threads that take from the same lanes, in this order. behind: as WorkQueue.crew has it. helping: how
+    many of them, those of the lowest ranks, take from the first lane where `behind` is set.
+    """
 
     lanes: tuple[int, ...]
     behind: int | None
-    idle: deque[threading.Condition] = field(default_factory=deque)
-    """One for each thread that waits and has not been woken yet."""
+    helping: int
+    idle: deque[tuple[int, threading.Condition]] = field(default_factory=deque)
+    """The rank of each thread that waits and has not been woken yet, and what wakes it."""
 
 
 @runtime_checkable
@@ -59,11 +63,17 @@ class WorkQueue(Generic[Item, Result]):
         """Registers threads that will `take` from these lanes; those registered first are woken first.
 
         behind: of the first lane, 0, they take the newest item, and only where more than this many wait: so
-        slower threads never hold what is due next, nor leave others without work.
+        slower threads never hold what is due next, nor leave others without work. All of them may, until
+        `allow` says otherwise.
         """
-        crew = _Crew(lanes, behind)
+        crew = _Crew(lanes, behind, sys.maxsize)
         self._crews.append(crew)
         return crew
+
+    def allow(self, crew: _Crew, helping: int) -> None:
+        """Lets only so many threads of a crew that stays behind take from the first lane."""
+        with self._lock:
+            crew.helping = helping
 
     def submit(self, item: Item) -> Future[Result]:
         """Queues an item in the first lane. RuntimeError after `close`."""
@@ -78,32 +88,38 @@ class WorkQueue(Generic[Item, Result]):
                 raise RuntimeError("the engine is closed")
             self._lanes[lane].append((future, item))
             for crew in self._crews:
-                if crew.idle and lane in crew.lanes and self._has(crew, lane):
-                    crew.idle.popleft().notify()
-                    break
+                for waiting in crew.idle if lane in crew.lanes else ():
+                    if self._has(crew, lane, waiting[0]):
+                        crew.idle.remove(waiting)
+                        waiting[1].notify()
+                        return
 
-    def take(self, crew: _Crew) -> tuple[Future[Result], Item] | None:
-        """The next item of the crew's lanes; waits for it. None once closed, or once the main thread ends."""
+    def take(self, crew: _Crew, rank: int = 0) -> tuple[Future[Result], Item] | None:
+        """The next item of the crew's lanes; waits for it. None once closed, or once the main thread ends.
+
+        rank: of the thread in its crew, from 0.
+        """
         main = threading.main_thread()
         with self._lock:
             while True:
                 for lane in crew.lanes:
-                    if self._has(crew, lane):
+                    if self._has(crew, lane, rank):
                         newest = lane == 0 and crew.behind is not None
                         return self._lanes[lane].pop() if newest else self._lanes[lane].popleft()
                 if self.closed or not main.is_alive():
                     return None
                 # One for each wait: whoever is woken is off the list, and the next item wakes another.
-                wake = threading.Condition(self._lock)
-                crew.idle.append(wake)
-                wake.wait(LOOK_UP_SECONDS)
-                if wake in crew.idle:
-                    crew.idle.remove(wake)
+                waiting = rank, threading.Condition(self._lock)
+                crew.idle.append(waiting)
+                waiting[1].wait(LOOK_UP_SECONDS)
+                if waiting in crew.idle:
+                    crew.idle.remove(waiting)
 
-    def _has(self, crew: _Crew, lane: int) -> bool:
-        """Whether a lane has an item for a crew."""
-        least = crew.behind if lane == 0 and crew.behind is not None else 0
-        return len(self._lanes[lane]) > least
+    def _has(self, crew: _Crew, lane: int, rank: int) -> bool:
+        """Whether a lane has an item for a crew's thread."""
+        if lane or crew.behind is None:
+            return bool(self._lanes[lane])
+        return rank < crew.helping and len(self._lanes[lane]) > crew.behind
 
     def close(self) -> None:
         """Cancels what is queued; no more items are taken up, and the threads end."""
@@ -114,7 +130,7 @@ class WorkQueue(Generic[Item, Result]):
                 lane.clear()
             for crew in self._crews:
                 while crew.idle:
-                    crew.idle.popleft().notify()
+                    crew.idle.popleft()[1].notify()
         for future in queued:
             _cancel(future)
 
@@ -123,6 +139,7 @@ class WorkQueue(Generic[Item, Result]):
 class _Post(Generic[Item, Result]):
     """What one thread is at, for those who watch it."""
 
+    rank: int = 0
     thread: threading.Thread | None = None
     work: tuple[Future[Result], Item] | None = None
     since: float = 0.0
@@ -163,11 +180,15 @@ class WorkerThreads(Generic[Own, Item, Result]):
         self._posts: list[_Post[Item, Result]] = []
         self._posts_lock = threading.Lock()
         self._made = 0
-        for _ in range(count):
-            self._start()
+        for rank in range(count):
+            self._start(rank)
         if timeout is not None and late is not None:
             watch = (timeout, late)
             threading.Thread(target=self._watch, args=watch, name=f"{name}-watch", daemon=True).start()
+
+    def allow(self, helping: int) -> None:
+        """As WorkQueue.allow, for these threads."""
+        self.queue.allow(self._crew, helping)
 
     def submit(self, item: Item) -> Future[Result]:
         """Queues an item. The future raises what `work` raises. RuntimeError after `close`."""
@@ -182,8 +203,8 @@ class WorkerThreads(Generic[Own, Item, Result]):
             while not post.given_up and post.thread is not None and post.thread.is_alive():
                 post.thread.join(0.1)
 
-    def _start(self) -> None:
-        post: _Post[Item, Result] = _Post()
+    def _start(self, rank: int) -> None:
+        post: _Post[Item, Result] = _Post(rank)
         # A thread that hangs in a driver must not keep the process from ending.
         post.thread = threading.Thread(
             target=self._loop,
@@ -215,7 +236,7 @@ class WorkerThreads(Generic[Own, Item, Result]):
     def _work_off(self, post: _Post[Item, Result], own: Own) -> None:
         main = threading.main_thread()
         while True:
-            entry = self.queue.take(self._crew)
+            entry = self.queue.take(self._crew, post.rank)
             if entry is None:
                 return
             future, item = entry
@@ -273,7 +294,7 @@ class WorkerThreads(Generic[Own, Item, Result]):
         with self._posts_lock:
             self._posts.remove(post)
             if not self.queue.closed:
-                self._start()
+                self._start(post.rank)
         future, item = work
         thread = post.thread.ident if post.thread is not None else None
         try:

@@ -47,6 +47,21 @@ def test_the_script_measures_and_compares_given_videos(streams, tmp_path):
     assert not list(tmp_path.glob("*.npz"))
 
 
+def test_the_cpu_time_of_processes_that_a_contestant_started_counts(bench_module):
+    """Of one that still runs, as the cpu engine's decoding processes do, and of one that has ended."""
+    team = bench_module("team")
+    spin = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()"
+    before = team.cpu_seconds()
+    with subprocess.Popen(
+        [sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as busy:
+        busy.stdout.readline()
+        running = team.cpu_seconds() - before
+        busy.communicate(b"\n")
+    assert running > 0.35
+    assert team.cpu_seconds() - before > running - 0.05
+
+
 def test_a_mixture_is_compared_with_its_parts_and_the_absent_disturb_nobody(streams, tmp_path):
     kinds = ("h264_default", "hevc_closed")
     videos = [streams.make_stream(kind, tmp_path / kind) for kind in kinds]

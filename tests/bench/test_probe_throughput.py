@@ -23,6 +23,7 @@ def test_it_measures_every_contestant(
         steps=1,
         linear_steps=3,
         runs=1,
+        whole=True,
         out=tmp_path,
     )
     assert script.main(options) == 0
@@ -34,6 +35,7 @@ def test_it_measures_every_contestant(
         ("attentive-20-alone", "ms_per_step"),
         ("attentive-20", "times_one_head"),
         ("attentive-20", "times_faster_than_alone"),
+        ("attentive-20", "seconds"),
         ("linear-20", "seconds"),
         ("linear-1", "seconds"),
         ("knn", "seconds"),

@@ -147,6 +147,37 @@ def test_a_crew_behind_is_woken_by_the_first_item_that_it_may_take():
     queue.close()
 
 
+def test_only_those_who_may_help_take_from_the_first_lane():
+    queue: WorkQueue[int, int] = WorkQueue(lanes=2)
+    crew = queue.crew((1, 0), 0)
+    queue.allow(crew, 1)
+    taken: list[int] = []
+
+    def work(rank: int) -> None:
+        while (entry := queue.take(crew, rank)) is not None:
+            taken.append(rank)
+            entry[0].set_result(entry[1])
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (1, 0)]
+    threads[0].start()
+    until(lambda: len(crew.idle) == 1)
+    waits = queue.submit(5)
+    time.sleep(0.05)
+    assert not waits.done()
+    refused: Future[int] = Future()
+    queue.put(refused, 6, 1)  # what nobody else takes, each of them takes
+    assert refused.result(SOON) == 6
+    threads[1].start()
+    assert waits.result(SOON) == 5
+    assert taken == [1, 0]
+    queue.allow(crew, 2)
+    done = [queue.submit(number) for number in range(50)]
+    assert [future.result(SOON) for future in done] == list(range(50))
+    queue.close()
+    for thread in threads:
+        thread.join(5)
+
+
 def test_a_crew_leaves_lanes_alone_that_are_not_its_own():
     queue: WorkQueue[str, str] = WorkQueue(lanes=2)
     first, second = queue.crew((0,)), queue.crew((1,))
