@@ -154,4 +154,4 @@ def test_the_wheel_holds_what_the_checkout_holds(clean: Callable[..., str], tmp_
 def test_commands_answer(clean: Callable[..., str], tmp_path: Path) -> None:
     names = [path.stem for path in (ROOT / "surgrec").glob("*.py") if "__main__" in path.read_text()]
     (tmp_path / "commands.json").write_text(json.dumps(names))
-    assert clean(HELP, tmp_path).count("usage") >= len(names) >= 13
+    assert clean(HELP, tmp_path).count("usage") >= len(names) > 10
