@@ -424,6 +424,28 @@ def test_the_report_of_convert_takes_names_of_timm(
     assert "clips of 16 frames (stride 4) of 32 x 32 pixels; tokens of 2 x 16 x 16, width 192" in out
 
 
+def test_weights_that_cannot_be_fetched_are_not_reported_as_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until they are needed nothing is fetched; a report needs them."""
+    create = timm.create_model
+
+    def fetch(name: str, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("there is no network")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    name = f"timm:{PLAIN}.augreg_in21k"
+    opened = open_model(name)
+    assert opened is not None
+    with pytest.raises(WeightsError, match="cannot be had: there is no network"):
+        opened.load(torch.device("cpu"))
+    assert main([name, "--report"]) == 1
+    said = capsys.readouterr()
+    assert (said.out, "cannot be had: there is no network" in said.err) == ("", True)
+
+
 def test_two_networks_of_one_name_share_nothing(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(reference(PLAIN, SIZE).state_dict(), path)
