@@ -54,15 +54,13 @@ def train_heads(
     batches: features, [B, D] or [B, N, D], and labels int64 [B], on the device; as many as steps. half:
     compute products in bfloat16. Weights and their optimizer stay float32.
     """
-    weights = {name: value.to(device) for name, value in heads.first([c.seed for c in candidates]).items()}
-    for value in weights.values():
-        value.requires_grad_()
-    groups: list[dict[str, Any]] = []
-    for head, candidate in enumerate(candidates):
-        for decayed in (True, False):
-            own = [value.detach()[head] for name, value in weights.items() if heads.decayed(name) == decayed]
-            groups.append({"params": own, "weight_decay": candidate.weight_decay if decayed else 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+    rows = torch.empty(len(candidates), heads.parameters, device=device)
+    slopes = torch.zeros_like(rows)
+    weights, gradients = _by_name(heads, rows), _by_name(heads, slopes)
+    for name, value in heads.first([candidate.seed for candidate in candidates]).items():
+        weights[name].copy_(value)
+        weights[name].requires_grad_()
+    optimizer = _optimizer(heads, rows, slopes, candidates)
     done = 0
     for features, labels in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -70,24 +68,43 @@ def train_heads(
         loss = functional.cross_entropy(
             logits.float().flatten(0, 1), labels.repeat(len(candidates)), reduction="sum"
         )
-        gradients = torch.autograd.grad(loss / len(labels), list(weights.values()))
-        for head, candidate in enumerate(candidates):
-            for decayed, group in zip(
-                (True, False), optimizer.param_groups[2 * head : 2 * head + 2], strict=True
-            ):
-                group["lr"] = candidate.lr * rate_at(done, steps)
-                parts = [
-                    gradient[head].contiguous()
-                    for name, gradient in zip(weights, gradients, strict=True)
-                    if heads.decayed(name) == decayed
-                ]
-                for parameter, gradient in zip(group["params"], parts, strict=True):
-                    parameter.grad = gradient
+        found = torch.autograd.grad(loss / len(labels), list(weights.values()))
+        for gradient, value in zip(gradients.values(), found, strict=True):
+            gradient.copy_(value)
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * rate_at(done, steps)
         optimizer.step()
         done += 1
     if done != steps:
         raise ValueError(f"{done} batches for {steps} steps")
-    return {name: value.detach() for name, value in weights.items()}
+    return {name: value.detach().contiguous() for name, value in weights.items()}
+
+
+def _by_name(heads: Heads, rows: Tensor) -> Weights:
+    """Weights [G, ...] within rows [G, parameters], a row a head; those that decay come first."""
+    found: Weights = {}
+    at = 0
+    for name, shape in sorted(heads.shapes().items(), key=lambda weight: not heads.decayed(weight[0])):
+        size = math.prod(shape)
+        found[name] = rows[:, at : at + size].unflatten(1, shape)
+        at += size
+    return found
+
+
+def _optimizer(heads: Heads, rows: Tensor, slopes: Tensor, candidates: list[Candidate]) -> torch.optim.AdamW:
+    """AdamW of all heads, whose gradients are always in `slopes`. Every tensor and every group costs time:
+    a head is two tensors, and heads of one learning rate and weight decay are a group."""
+    first = sum(math.prod(shape) for name, shape in heads.shapes().items() if heads.decayed(name))
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for candidate, row, slope in zip(candidates, rows, slopes, strict=True):
+        for part, decay in ((slice(first), candidate.weight_decay), (slice(first, None), 0.0)):
+            own = row[part]
+            own.grad = slope[part]
+            groups.setdefault((candidate.lr, decay), []).append(own)
+    described: list[dict[str, Any]] = [
+        {"params": own, "highest": lr, "weight_decay": decay} for (lr, decay), own in groups.items()
+    ]
+    return torch.optim.AdamW(described, lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
 @torch.no_grad()
