@@ -32,10 +32,11 @@ class ConvertConfig:
 
     model: Annotated[str, tyro.conf.Positional]
     """For --to: a run folder of surgrec.pretrain, of which the newest checkpoint is taken; one of its
-    checkpoints; or a file that --to safetensors wrote. For --report: a file or folder of any layout, or
-    timm:MODEL or timm:MODEL@FILE, with options behind a #, as in weights.pt#target_encoder."""
+    checkpoints; or a file that --to safetensors wrote. For --report: these, a file or folder of any layout,
+    or timm:MODEL or timm:MODEL@FILE, with options behind a #, as in weights.pt#target_encoder."""
     report: bool = False
-    """Print what becomes of each tensor: loaded, changed, dropped and why, and what is assumed."""
+    """Print what becomes of each tensor: loaded, changed, dropped and why, and what is assumed; of a model of
+    this project also what it was pretrained on, when and how."""
     to: Format | None = None
     """safetensors: all weights in one file of ours. hub: a folder for the Hugging Face Hub, with a card.
     timm: for timm.create_model. transformers-*: folders for from_pretrained. vjepa, videomae: checkpoints of

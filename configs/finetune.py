@@ -36,9 +36,9 @@ class FinetuneConfig:
     data_root: Path
     """The folder that the manifest's paths are relative to."""
     model: str
-    """ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints. file:PATH, hf:FOLDER: a video
-    transformer of another project, as in surgrec.extract. random:PRESET: first weights,
-    untrained, to compare with."""
+    """ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints. file:PATH, hf:FOLDER: weights
+    of another project; timm:MODEL, timm:MODEL@FILE: an image model, frame by frame, as in surgrec.extract.
+    random:PRESET, random:timm:MODEL: first weights, untrained, to compare with."""
     out: Path | None = None
     """Run folder; runs/finetune-TIME by default. One that holds a run with the same options is resumed."""
     results: Path = Path("results.jsonl")
@@ -47,8 +47,8 @@ class FinetuneConfig:
     """full: all weights. head: those of the head alone, the encoder does not change. lora: the head, and
     low-rank additions to the matrices of attention and MLP."""
     head: HeadKind = "linear"
-    """linear: of the mean over the tokens. attentive: a learned query over the tokens, as in
-    surgrec.probe."""
+    """linear: of what the model pools, mostly the mean over the tokens. attentive: a learned query over the
+    tokens, as in surgrec.probe."""
     blocks: int = 1
     """Blocks of an attentive head, 1 to 4, as in surgrec.probe."""
     epochs: int = 30
@@ -61,14 +61,14 @@ class FinetuneConfig:
     warmup: float = 0.1
     """Share of the run over which the learning rate rises linearly; then it falls to 0 by a cosine."""
     weight_decay: float = 0.05
-    """AdamW's; none on biases, norms and the query of a head."""
+    """AdamW's; none on biases, norms, the query of a head, and an image model's positions and class token."""
     clip: float | None = 5.0
     """Largest L2 norm of all gradients together; None does not clip."""
     layer_decay: float | None = None
     """Factor of the learning rate from each block to the one before; 0.75 in full, 1 for lora."""
     drop_path: float | None = None
-    """Probability with which the last block's branches are left out for a clip, growing linearly from 0 at
-    the first; 0.1 in full, 0 for lora."""
+    """Probability with which the last block's branches are left out for a clip, in an image model for a
+    frame, growing linearly from 0 at the first; 0.1 in full, 0 for lora."""
     rank: int | None = None
     """Rank of the additions, for lora; 8."""
     alpha: float | None = None

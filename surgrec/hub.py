@@ -22,8 +22,8 @@ from surgrec.loaders.whole_file import replacing
 from surgrec.models.encoder_form import transformer_of
 from surgrec.models.video_encoder import VideoEncoder, form_of
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import VideoModel
 from surgrec.weights.ours import form_and_clip
+from surgrec.weights.video_model import VideoModel
 
 WEIGHTS: Final = "model.safetensors"
 CARD: Final = "README.md"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from surgrec.evaluation.described_tensors import format_of
-from surgrec.evaluation.feature_models import Choose, choose_within, feature_model
+from surgrec.evaluation.feature_models import Choose, feature_model
 from surgrec.evaluation.saved_head import HeadError, SavedHead, read_head
 from surgrec.finetuning.network_file import FILE as NETWORK
 from surgrec.finetuning.network_file import LoadedNetwork, read_network
@@ -52,11 +52,11 @@ def open_classifier(path: Path, model: str | None, seed: int) -> ClipClassifier:
 
 
 def _finetuned(network: LoadedNetwork) -> ClipClassifier:
-    about, data = network.about, network.data
+    about, cut = network.about, network.cut
 
     def load(device: torch.device) -> tuple[int, Ask]:
         network.classifier.to(device)
-        return data.size, network
+        return cut.data.size, network
 
     return ClipClassifier(
         about.classes,
@@ -64,7 +64,7 @@ def _finetuned(network: LoadedNetwork) -> ClipClassifier:
         about.model,
         about.identity,
         about.geometry,
-        choose_within(data),
+        cut.choose,
         _plain(asdict(about)),
         load,
     )
@@ -77,7 +77,8 @@ def _probe(path: Path, head: SavedHead, model: str | None, seed: int) -> ClipCla
     if network.identity != about.identity:
         raise HeadError(
             f"{path}: this head was trained on features of {about.model} ({about.identity}), and {asked} is"
-            f" another network ({network.identity}): give the one that it was trained on, --model"
+            f" another network ({network.identity}): give the one that it was trained on, --model, or"
+            " extract its features again and train a head on them"
         )
 
     def load(device: torch.device) -> tuple[int, Ask]:

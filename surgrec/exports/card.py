@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from surgrec.configs.pretrain import flatten, is_free
 from surgrec.curation.report_page import readable
 from surgrec.evaluation.results import ResultsError, read_results
 from surgrec.evaluation.table import make_table
 from surgrec.evaluation.table_text import markdown, markdown_cell
 from surgrec.exports.model_file import ModelAbout
+from surgrec.exports.pretraining import pretraining_of
 from surgrec.exports.source import Part, Source
-from surgrec.training.errors import UserError
-from surgrec.training.run_folder import RunFolder
-from surgrec.training.run_record import read_record
 from surgrec.weights.errors import WeightsError
 
 NAMES: Final[dict[Part, str]] = {"encoder": "the encoder", "target_encoder": "the teacher"}
@@ -46,7 +43,7 @@ def run_card(source: Source, part: Part, results: Path | None, license: str | No
     results: a results.jsonl whose rows are of one model, this one. Raises WeightsError for rows of several,
     a file that cannot be used, or a licence of several lines.
     """
-    parts = [_head(source.about, part, license), _data(source), _recipe(source)]
+    parts = [_head(source.about, part, license), *_made(source)]
     if results is not None:
         parts.append(_results(results))
     return "\n\n".join([*parts, USE])
@@ -86,51 +83,21 @@ def _head(about: ModelAbout, part: Part, license: str | None) -> str:
     )
 
 
-def _data(source: Source) -> str:
-    """Of the run's record; paths and names of machines are left out."""
-    lines = ["## Data", ""]
-    digest = source.about.index_digest
-    if source.run is None:
-        known = f"index `{digest}`" if digest else "no digest"
-        return "\n".join([*lines, f"The file that this was made from holds no record of a run: {known}."])
-    try:
-        starts = read_record(RunFolder(source.run))["starts"]
-        last = starts[-1]
-        index, plan = last["index"], last["plan"]
-        lines.append(f"- {index['videos']:,} videos, packet index `{index['digest']}`")
-        if plan is None:
-            lines.append("- no plan of curation: drawn from the index as it is")
-        else:
-            lines.append(f"- {plan['segments']:,} segments, plan of curation `{plan['digest']}`")
-        lines += ["", "## Training", ""]
-        for start in starts:
-            git = start["git"]
-            commit = "unknown" if git is None else git["commit"] + "+" * bool(git["dirty"])
-            versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
-            device = f"{start['ranks']} x {_plain(start['device'])}"
-            lines.append(f"- {start['time']}: {device}, commit `{commit}`, {versions}")
-    except (UserError, LookupError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"{RunFolder(source.run).record}: not the record of a run ({error}); put it back, or convert to"
-            " safetensors first, which does without"
-        ) from error
-    return "\n".join(lines)
-
-
-def _recipe(source: Source) -> str:
-    lines = ["## Recipe", ""]
-    if source.recipe is None:
-        flat: dict[str, Any] = flatten(source.about.pretraining)
-        lines += ["The schedule is not in the file that this was made from; the model is:", ""]
+def _made(source: Source) -> list[str]:
+    """Data, training and recipe."""
+    about = source.about
+    found = pretraining_of(about, source.run, source.recipe, _plain)
+    if found.data is None:
+        known = f"index `{about.index_digest}`" if about.index_digest else "no digest"
+        data = [f"The file that this was made from holds no record of a run: {known}."]
     else:
-        flat = flatten(source.recipe)
-    lines += ["| entry | value |", "|---|---|"]
-    lines += [
-        f"| {_plain(name)} | {_plain(value)} |"
-        for name, value in flat.items()
-        if not is_free(name) and value is not None
-    ]
-    return "\n".join(lines)
+        data = [f"- {line}" for line in found.data]
+        data += ["", "## Training", "", *(f"- {line}" for line in found.training)]
+    recipe = ["## Recipe", ""]
+    if not found.scheduled:
+        recipe += ["The schedule is not in the file that this was made from; the model is:", ""]
+    recipe += ["| entry | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in found.recipe)]
+    return ["\n".join(["## Data", "", *data]), "\n".join(recipe)]
 
 
 def _results(path: Path) -> str:
@@ -146,6 +113,6 @@ def _results(path: Path) -> str:
     return "# Results\n\n" + markdown(make_table(rows)).rstrip()
 
 
-def _plain(value: Any) -> str:
+def _plain(text: str) -> str:
     """A text from a file as a cell of Markdown."""
-    return markdown_cell(readable(str(value)))
+    return markdown_cell(readable(text))

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from surgrec.configs.finetune import FinetuneConfig, HeadKind, of_mode
 from surgrec.evaluation.heads import AttentiveHeads, Heads, LinearHeads, Weights
+from surgrec.finetuning.encoders import blocks_of, layers, set_branches, undecayed_of
 from surgrec.kernels.counter_rng import stream_key
 from surgrec.models.low_rank import add_low_rank
-from surgrec.models.video_encoder import VideoEncoder, set_drop_path
+from surgrec.models.timesformer import TimeSformer
+from surgrec.models.video_encoder import VideoEncoder
+from surgrec.weights.layout import Encoder
 
-_BLOCK: Final = re.compile(r"encoder\.transformer\.blocks\.(\d+)\.")
+_PREFIX: Final = "encoder."
 
 
 class Classifier(nn.Module):
     """frames uint8 [B, T, S, S, 3] -> logits float32 [B, C]. frozen: the encoder is never trained, and stays
-    in eval mode."""
+    in eval mode; batch norms of one that is trained do, too: batches are small, and their statistics those of
+    pretraining."""
 
-    def __init__(self, encoder: VideoEncoder, heads: Heads, weights: Weights, frozen: bool = False) -> None:
+    def __init__(self, encoder: Encoder, heads: Heads, weights: Weights, frozen: bool = False) -> None:
         """weights: of one head, [1, ...] each."""
         super().__init__()
         self.encoder = encoder
@@ -37,6 +41,9 @@ class Classifier(nn.Module):
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
+        for part in self.encoder.modules():
+            if isinstance(part, _BatchNorm):
+                part.eval()
         return self
 
     def head_weights(self) -> Weights:
@@ -45,61 +52,76 @@ class Classifier(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens = self.encoder(frames)
-        features = tokens if isinstance(self.heads, AttentiveHeads) else self.encoder.pool(tokens)
+            pooled, tokens = self.encoder.encode(frames)
+        features = tokens if isinstance(self.heads, AttentiveHeads) else pooled
         logits: Tensor = self.heads.logits(self.head_weights(), features)[0]
         return logits.float()
 
 
-def heads_of(kind: HeadKind, width: int, classes: int, blocks: int) -> Heads:
-    """The shape of a head. Raises ValueError for blocks that there are not."""
+def heads_of(kind: HeadKind, encoder: Encoder, classes: int, blocks: int) -> Heads:
+    """The shape of a head behind an encoder. Raises ValueError for blocks that there are not."""
     if kind == "attentive":
-        return AttentiveHeads(width, classes, blocks)
-    return LinearHeads(width, classes)
+        return AttentiveHeads(encoder.width, classes, blocks)
+    return LinearHeads(encoder.pooled_width, classes)
 
 
-def build_classifier(config: FinetuneConfig, encoder: VideoEncoder, classes: int) -> Classifier:
+def build_classifier(config: FinetuneConfig, encoder: Encoder, classes: int) -> Classifier:
     """On the CPU, with first weights of the head, and of low-rank additions, that the seed tells: streams
     "probe/first weights" and "finetune/low rank". Raises ValueError for options that do not fit the
     encoder."""
     own = of_mode(config)
-    heads = heads_of(config.head, encoder.width, classes, config.blocks)
-    if isinstance(heads, AttentiveHeads):
-        # Its query takes the place of the mean that this norm belongs to.
-        encoder.pool_norm.requires_grad_(False)
+    heads = heads_of(config.head, encoder, classes, config.blocks)
     if config.mode == "lora":
         encoder.requires_grad_(False)
         key = stream_key(config.seed, "finetune/low rank") >> 1
-        add_low_rank(encoder.transformer.blocks, own["rank"], own["alpha"], key)
+        add_low_rank(blocks_of(encoder), own["rank"], own["alpha"], key)
     if own.get("drop_path"):
-        set_drop_path(encoder, own["drop_path"])
-    return Classifier(encoder, heads, heads.first([config.seed]), frozen=config.mode == "head")
+        try:
+            set_branches(encoder, own["drop_path"])
+        except ValueError as error:
+            raise ValueError(f"--model {config.model}: {error}") from error
+    classifier = Classifier(encoder, heads, heads.first([config.seed]), frozen=config.mode == "head")
+    _freeze_unused(classifier)
+    return classifier
 
 
-def layer_of(name: str, depth: int) -> int:
-    """Number of the layer that a parameter of a Classifier belongs to: 0 for the embedding of patches, i + 1
-    for block i, depth + 1 for the final norm and the head (BEiT, Bao et al. 2021, arXiv 2106.08254:
-    get_num_layer_for_vit of its code, which VideoMAE shares)."""
-    block = _BLOCK.match(name)
-    if block:
-        return int(block[1]) + 1
-    return 0 if name.startswith("encoder.transformer.patch_embedding.") else depth + 1
+def _freeze_unused(classifier: Classifier) -> None:
+    """Weights that the head does not read through are not trained: a norm of the mean that an attentive head
+    takes the place of, or a pool of the model's own."""
+    encoder = classifier.encoder
+    if isinstance(encoder, VideoEncoder):
+        if isinstance(classifier.heads, AttentiveHeads):
+            encoder.pool_norm.requires_grad_(False)
+        return
+    # An image model takes any number of frames.
+    frames = encoder.frames if isinstance(encoder, TimeSformer) else 1
+    clip = torch.zeros(1, frames, encoder.size, encoder.size, 3, dtype=torch.uint8)
+    classifier.eval()
+    classifier(clip).sum().backward()
+    for parameter in classifier.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+        parameter.grad = None
 
 
 def trained_groups(classifier: Classifier, layer_decay: float) -> list[dict[str, Any]]:
     """Groups for AdamW: {"params", "names", "decays", "scale"}, of what needs a gradient.
 
-    scale: factor of the learning rate, layer_decay ** (depth + 1 - layer). decays: whether weight decay
-    applies.
+    scale: factor of the learning rate, layer_decay ** (layer of the head - layer). decays: whether weight
+    decay applies.
     """
-    depth = classifier.encoder.transformer.depth
+    numbers: dict[str, int] = {}
+    last = 0
+    if layer_decay != 1:
+        numbers, last = layers(classifier.encoder)
+    undecayed = {f"{_PREFIX}{name}" for name in undecayed_of(classifier.encoder)}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in classifier.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_of(name, depth)
-        decays = _decays(name, parameter)
-        scale = layer_decay ** (depth + 1 - layer)
+        layer = numbers.get(name.removeprefix(_PREFIX), last) if name.startswith(_PREFIX) else last
+        decays = _decays(name, parameter) and name not in undecayed
+        scale = layer_decay ** (last - layer)
         first = {"params": [], "names": [], "decays": decays, "scale": scale}
         group = groups.setdefault((layer, decays), first)
         group["params"].append(parameter)

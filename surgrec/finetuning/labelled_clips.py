@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surgrec.configs.data import DataConfig
 from surgrec.configs.extract import View
-from surgrec.curation.checkpoint_embedder import clip_within
 from surgrec.curation.records import key_of
+from surgrec.evaluation.clip_cut import ClipCut
 from surgrec.evaluation.extraction import index_of
 from surgrec.evaluation.extraction_plan import span_of
 from surgrec.evaluation.manifest import SplitManifest, resolve
@@ -36,15 +35,15 @@ class Clips:
     index tells. contents: a digest of the videos of all rows, wherever they lie."""
 
     def __init__(
-        self, manifest: SplitManifest, data_root: Path, data: DataConfig, index_file: Path, threads: int
+        self, manifest: SplitManifest, data_root: Path, cut: ClipCut, index_file: Path, threads: int
     ) -> None:
-        """data: shape of a clip. index_file: where the packet index of the videos is written, or brought up
-        to date.
+        """cut: which frames are a clip. index_file: where the packet index of the videos is written, or
+        brought up to date.
 
         Raises ManifestError for a path out of the root, BuildError, OSError.
         """
         self.manifest = manifest
-        self.data = data
+        self.cut = cut
         paths = [str(resolve(data_root, row)) for row in manifest.rows]
         self.index: PacketIndex = index_of(manifest, paths, index_file, threads)
         numbers = {path: number for number, path in enumerate(self.index.videos.path)}
@@ -68,7 +67,12 @@ class Clips:
         """The clip of a row that starts at `position` in [0, 1) of where it may. sample: number of the
         request."""
         video, start, end = self._spans[row]
-        return ClipRequest(sample, video, clip_within(self.index, video, start, end, position, self.data))
+        return ClipRequest(sample, video, self.cut.at(self.index, video, start, end, position))
+
+    def chosen(self, sample: int, row: int, clip: int, clips: int) -> ClipRequest:
+        """Clip `clip` of `clips` of a row, as extraction chooses them."""
+        video, start, end = self._spans[row]
+        return ClipRequest(sample, video, self.cut.choose(self.index, video, start, end, clip, clips))
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def clips_in_order(
     size = max(1, batch // (count * len(views)))
     chunks = [rows[first : first + size].tolist() for first in range(0, len(rows), size)]
     groups = (
-        [clips.request(row * count + k, row, (k + 0.5) / count) for row in chunk for k in range(count)]
+        [clips.chosen(row * count + k, row, k, count) for row in chunk for k in range(count)]
         for chunk in chunks
     )
     for chunk, group in zip(chunks, stream.read(groups), strict=True):

@@ -1,7 +1,7 @@
 """A fine-tuned network as one safetensors file: all weights, and as JSON in the file's header what made it.
 
 surgrec     JSON of NetworkAbout (evaluation/described_tensors.py)
-encoder.*   of the video encoder, by its own names, low-rank additions merged
+encoder.*   of the encoder, by its own names, low-rank additions merged
 head.*      by the names of heads.py, without the leading dimension of a grid
 
 It needs nothing else: neither the checkpoint that it was made from nor the split.
@@ -16,13 +16,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from surgrec.configs.data import DataConfig
 from surgrec.configs.finetune import HeadKind
 from surgrec.curation.embedders import half_precision
+from surgrec.evaluation.clip_cut import ClipCut, cut_from
 from surgrec.evaluation.described_tensors import Kind
 from surgrec.finetuning.classifier import Classifier, heads_of
 from surgrec.models.encoder_form import EncoderForm, form_from
+from surgrec.models.network_form import NetworkForm, build_network, network_from
 from surgrec.models.video_encoder import build_encoder
+from surgrec.weights.layout import Encoder
 
 ENCODER, HEAD = "encoder.", "head."
 
@@ -42,9 +44,9 @@ class NetworkAbout:
 
     kind: `finetune-full`, `finetune-head` or `finetune-lora`. classes: by label. dataset, manifest_digest: of
     the split. model, identity: of the pretrained network, as it was given, and of its weights. geometry: of a
-    clip. encoder: the EncoderForm that it is built from. head, blocks: of the head. clips, views: of a row of
-    test. options, chosen: what was asked for, and what was chosen on val. date, versions, commit: as in a
-    result.
+    clip. encoder: the EncoderForm or NetworkForm that it is built from. head, blocks: of the head. clips,
+    views: of a row of test. options, chosen: what was asked for, and what was chosen on val. date, versions,
+    commit: as in a result.
     """
 
     kind: str
@@ -68,11 +70,11 @@ class NetworkAbout:
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network on a device. data: how clips are cut for it."""
+    """A network on a device. cut: how clips are cut for it."""
 
     about: NetworkAbout
     digest: str
-    data: DataConfig
+    cut: ClipCut
     classifier: Classifier
 
     @torch.no_grad()
@@ -97,33 +99,23 @@ def read_network(path: Path, device: torch.device) -> LoadedNetwork:
     remedy."""
     about, tensors, digest = FILE.read(path, NetworkAbout)
     try:
-        form = form_from(about.encoder)
-        data = _data(about.geometry, form)
+        form = network_from(about.encoder) if "builder" in about.encoder else form_from(about.encoder)
+        cut = cut_from(about.geometry, form.frames, form.size)
         classifier = _build(about, form, tensors)
     except (TypeError, ValueError, RuntimeError) as error:
         raise FILE.damaged(path, error) from error
-    return LoadedNetwork(about, digest, data, classifier.to(device).eval())
+    return LoadedNetwork(about, digest, cut, classifier.to(device).eval())
 
 
-def _data(geometry: dict[str, Any], form: EncoderForm) -> DataConfig:
-    """How clips are cut. Raises ValueError for those of another shape than the encoder's."""
-    stride, fps = geometry.get("stride"), geometry.get("fps")
-    if (geometry.get("frames"), geometry.get("size")) != (form.frames, form.size):
-        raise ValueError(
-            f"`geometry` is {geometry}; the encoder sees {form.frames} frames of {form.size} pixels"
-        )
-    rates = [rate for rate in (stride, fps) if isinstance(rate, int | float) and rate > 0]
-    if len(rates) != 1 or not (fps is None or stride is None):
-        raise ValueError(f"`geometry` is {geometry}; it has a stride or frames per second")
-    if fps is not None:
-        return DataConfig(frames=form.frames, fps=float(fps), size=form.size)
-    return DataConfig(frames=form.frames, stride=int(rates[0]), size=form.size)
-
-
-def _build(about: NetworkAbout, form: EncoderForm, tensors: dict[str, Tensor]) -> Classifier:
+def _build(about: NetworkAbout, form: EncoderForm | NetworkForm, tensors: dict[str, Tensor]) -> Classifier:
     """Raises ValueError, RuntimeError where tensors do not fit."""
-    encoder = build_encoder(form, _of(ENCODER, tensors))
-    heads = heads_of(about.head, encoder.width, len(about.classes), about.blocks)
+    encoder: Encoder
+    if isinstance(form, NetworkForm):
+        encoder = build_network(form)
+        encoder.load_state_dict(_of(ENCODER, tensors), assign=True)
+    else:
+        encoder = build_encoder(form, _of(ENCODER, tensors))
+    heads = heads_of(about.head, encoder, len(about.classes), about.blocks)
     weights = _of(HEAD, tensors)
     if {name: tuple(value.shape) for name, value in weights.items()} != heads.shapes():
         raise ValueError("weights of another head")

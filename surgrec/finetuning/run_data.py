@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from surgrec.configs.data import DataConfig
 from surgrec.configs.finetune import FinetuneConfig
+from surgrec.evaluation.clip_cut import cut_of
 from surgrec.evaluation.manifest import Split, SplitManifest
 from surgrec.evaluation.parts import Part, parts_among
 from surgrec.finetuning.labelled_clips import Clips
@@ -54,7 +55,7 @@ def open_data(
 
     Raises ManifestError, BuildError, FeatureError for a split of which nothing can be learned, OSError.
     """
-    clips = Clips(manifest, config.data_root, model.clip.data(), run.path / "videos.h5", threads)
+    clips = Clips(manifest, config.data_root, cut_of(model.clip), run.path / "videos.h5", threads)
     parts = parts_among(clips.present, manifest, str(config.manifest))
     batch = min(config.batch, len(parts["train"].rows))
     if config.mixup or config.cutmix:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from surgrec.configs.finetune import FinetuneConfig, of_mode
-from surgrec.evaluation.feature_models import clip_geometry
+from surgrec.evaluation.clip_cut import clip_geometry
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.outcome import outcome_of
 from surgrec.evaluation.parts import parts_among
@@ -20,6 +20,7 @@ from surgrec.finetuning.options import options_of
 from surgrec.finetuning.run_data import RunData
 from surgrec.finetuning.tuner import Asked
 from surgrec.models.encoder_form import document_of
+from surgrec.models.network_form import NetworkForm, network_document
 from surgrec.training.errors import UserError
 from surgrec.training.run_folder import RunFolder
 from surgrec.weights.load import OpenedModel
@@ -102,13 +103,13 @@ def result_of(
 def about_of(config: FinetuneConfig, data: RunData, result: dict[str, Any]) -> NetworkAbout:
     """What stands in the header of the network."""
     form = data.model.form
-    assert form is not None, "of a model that could be fine-tuned"
+    document = network_document(form) if isinstance(form, NetworkForm) else document_of(form)
     names = ("dataset", "manifest_digest", "model", "geometry", "clips", "options", "chosen")
     return NetworkAbout(
         kind=result["mode"],
         classes=data.manifest.classes,
         identity=data.model.identity,
-        encoder=document_of(form),
+        encoder=document,
         head=config.head,
         blocks=config.blocks,
         views=config.test_views,

@@ -26,7 +26,6 @@ from surgrec.finetuning.run_state import newest, restore_best, restore_epoch, sa
 from surgrec.finetuning.tuner import Asked, Tuner, ask
 from surgrec.models.block_ways import set_blocks, way_on
 from surgrec.models.low_rank import merge_low_rank
-from surgrec.models.video_encoder import VideoEncoder
 from surgrec.training.distributed import World, choose_device
 from surgrec.training.monitor import Monitor
 from surgrec.training.run_folder import RunFolder, choose_folder, open_folder, write_atomically
@@ -59,14 +58,11 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
     """
     check_options(config)
     manifest = read_manifest(config.manifest)
-    # Nothing is fetched for a model that is one of pictures in any case.
-    of_pictures = config.model.startswith("timm:") and "inflate=" not in config.model
-    model = None if of_pictures else open_model(config.model, seed=config.seed)
-    if model is None or model.form is None:
+    model = open_model(config.model, seed=config.seed)
+    if model is None:
         raise ValueError(
-            f"--model {config.model} cannot be fine-tuned: give ckpt:PATH of surgrec.pretrain, file:PATH or"
-            " hf:FOLDER of a video transformer, timm:MODEL#inflate=2 of an image model, or random:PRESET;"
-            " image models as they are, and TimeSformers, are for surgrec.extract and surgrec.probe"
+            f"there is no model {config.model!r}: give --model ckpt:PATH of surgrec.pretrain, file:PATH,"
+            " hf:FOLDER, timm:MODEL, timm:MODEL@FILE, random:timm:MODEL or random:PRESET"
         )
     if not config.data_root.is_dir():
         raise ValueError(f"{config.data_root}: no such folder; check --data-root")
@@ -92,7 +88,6 @@ def _finetune(
 ) -> dict[str, Any]:
     classes = len(data.manifest.classes)
     encoder = data.model.load(torch.device("cpu")).encoder
-    assert isinstance(encoder, VideoEncoder)
     set_blocks(encoder, way_on(device.type, "auto"))
     classifier = build_classifier(config, encoder, classes).to(device)
     tuner = Tuner(config, classifier, classes, data.batch)

@@ -31,10 +31,16 @@ class LowRank(nn.Module):
 
 def add_low_rank(blocks: nn.Module, rank: int, alpha: float, seed: int) -> None:
     """Freezes `blocks` and adds to the weight of every linear layer in it. On the CPU: first weights depend
-    on the seed alone. Raises ValueError for a rank below 1 or above what a matrix has."""
+    on the seed alone. Raises ValueError where there is none, and for a rank
+    below 1 or above what a matrix has."""
     generator = torch.Generator().manual_seed(seed)
     blocks.requires_grad_(False)
     layers = [layer for layer in blocks.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise ValueError(
+            "the model has no linear layers to which low-rank additions could be made: give --mode full or"
+            " head"
+        )
     least = min(min(layer.weight.shape) for layer in layers)
     if not 1 <= rank <= least:
         raise ValueError(

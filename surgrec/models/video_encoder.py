@@ -38,6 +38,11 @@ class VideoEncoder(nn.Module):
         """Of a token, D."""
         return self.transformer.width
 
+    @property
+    def pooled_width(self) -> int:
+        """Of what is pooled."""
+        return self.width
+
     def forward(self, frames: Tensor) -> Tensor:
         form, transformer = self.form, self.transformer
         check_clips(frames.shape, transformer.grid, form.tubelet, form.patch)
@@ -54,6 +59,11 @@ class VideoEncoder(nn.Module):
             patches = patchify(frames, tokens, form.tubelet, form.patch, form.mean, form.std, dtype)
         features: Tensor = transformer(patches, tokens)
         return features
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled, float32 [B, width], and tokens, as forward."""
+        tokens = self(frames)
+        return self.pool(tokens), tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
         """float32 [B, width] of tokens [B, N, width]: their mean, normalised where the model does so."""

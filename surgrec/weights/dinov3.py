@@ -6,18 +6,16 @@ periods of the rotary positions that the file holds.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Final
 
-import torch
-from torch import nn
-
+from surgrec.models.network_form import NetworkForm
 from surgrec.weights.coverage import Taker
-from surgrec.weights.dinov3_keys import EPS, REGISTERS, Form, official, transformers
+from surgrec.weights.dinov3_keys import REGISTERS, official, transformers
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
-from surgrec.weights.per_frame import assume_images, fill, imported, pooling_of, side_of
+from surgrec.weights.per_frame import FRAMES, assume_images, imported, pooling_of, side_of
 from surgrec.weights.transformers_video import colours
 
 NAME: Final = "dinov3"
@@ -55,46 +53,11 @@ def read(content: Content, options: ReadOptions) -> Imported:
     if content.preprocessor is None:
         taker.assume("mean, std", "ImageNet's", "those of DINOv3's training on natural images")
     coverage = taker.finish()
-    model = _build(form, size)
-    fill(model, weights)
-    return imported(content.path, model, coverage, options.frames, rate, pooling, size, mean, std)
+    frames = options.frames or FRAMES
+    network = NetworkForm("dinov3", asdict(form), frames, size, mean, std, pooling)
+    return imported(content.path, network, weights, coverage, rate)
 
 
 DINOV3: Final = Layout(
     NAME, "DINOv3's image transformers (official files, or transformers' folders), on each frame", fits, read
 )
-
-
-def _build(form: Form, size: int) -> Any:
-    """The network without weights, on the meta device, but for what is no weight."""
-    from timm.models.eva import Eva
-
-    with torch.device("meta"):
-        model: Any = Eva(
-            img_size=size,
-            patch_size=form.patch,
-            num_classes=0,
-            embed_dim=form.width,
-            depth=form.depth,
-            num_heads=form.heads,
-            # A half more, so that the quotient rounds down to the width.
-            mlp_ratio=(form.hidden + 0.5) / form.width,
-            swiglu_mlp=form.gated,
-            swiglu_align_to=1,
-            qkv_bias=form.biased,
-            qkv_fused=form.fused,
-            init_values=EPS,
-            rope_type="dinov3",
-            rope_rotate_half=True,
-            use_rot_pos_emb=True,
-            use_abs_pos_emb=False,
-            num_reg_tokens=form.registers,
-            use_fc_norm=False,
-            dynamic_img_size=True,
-            norm_layer=partial(nn.LayerNorm, eps=form.eps),
-        )
-    model.rope.periods = form.periods
-    for block in model.blocks:
-        if block.attn.k_bias is not None:
-            block.attn.k_bias = torch.zeros(form.width)
-    return model

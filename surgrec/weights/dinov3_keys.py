@@ -8,58 +8,38 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from surgrec.models.dinov3 import EPS, DinoForm
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.per_frame import UNSEEN, depth_of, dimensions, drop_beside, network_at
 
-EPS: Final = 1e-5
 REGISTERS: Final = "storage_tokens"
 
 
-@dataclass(frozen=True)
-class Form:
-    """hidden: width inside the MLPs. gated: SwiGLU. biased: of queries and values. fused: whether queries,
-    keys and values have one matrix. periods: float32 [head width / 4], of the rotary positions."""
-
-    depth: int
-    width: int
-    heads: int
-    hidden: int
-    patch: int
-    registers: int
-    gated: bool
-    biased: bool
-    fused: bool
-    eps: float
-    periods: Tensor
-
-
-def official(content: Content, taker: Taker) -> tuple[Form, dict[str, Tensor]]:
+def official(content: Content, taker: Taker) -> tuple[DinoForm, dict[str, Tensor]]:
     """By the names of the official files: a state dict, or the teacher of a training checkpoint."""
     prefix = network_at(content, REGISTERS)
-    registers = dimensions(taker, f"{prefix}{REGISTERS}", 3)[1]
-    width, _, patch, _ = dimensions(taker, f"{prefix}patch_embed.proj.weight", 4)
     gated = f"{prefix}blocks.0.mlp.w1.weight" in taker
-    hidden = dimensions(taker, f"{prefix}blocks.0.mlp.{'w1' if gated else 'fc1'}.weight", 2)[0]
     (quarter,) = dimensions(taker, f"{prefix}rope_embed.periods", 1)
-    heads = _heads(taker, width, 4 * quarter)
-    form = Form(
-        depth_of(taker, f"{prefix}blocks."),
-        width,
-        heads,
-        hidden,
-        patch,
-        registers,
+    form = _form(
+        taker,
+        _Marks(
+            f"{prefix}{REGISTERS}",
+            f"{prefix}patch_embed.proj.weight",
+            f"{prefix}blocks.",
+            f"mlp.{'w1' if gated else 'fc1'}",
+            "attn.qkv.bias",
+        ),
         gated,
-        f"{prefix}blocks.0.attn.qkv.bias" in taker,
         True,
         EPS,
-        taker.take(f"{prefix}rope_embed.periods", "rope.periods", (quarter,)).float(),
+        taker.take(f"{prefix}rope_embed.periods", "rope.periods", (quarter,)),
     )
     weights = _outside(
         taker, form, {name: f"{prefix}{name}" for name in _OUTSIDE} | {"reg_token": f"{prefix}{REGISTERS}"}
     )
+    width = form.width
     for layer in range(form.depth):
         theirs, ours = f"{prefix}blocks.{layer}.", f"blocks.{layer}."
         parts = {"norm1": "norm1", "norm2": "norm2", "attn.proj": "attn.proj"}
@@ -81,28 +61,19 @@ def official(content: Content, taker: Taker) -> tuple[Form, dict[str, Tensor]]:
     return form, weights
 
 
-def transformers(taker: Taker, config: dict[str, Any]) -> tuple[Form, dict[str, Tensor]]:
+def transformers(taker: Taker, config: dict[str, Any]) -> tuple[DinoForm, dict[str, Tensor]]:
     """By the names of transformers' DINOv3ViTModel."""
     inner = "model." if any(key.startswith("model.layer.") for key in taker.keys()) else ""  # noqa: SIM118
     layers = f"{inner}layer."
     gated = config.get("use_gated_mlp") is True
     _supported(taker, config, gated)
-    registers = dimensions(taker, "embeddings.register_tokens", 3)[1]
-    width, _, patch, _ = dimensions(taker, "embeddings.patch_embeddings.weight", 4)
-    hidden = dimensions(taker, f"{layers}0.mlp.up_proj.weight", 2)[0]
-    heads = config["num_attention_heads"]
-    quarter = width // heads // 4
-    _heads(taker, width, 4 * quarter)
+    patches = "embeddings.patch_embeddings.weight"
+    quarter = dimensions(taker, patches, 4)[0] // config["num_attention_heads"] // 4
     theta = float(config.get("rope_theta", 100.0))
-    form = Form(
-        depth_of(taker, layers),
-        width,
-        heads,
-        hidden,
-        patch,
-        registers,
+    form = _form(
+        taker,
+        _Marks("embeddings.register_tokens", patches, layers, "mlp.up_proj", "attention.q_proj.bias"),
         gated,
-        f"{layers}0.attention.q_proj.bias" in taker,
         False,
         float(config.get("layer_norm_eps", EPS)),
         theta ** (torch.arange(quarter, dtype=torch.float32) / quarter),
@@ -116,6 +87,7 @@ def transformers(taker: Taker, config: dict[str, Any]) -> tuple[Form, dict[str, 
         "norm.bias": "norm.bias",
     }
     weights = _outside(taker, form, names)
+    width = form.width
     for layer in range(form.depth):
         theirs, ours = f"{layers}{layer}.", f"blocks.{layer}."
         parts = {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attn.proj"}
@@ -134,6 +106,36 @@ def transformers(taker: Taker, config: dict[str, Any]) -> tuple[Form, dict[str, 
     return form, weights
 
 
+@dataclass(frozen=True)
+class _Marks:
+    """Keys that tell a form. layers: what stands before their number. hidden, bias: within a layer."""
+
+    registers: str
+    patches: str
+    layers: str
+    hidden: str
+    bias: str
+
+
+def _form(taker: Taker, marks: _Marks, gated: bool, fused: bool, eps: float, periods: Tensor) -> DinoForm:
+    """periods: of a quarter of a head's width; on the meta device where the file lacks them, which finish()
+    tells. Raises WeightsError."""
+    width, _, patch, _ = dimensions(taker, marks.patches, 4)
+    return DinoForm(
+        depth=depth_of(taker, marks.layers),
+        width=width,
+        heads=_heads(taker, width, 4 * len(periods)),
+        hidden=dimensions(taker, f"{marks.layers}0.{marks.hidden}.weight", 2)[0],
+        patch=patch,
+        registers=dimensions(taker, marks.registers, 3)[1],
+        gated=gated,
+        biased=f"{marks.layers}0.{marks.bias}" in taker,
+        fused=fused,
+        eps=eps,
+        periods=() if periods.is_meta else tuple(periods.float().tolist()),
+    )
+
+
 _OUTSIDE: Final = (
     "cls_token",
     "patch_embed.proj.weight",
@@ -143,7 +145,7 @@ _OUTSIDE: Final = (
 )
 
 
-def _outside(taker: Taker, form: Form, names: dict[str, str]) -> dict[str, Tensor]:
+def _outside(taker: Taker, form: DinoForm, names: dict[str, str]) -> dict[str, Tensor]:
     """What is not of a layer, by timm's names."""
     width = form.width
     shapes: dict[str, tuple[int, ...]] = {
@@ -154,7 +156,7 @@ def _outside(taker: Taker, form: Form, names: dict[str, str]) -> dict[str, Tenso
     return {ours: taker.take(theirs, ours, shapes.get(ours, (width,))) for ours, theirs in names.items()}
 
 
-def _mlp(form: Form, gate: str, up: str, down: str) -> dict[str, str]:
+def _mlp(form: DinoForm, gate: str, up: str, down: str) -> dict[str, str]:
     """Names of the MLP's layers: theirs to timm's. `up`, `down` are replaced in an official file without
     gates."""
     if form.gated:
@@ -164,7 +166,7 @@ def _mlp(form: Form, gate: str, up: str, down: str) -> dict[str, str]:
     return {up: "mlp.fc1", down: "mlp.fc2"}
 
 
-def _inside(taker: Taker, form: Form, theirs: str, ours: str, parts: dict[str, str]) -> dict[str, Tensor]:
+def _inside(taker: Taker, form: DinoForm, theirs: str, ours: str, parts: dict[str, str]) -> dict[str, Tensor]:
     """Linear layers and norms of a layer, weight and bias."""
     width, hidden = form.width, form.hidden
     found = {}

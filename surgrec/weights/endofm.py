@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD
-from surgrec.models.pixels import Normalise
-from surgrec.models.timesformer import TimeSformer
+from surgrec.models.network_form import NetworkForm, build_network
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
@@ -26,6 +25,7 @@ from surgrec.weights.per_frame import (
     drop_beside,
     fill,
     network_at,
+    pooling_of,
     rate_asked,
     side_of,
 )
@@ -47,7 +47,8 @@ def fits(content: Content) -> bool:
 
 def read(content: Content, options: ReadOptions) -> Imported:
     """Raises WeightsError."""
-    refuse(content, NAME, part=options.part, inflate=options.inflate, pooling=options.pooling)
+    refuse(content, NAME, part=options.part, inflate=options.inflate)
+    pooling = pooling_of(content, options, ("own", "all"))
     taker = Taker(content.path, content.tensors)
     prefix = network_at(content, TIME)
     width, _, patch, _ = dimensions(taker, f"{prefix}patch_embed.proj.weight", 4)
@@ -90,23 +91,13 @@ def read(content: Content, options: ReadOptions) -> Imported:
         weights["time"] = functional.interpolate(weights["time"].mT.float(), wanted, mode="nearest").mT
         coverage.changed.append(("time", f"positions interpolated from {frames} to {wanted} (nearest)"))
 
-    with torch.device("meta"):
-        model = TimeSformer(
-            depth,
-            width,
-            heads,
-            hidden,
-            wanted,
-            size,
-            patch,
-            mean,
-            std,
-        )
-    model.normalise = Normalise(mean, std)
+    made_with = {"depth": depth, "width": width, "heads": heads, "hidden": hidden, "patch": patch}
+    form = NetworkForm("timesformer", made_with, wanted, size, mean, std, pooling)
+    model = build_network(form)
     fill(model, weights)
     check_whole(model)
-    clip = ClipForm(wanted, size, *rate, mean, std, 1, patch, width)
-    return Imported(model, coverage, clip, pretraining=False)
+    clip = ClipForm(wanted, size, *rate, mean, std, 1, patch, width, pooling)
+    return Imported(model, form, coverage, clip, pretraining=False)
 
 
 ENDOFM: Final = Layout(NAME, "TimeSformer with divided attention (Endo-FM, SVT, TimeSformer)", fits, read)

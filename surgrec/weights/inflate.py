@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from surgrec.models.encoder_form import EncoderForm, conv_as_linear
 from surgrec.models.video_encoder import build_encoder
+from surgrec.weights.clips import clip_of
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.layout import Imported
 from surgrec.weights.per_frame import Colours
-from surgrec.weights.video_parts import clip_of
 
 OURS: Final = "transformer."
 TABLE: Final = "transformer.positions.table"
@@ -70,7 +70,7 @@ def inflated(
         (f"{OURS}patch_embedding.weight", f"repeated over {tubelet} frames and divided by {tubelet}"),
         (TABLE, f"repeated over {steps} steps of time"),
     ]
-    return Imported(encoder, coverage, clip_of(form, *rate), pretraining=False)
+    return Imported(encoder, form, coverage, clip_of(form, *rate), pretraining=False)
 
 
 def _check(path: Path, model: Any) -> None:

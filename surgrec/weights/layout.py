@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-
 from surgrec.configs.data import DataConfig
+from surgrec.models.encoder_form import EncoderForm
+from surgrec.models.frame_encoder import FrameEncoder, FramePooling
+from surgrec.models.network_form import NetworkForm
+from surgrec.models.timesformer import TimeSformer
+from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
@@ -41,7 +44,8 @@ class ClipForm:
     """What a model wants to see: clips uint8 or in 0..1, [B, frames, size, size, 3].
 
     stride, fps: one of them, or neither: then frames are spread evenly over a span. mean, std: of values in
-    0..1. width: of a token, D.
+    0..1. patch: pixels; None where that is not told. width: of a token, D. pooling: of a model that leaves a
+    choice; None of others.
     """
 
     frames: int
@@ -51,34 +55,27 @@ class ClipForm:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     tubelet: int
-    patch: int
+    patch: int | None
     width: int
+    pooling: FramePooling | None = None
 
     def data(self) -> DataConfig:
         """As the loaders are told of clips."""
         return DataConfig(frames=self.frames, stride=self.stride or 1, fps=self.fps, size=self.size)
 
 
-class ClipEncoder(nn.Module):
-    """Of any network: called on clips uint8 or float in 0..1, [B, T, S, S, 3], it gives tokens [B, N, D].
-
-    `surgrec.models.video_encoder.VideoEncoder` is one in all but inheritance.
-    """
-
-    def forward(self, frames: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """float32 [B, D'] of the tokens of clips: their mean, unless a model has another way."""
-        return tokens.float().mean(1)
+Encoder = VideoEncoder | FrameEncoder | TimeSformer
+"""Called on clips uint8 or float in 0..1, [B, T, S, S, 3], it gives tokens [B, N, D]; `encode` gives what is
+pooled of them, float32 [B, pooled_width], as the model itself does it, else their mean, and the tokens."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """encoder: a ClipEncoder or VideoEncoder, with its weights. pretraining: whether a decoder or predictor
+    """encoder: with its weights. form: what builds it again. pretraining: whether a decoder or predictor
     was in the file."""
 
-    encoder: nn.Module
+    encoder: Encoder
+    form: EncoderForm | NetworkForm
     coverage: Coverage
     clip: ClipForm
     pretraining: bool

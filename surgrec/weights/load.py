@@ -2,107 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast, get_args
 
 import torch
 import xxhash
-from torch import Tensor, nn
 
 from surgrec.curation.records import CurationError
 from surgrec.curation.timm_embedder import timm_identity
 from surgrec.models.encoder_form import EncoderForm
-from surgrec.models.video_encoder import VideoEncoder
+from surgrec.models.network_form import NetworkForm
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content, read_file
 from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
 from surgrec.weights.layouts import detect, layout_named
+from surgrec.weights.names import KINDS, kind_of, parse_name
 from surgrec.weights.ours import open_ours
-from surgrec.weights.timm_vit import fetched, read_as
-
-KINDS: Final = ("file", "hf", "timm")
-NUMBERS: Final = {"size": int, "frames": int, "stride": int, "fps": float, "heads": int, "inflate": int}
-
-
-class VideoModel(nn.Module):
-    """A network of clips with what it wants to see, whoever trained it.
-
-    mean, std: of the colour channels, of values in 0..1; they are applied here. size, frames: of its clips.
-    rate: {"stride": n} or {"fps": f} between the frames; {} where they are spread evenly over a span. width:
-    of a token. identity: plain text that differs where features would, weights included, wherever these lie.
-    coverage: what became of each key of its file; None for a model of this project.
-    """
-
-    def __init__(self, encoder: nn.Module, clip: ClipForm, identity: str, coverage: Coverage | None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.clip = clip
-        self.identity = identity
-        self.coverage = coverage
-
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        return self.clip.mean
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        return self.clip.std
-
-    @property
-    def size(self) -> int:
-        return self.clip.size
-
-    @property
-    def frames(self) -> int:
-        return self.clip.frames
-
-    @property
-    def rate(self) -> dict[str, float]:
-        return rate_of(self.clip)
-
-    @property
-    def width(self) -> int:
-        return self.clip.width
-
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Tokens [B, N, D] of clips uint8, or floating-point in 0..1, [B, frames, size, size, 3].
-
-        Raises ValueError for clips of another shape.
-        """
-        wanted = (self.frames, self.size, self.size, 3)
-        if clip.ndim != 5 or tuple(clip.shape[1:]) != wanted:
-            raise ValueError(
-                f"clips are {list(clip.shape)}; this model wants [B, {', '.join(map(str, wanted))}]"
-            )
-        if clip.dtype != torch.uint8 and not clip.is_floating_point():
-            raise ValueError(f"clips are of {clip.dtype}; uint8, or floating-point in 0..1, is needed")
-        tokens: Tensor = self.encoder(clip)
-        return tokens
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """As forward_features."""
-        return self.forward_features(clip)
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """One vector of a clip's tokens, float32 [B, D]: as the model itself pools, else their mean."""
-        pooled: Tensor = cast(Any, self.encoder).pool(tokens)
-        return pooled
+from surgrec.weights.timm_vit import fetched, read_as, untrained
+from surgrec.weights.video_model import VideoModel
 
 
 @dataclass(frozen=True)
 class OpenedModel:
     """A model that was found, and is not on a device yet. identity, coverage: as of VideoModel. clip: what it
-    wants to see. form: of a VideoEncoder, which can be fine-tuned; None of another network. load: in eval
-    mode."""
+    wants to see. form: what builds it again. load: in eval mode; raises WeightsError where weights must be
+    fetched and cannot be had."""
 
     identity: str
     clip: ClipForm
-    form: EncoderForm | None
+    form: EncoderForm | NetworkForm
     coverage: Coverage | None
     load: Callable[[torch.device], VideoModel]
 
@@ -118,7 +49,8 @@ def load_model(
 ) -> VideoModel:
     """A pretrained encoder of any layout in docs/models.md, in eval mode.
 
-    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE, or a path alone.
+    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE,
+    random:timm:MODEL, or a path alone.
     layout: for a file whose keys do not tell it. part: `encoder` or `target_encoder`, for a file with both.
     size, frames: of clips, where they shall be others than the model was trained on; its positions are then
     interpolated, which `coverage` says. Raises WeightsError, which names the file, the cause and the remedy.
@@ -126,7 +58,7 @@ def load_model(
     asked = ReadOptions(part=part, size=size, frames=frames)
     name = str(name_or_path)
     if ":" not in name or Path(name).exists():
-        name = f"{_kind(Path(name))}:{name}"
+        name = f"{kind_of(Path(name))}:{name}"
     opened = open_model(name, asked, layout)
     if opened is None:
         raise WeightsError(
@@ -145,7 +77,8 @@ def open_model(
     seed: of first weights. Raises WeightsError.
     """
     kind, _, rest = name.partition(":")
-    if kind not in KINDS or not rest:
+    first_weights = kind == "random" and rest.startswith("timm:")
+    if (kind not in KINDS and not first_weights) or not rest:
         ours = open_ours(name, seed)
         if ours is None:
             return None
@@ -159,45 +92,15 @@ def open_model(
             return VideoModel(found.load(device), found.clip, found.identity, None).eval()
 
         return OpenedModel(ours.identity, ours.clip, ours.form, None, load)
-    path, options, named = parse_name(rest)
+    path, options, named = parse_name(rest.removeprefix("timm:") if first_weights else rest)
     for field in asdict(asked or ReadOptions()).items():
         if field[1] is not None:
             options = replace(options, **dict([field]))
+    if first_weights:
+        return _random(path, options, layout or named, seed)
     if kind == "timm":
         return _timm(path, options, layout or named)
     return _imported(Path(path), options, layout or named)
-
-
-def parse_name(text: str) -> tuple[str, ReadOptions, str | None]:
-    """Path, options and layout of `PATH#part,size=256,...`. Raises WeightsError for an option that there is
-    not."""
-    # A file may have a # in its own name.
-    path, _, behind = (text, "", "") if Path(text).exists() else text.partition("#")
-    values: dict[str, Any] = {}
-    layout = None
-    for item in behind.split(",") if behind else []:
-        key, equals, value = item.partition("=")
-        if not equals and key in get_args(Part):
-            values["part"] = key
-        elif key == "layout" and value:
-            layout = value
-        elif key == "pooling" and value:
-            values[key] = value
-        elif key in NUMBERS and _number(key, value) is not None:
-            values[key] = _number(key, value)
-        else:
-            raise WeightsError(
-                f"{path}: there is no option {item!r}; behind # stand {' or '.join(get_args(Part))},"
-                f" layout=NAME, pooling=NAME, or a number of {', '.join(f'{name}=' for name in NUMBERS)}"
-            )
-    return path, ReadOptions(**values), layout
-
-
-def rate_of(clip: ClipForm) -> dict[str, float]:
-    """Between the frames of a clip, as JSON has it."""
-    if clip.fps is not None:
-        return {"fps": clip.fps}
-    return {} if clip.stride is None else {"stride": clip.stride}
 
 
 def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedModel:
@@ -209,9 +112,8 @@ def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedMod
 
 
 def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
-    """MODEL or MODEL@FILE of timm, whose weights are fetched or read at once."""
-    if layout is not None:
-        raise WeightsError(f"timm:{name}: its layout is timm's; leave layout={layout} out")
+    """MODEL or MODEL@FILE of timm: a file's weights are read at once, others fetched when they are needed."""
+    _refuse_layout(f"timm:{name}", layout)
     model, at, file = name.partition("@")
     path = Path(file) if at else None
     try:
@@ -221,13 +123,22 @@ def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
     if path is not None:
         found, read = _twice(read_file(path), lambda content: read_as(model, content, options))
     else:
-        found = fetched(model, options)
-
-        def read() -> Imported:
-            return replace(found, encoder=copy.deepcopy(found.encoder))
-
+        found, read = fetched(model, options)
     digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
     return _opened(f"{identity}/{digest}", found, read)
+
+
+def _random(name: str, options: ReadOptions, layout: str | None, seed: int) -> OpenedModel:
+    """A model of timm with first weights."""
+    _refuse_layout(f"random:timm:{name}", layout)
+    found, draw = untrained(name, options, seed)
+    digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
+    return replace(_opened(f"random:timm:{name}/{seed}/{digest}", found, draw), coverage=None)
+
+
+def _refuse_layout(name: str, layout: str | None) -> None:
+    if layout is not None:
+        raise WeightsError(f"{name}: its layout is timm's; leave layout={layout} out")
 
 
 def _twice(
@@ -248,8 +159,11 @@ def _twice(
 
 def _choices(options: ReadOptions, clip: ClipForm) -> str:
     """What was chosen of a file, as text. A clip is what it came to, whoever said it."""
-    said = {name: value for name, value in asdict(options).items() if name not in asdict(clip)}
-    return json.dumps([said, asdict(clip)], sort_keys=True)
+    shape = {name: value for name, value in asdict(clip).items() if name != "pooling"}
+    said = {name: value for name, value in asdict(options).items() if name not in shape}
+    # Without a word, the patches' mean was pooled once: files of that time are known again.
+    said["pooling"] = None if clip.pooling == "all" else clip.pooling
+    return json.dumps([said, shape], sort_keys=True)
 
 
 def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> OpenedModel:
@@ -259,27 +173,10 @@ def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> Ope
     def load(device: torch.device) -> VideoModel:
         return VideoModel(read().encoder, found.clip, identity, found.coverage).to(device).eval()
 
-    form = found.encoder.form if isinstance(found.encoder, VideoEncoder) else None
-    return OpenedModel(identity, found.clip, form, found.coverage, load)
+    return OpenedModel(identity, found.clip, found.form, found.coverage, load)
 
 
 def _stamp(content: Content) -> list[tuple[int, int, int]]:
     """What differs where a file was replaced or written to."""
     found = [file.stat() for file in content.files]
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
-
-
-def _number(key: str, text: str) -> float | None:
-    """A positive, finite number of the kind that an option has; None of another text."""
-    try:
-        value: float = NUMBERS[key](text)
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None
-
-
-def _kind(path: Path) -> str:
-    """Of a path alone: a run of this project, a folder of Hugging Face's, or a file."""
-    if not path.is_dir():
-        return "file"
-    return "hf" if (path / "config.json").is_file() else "ckpt"

@@ -17,9 +17,9 @@ from surgrec.models.build import build_objective
 from surgrec.models.encoder_form import EncoderForm
 from surgrec.models.objective import Objective
 from surgrec.models.video_encoder import VideoEncoder, encoder_of, form_of
+from surgrec.weights.clips import clip_of
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.layout import ClipForm
-from surgrec.weights.video_parts import clip_of
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Final, get_args
 from torch import Tensor, nn
 
 from surgrec.models.frame_encoder import FrameEncoder, FramePooling
+from surgrec.models.network_form import NetworkForm, build_network
 from surgrec.weights.coverage import Coverage, Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
@@ -75,17 +76,15 @@ def rate_asked(taker: Taker, options: ReadOptions) -> tuple[int | None, float | 
     return options.stride, options.fps
 
 
-def pooling_of(content: Content, options: ReadOptions) -> FramePooling:
-    """Raises WeightsError for a pooling that there is not."""
-    if options.pooling is None:
-        return "all"
-    for name in get_args(FramePooling):
-        if options.pooling == name:
-            pooling: FramePooling = name
-            return pooling
+def pooling_of(
+    content: Content, options: ReadOptions, known: tuple[FramePooling, ...] = get_args(FramePooling)
+) -> FramePooling:
+    """Raises WeightsError for a pooling that the model has not."""
+    for name in known:
+        if (options.pooling or "own") == name:
+            return name
     raise WeightsError(
-        f"{content.path}: there is no pooling {options.pooling!r} of frames; choose"
-        f" {', '.join(get_args(FramePooling))}"
+        f"{content.path}: there is no pooling {options.pooling!r} of it; choose {', '.join(known)}"
     )
 
 
@@ -115,7 +114,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Raises RuntimeError where they are not the model's: its importer took other keys than the model has.
     """
-    model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    floats = {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
+    model.load_state_dict(floats, assign=True)
 
 
 def check_whole(model: nn.Module) -> None:
@@ -128,20 +128,32 @@ def check_whole(model: nn.Module) -> None:
 
 def imported(
     path: Path,
-    model: Any,
+    form: NetworkForm,
+    weights: Mapping[str, Tensor],
     coverage: Coverage,
-    frames: int | None,
     rate: tuple[int | None, float | None],
-    pooling: FramePooling,
-    size: int,
-    mean: Colours,
-    std: Colours,
 ) -> Imported:
-    """An image model, whole, as an encoder of clips. Raises WeightsError for class tokens that it lacks."""
-    check_whole(model)
-    if pooling == "class" and getattr(model, "cls_token", None) is None:
-        raise WeightsError(f"{path}: the model has no class token; choose the pooling all or mean")
-    encoder = FrameEncoder(model, size, mean, std, pooling)
-    patch = model.patch_embed.patch_size[0]
-    clip = ClipForm(frames or FRAMES, size, *rate, mean, std, 1, patch, encoder.width)
-    return Imported(encoder, coverage, clip, pretraining=False)
+    """An image model as an encoder of clips. weights: all of the model's, by its own names. Raises
+    WeightsError for a pooling that it lacks."""
+    try:
+        encoder = build_network(form)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    assert isinstance(encoder, FrameEncoder)
+    fill(encoder.model, weights)
+    check_whole(encoder)
+    return Imported(encoder, form, coverage, clip_of_frames(encoder, form, rate), pretraining=False)
+
+
+def clip_of_frames(
+    encoder: FrameEncoder, form: NetworkForm, rate: tuple[int | None, float | None]
+) -> ClipForm:
+    """What an image model on each frame wants to see."""
+    patch = patch_of(encoder.model)
+    return ClipForm(form.frames, form.size, *rate, form.mean, form.std, 1, patch, encoder.width, form.pooling)
+
+
+def patch_of(model: Any) -> int | None:
+    """Pixels of the side of what a token stands for, a patch or a place of a map, as far as timm tells."""
+    levels = getattr(model, "feature_info", None)
+    return int(levels[-1]["reduction"]) if levels else None

@@ -17,11 +17,12 @@ from surgrec.exports.model_file import FORMAT_NAME, TIMM_FORMAT, about_of, check
 from surgrec.kernels.patchify import token_grid
 from surgrec.models.encoder_form import EncoderForm, transformer_of
 from surgrec.models.video_encoder import form_of
+from surgrec.weights.clips import finished
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import CONFIG, Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
-from surgrec.weights.video_parts import Published, Weights, finished, take_layer, take_patches
+from surgrec.weights.video_parts import Published, Weights, take_layer, take_patches
 
 POSITIONS: Final = "transformer.positions.table"
 _AGAIN: Final = "convert the model again with `python -m surgrec.convert`"
@@ -141,7 +142,7 @@ def _imported(
     if asked.stride is None and asked.fps is None:
         asked = replace(asked, stride=stride, fps=data.fps)
     encoder, clip = finished(taker, form, weights, trained, asked, ("frames", "size", "mean"))
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 SURGREC: Final = Layout(

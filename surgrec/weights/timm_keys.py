@@ -1,4 +1,4 @@
-"""The keys of timm's vision transformers, and of DINOv2's own files, which differ in a few names."""
+"""The keys of timm's models, and of DINOv2's own files, which differ in a few names."""
 
 from __future__ import annotations
 
@@ -41,6 +41,42 @@ def take_all(content: Content, taker: Taker, model: Any) -> dict[str, Tensor]:
             taker.drop_under(f"{root}{head}.", "a classifier's, or of the losses of pretraining")
     drop_beside(content, taker, prefix)
     return found
+
+
+def take_plain(content: Content, taker: Taker, model: Any) -> dict[str, Tensor]:
+    """As take_all, of any model, by its very names."""
+    state = model.state_dict()
+    prefix = _named_at(content, [name for name, value in state.items() if value.is_floating_point()])
+    found = {}
+    for name, value in state.items():
+        if value.is_floating_point():
+            found[name] = taker.take(f"{prefix}{name}", name, tuple(value.shape))
+        else:
+            taker.drop(f"{prefix}{name}", "a counter of training")
+            found[name] = value
+    for head in _heads(model):
+        taker.drop_under(f"{prefix}{head}.", "a classifier's")
+    drop_beside(content, taker, prefix)
+    return found
+
+
+def _named_at(content: Content, names: list[str]) -> str:
+    """What stands before the names of a model, where most of them are. Raises WeightsError where two places
+    have as many."""
+    first = names[0]
+    found = [key.removesuffix(first) for key in content.tensors if key.endswith(first)]
+    counts = {
+        prefix: sum(f"{prefix}{name}" in content.tensors for name in names)
+        for prefix in found
+        if not prefix or prefix.endswith((".", "/"))
+    }
+    most = [prefix for prefix, count in counts.items() if count == max(counts.values())]
+    if len(most) > 1:
+        raise WeightsError(
+            f"{content.path}: holds {len(most)} networks, at {', '.join(map(repr, most))}; save the state"
+            " dict of the one that is meant"
+        )
+    return most[0] if most else ""
 
 
 def _take_places(taker: Taker, model: Any, prefix: str, found: dict[str, Tensor]) -> None:

@@ -13,11 +13,12 @@ import torch
 
 from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD
 from surgrec.models.encoder_form import EncoderForm
+from surgrec.weights.clips import finished
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import CONFIG, PREPROCESSOR, Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
-from surgrec.weights.video_parts import Published, Weights, finished, take_layer, take_patches
+from surgrec.weights.video_parts import Published, Weights, take_layer, take_patches
 from surgrec.weights.videomae import PUBLISHED as VIDEOMAE_PUBLISHED
 from surgrec.weights.vjepa import VJEPA2_PUBLISHED
 
@@ -173,7 +174,7 @@ def _imported(
 ) -> Imported:
     known = ("frames", "size", "mean") if content.preprocessor else ("frames", "size")
     encoder, clip = finished(taker, form, weights, published, asked, known)
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 def _config(content: Content, asked: ReadOptions, layout: str) -> dict[str, Any]:

@@ -1,24 +1,18 @@
-"""What the layouts of video transformers share: shapes from keys, blocks, positions, training state."""
+"""What the layouts of video transformers share: shapes from keys, blocks, training state."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from surgrec.kernels.masking import Grid
 from surgrec.models.encoder_form import EncoderForm, conv_as_linear
-from surgrec.models.position import sincos_3d, sinusoid_1d
-from surgrec.models.video_encoder import VideoEncoder, build_encoder
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
-from surgrec.weights.layout import ClipForm, ReadOptions
+from surgrec.weights.layout import ReadOptions
 
 Weights = dict[str, Tensor]
 
@@ -34,8 +28,6 @@ TRAINING_STATE: Final = (
     "loss",
 )
 """Top-level names under which training scripts keep tensors that are no weights."""
-SAME_TABLE: Final = 1e-5
-"""Largest difference between a stored table of positions and ours that are one and the same."""
 
 
 @dataclass(frozen=True)
@@ -148,122 +140,6 @@ def take_layer(taker: Taker, theirs: str, ours: str, shape: tuple[int, ...]) -> 
     }
 
 
-def stored_positions(
-    content: Content, taker: Taker, key: str, form: EncoderForm, steps: int
-) -> tuple[EncoderForm, Weights]:
-    """Positions [1, N, D] that a file holds, for a grid of `steps` in time and a square in space.
-
-    Those that are one of our tables are made by it, others are kept as they are. Raises WeightsError for
-    tables of another grid.
-    """
-    shape = taker.shape(key)
-    count = shape[1] if len(shape) == 3 else 0
-    side = math.isqrt(count // steps)
-    if count == 0 or count != steps * side * side:
-        raise WeightsError(
-            f"{content.path}: {key} is {list(shape)}; of {steps} time steps and a square of patches,"
-            f" [1, {steps} x n x n, {form.width}], it can be read; give the file of a model"
-            " that was trained so"
-        )
-    form = replace(form, frames=steps * form.tubelet, size=side * form.patch)
-    name = "transformer.positions.table"
-    table = taker.take(key, name, (1, count, form.width))
-    if table.is_meta:
-        return form, {}
-    table = table.flatten(0, 1).float()
-    for uniform in (True, False):
-        if form.width % (2 if uniform else 8) == 0 and _same(
-            table, sincos_3d(form.grid, form.width, uniform)
-        ):
-            taker.change(
-                name, f"equal to our sincos_3d, uniform_power {str(uniform).lower()}; computed, not kept"
-            )
-            return replace(form, position="sincos_3d", uniform_power=uniform), {}
-    return replace(form, position="stored"), {name: table}
-
-
-def finished(
-    taker: Taker,
-    form: EncoderForm,
-    weights: Weights,
-    published: Published,
-    asked: ReadOptions,
-    known: tuple[str, ...] = (),
-) -> tuple[VideoEncoder, ClipForm]:
-    """The encoder, for clips as they are asked for, once each key of the file is accounted for.
-
-    known: which of `frames`, `size`, `mean` the file itself says. Raises WeightsError.
-    """
-    for name in ("frames", "size", "mean"):
-        if name not in known and getattr(asked, name, None) is None:
-            value = "ImageNet's, and std" if name == "mean" else str(getattr(form, name))
-            taker.assume(name, value, "as published; the file does not say")
-    form, weights = reshaped(taker, form, weights, asked)
-    rate = clip_rate(taker, published, asked)
-    # Before anything is built: until here, a missing tensor is an empty one.
-    taker.finish()
-    try:
-        encoder = build_encoder(form, weights)
-    except (ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"{taker.path}: no encoder can be built of it ({error}); fetch its files again, or mend its"
-            " configuration"
-        ) from error
-    return encoder, clip_of(form, *rate)
-
-
-def reshaped(
-    taker: Taker, form: EncoderForm, weights: Weights, asked: ReadOptions
-) -> tuple[EncoderForm, Weights]:
-    """Form and weights for clips of the frames and size that are asked for. Raises WeightsError."""
-    wanted = replace(form, frames=asked.frames or form.frames, size=asked.size or form.size)
-    try:
-        old, new = form.grid, wanted.grid
-    except ValueError as error:
-        raise WeightsError(f"{taker.path}: {error}; give other frames or size") from error
-    if old == new:
-        return wanted, weights
-    name = "transformer.positions.table"
-    said = f"{'x'.join(map(str, old))} to {'x'.join(map(str, new))}"
-    if form.position == "rotary_3d":
-        taker.change(name, f"rotary positions go on from {said}: nothing is interpolated")
-        return wanted, weights
-    if form.position == "stored":
-        if name not in weights:  # missing, which finish() tells
-            return wanted, weights
-        table = weights[name]
-    elif form.position == "sincos_3d":
-        table = sincos_3d(old, form.width, form.uniform_power)
-    else:
-        table = sinusoid_1d(math.prod(old), form.width)
-    taker.change(name, f"positions interpolated from {said}")
-    return replace(wanted, position="stored"), weights | {name: interpolated(table, old, new)}
-
-
-def interpolated(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Positions [N, D] of one grid on another, trilinearly, as V-JEPA does."""
-    cube = table.float().T.unflatten(1, old)[None]
-    return functional.interpolate(cube, new, mode="trilinear")[0].flatten(1).T.contiguous()
-
-
-def clip_rate(taker: Taker, published: Published, asked: ReadOptions) -> tuple[int | None, float | None]:
-    """Stride or frames per second of clips. Raises WeightsError where both are asked for."""
-    if asked.stride is not None and asked.fps is not None:
-        raise WeightsError(f"{taker.path}: stride={asked.stride} and fps={asked.fps} contradict; give one")
-    if asked.stride is not None or asked.fps is not None:
-        return asked.stride, asked.fps
-    value = f"stride {published.stride}" if published.stride is not None else f"{published.fps:g} fps"
-    taker.assume("rate", value, "as published; the file does not say")
-    return published.stride, published.fps
-
-
-def clip_of(form: EncoderForm, stride: int | None, fps: float | None) -> ClipForm:
-    """What an encoder of this form wants to see."""
-    return ClipForm(
-        form.frames, form.size, stride, fps, form.mean, form.std, form.tubelet, form.patch, form.width
-    )
-
-
 def drop_training_state(content: Content, taker: Taker) -> None:
     """Names what a training script keeps beside the weights as dropped."""
     for name, value in content.top.items():
@@ -277,7 +153,3 @@ def drop_training_state(content: Content, taker: Taker) -> None:
 
 def _behind(taker: Taker, prefix: str) -> list[str]:
     return [key.removeprefix(prefix) for key in taker.keys(prefix)]
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.allclose(one, other, rtol=0, atol=SAME_TABLE))

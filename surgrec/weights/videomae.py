@@ -11,18 +11,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from surgrec.weights.clips import finished
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
+from surgrec.weights.positions import stored_positions
 from surgrec.weights.video_parts import (
     Published,
     Weights,
     drop_training_state,
-    finished,
     form_at,
     roots,
-    stored_positions,
     take_blocks,
     take_layer,
     take_patches,
@@ -104,7 +104,7 @@ def _read(content: Content, asked: ReadOptions, layout: str) -> Imported:
     pretraining = _drop(content, taker, root)
     known = () if form.position == "sinusoid_1d" else ("size",)
     encoder, clip = finished(taker, form, weights, PUBLISHED, asked, known)
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 def _drop(content: Content, taker: Taker, root: str) -> bool:

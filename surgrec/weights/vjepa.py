@@ -14,18 +14,18 @@ import re
 from dataclasses import replace
 from typing import Final, get_args
 
+from surgrec.weights.clips import finished
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Imported, Layout, Part, ReadOptions, refuse
+from surgrec.weights.positions import stored_positions
 from surgrec.weights.video_parts import (
     Published,
     Weights,
     drop_training_state,
-    finished,
     form_at,
     roots,
-    stored_positions,
     take_blocks,
     take_layer,
     take_patches,
@@ -99,7 +99,7 @@ def _read(content: Content, asked: ReadOptions, layout: str, published: Publishe
             taker.drop_under(f"{other}/", f"{part} was asked for")
     drop_training_state(content, taker)
     encoder, clip = finished(taker, form, weights, published, asked, () if rotary else ("size",))
-    return Imported(encoder, taker.coverage, clip, pretraining)
+    return Imported(encoder, encoder.form, taker.coverage, clip, pretraining)
 
 
 def _chosen(content: Content, asked: Part | None, layout: str) -> tuple[Part, str]:

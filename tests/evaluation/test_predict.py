@@ -393,7 +393,7 @@ def test_a_fine_tuned_network(case: Case, tmp_path: Path, capsys: pytest.Capture
     window = found["windows"][3]
     entries = [Entry(str(case.video), "films")]
     build_index(entries, tmp_path / "video.h5", 1)
-    data = DataConfig(size=network.data.size)
+    data = DataConfig(size=network.cut.data.size)
     with ClipStream(PacketIndex.open(tmp_path / "video.h5"), data, "cpu", 1) as stream:
         (group,) = stream.read([[ClipRequest(0, 0, tuple(window["frames"]))]])
     np.testing.assert_allclose(network(group.frames)[0], window["probabilities"], atol=1e-5)

@@ -214,3 +214,58 @@ def test_report(runs: Any, convert: Convert, capsys: pytest.CaptureFixture[str])
     assert "identity file:vjepa/" in said
     assert main([str(file), "--report"]) == 1
     assert "holds two encoders" in capsys.readouterr().err
+
+
+def test_report_of_a_run_tells_its_record(
+    runs: Any, convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["mae"].path, run)
+    record = json.loads((run / "run.json").read_text())
+    record["starts"][0]["device"] = "a processor\x1b[31m"
+    (run / "run.json").write_text(json.dumps(record))
+    checkpoint = next((run / "checkpoints").iterdir())
+    for name in (str(run), f"ckpt:{run}", str(checkpoint)):
+        assert main([name, "--report"]) == 0
+        said = capsys.readouterr().out
+        for wanted in (
+            "MAE with sinusoid_1d positions, ViT-tiny",
+            "pretrained for 9 steps",
+            "1,234 videos, packet index `0123abcd`",
+            "98,765 segments, plan of curation `feed5678`",
+            r"2 x a processor\x1b[31m, commit `abc123+`, python 3.11, torch 2.11",
+            "model.mask_ratio",
+            "optim.lr",
+            "clips of 16 frames (stride 4) of 224 x 224 pixels; tokens of 2 x 32 x 32, width 192",
+            "identity ckpt:",
+        ):
+            assert wanted in said, wanted
+        for private in ("/home", "secret-host", "corpus.h5", "plan.h5", "\x1b"):
+            assert private not in said
+    (run / "run.json").write_text("{")
+    assert main([str(run), "--report"]) == 1
+    assert "run.json: not the record of a run" in capsys.readouterr().err
+    assert main([f"ckpt:{tmp_path / 'gone'}", "--report"]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("to", "name"), [("safetensors", "a.safetensors"), ("hub", "folder"), ("timm", "b.safetensors")]
+)
+def test_report_of_our_files_tells_what_they_say(
+    to: str, name: str, runs: Any, convert: Convert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = convert(runs["jepa"].path, to, name)
+    capsys.readouterr()
+    assert main([str(path), "--report"]) == 0
+    said = capsys.readouterr().out
+    for wanted in (
+        "loaded (",
+        "pretrained for 9 steps",
+        "packet index `0123abcd`; the file holds no record of a run",
+        "model (the schedule is not in the file)",
+        "model.predictor_depth",
+        "objective",
+    ):
+        assert wanted in said, wanted
+    assert "optim.lr" not in said

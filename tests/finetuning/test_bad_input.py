@@ -72,11 +72,15 @@ def test_input_that_cannot_be_trained_on(indexed: Any, tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     for given, error, text in (
         (
-            replace(config, model="timm:resnet18"),
+            replace(config, model="random:timm:resnet18", mode="lora"),
             ValueError,
-            "cannot be fine-tuned: give ckpt:PATH",
+            "no linear layers .* give --mode full or head",
         ),
-        (replace(config, model="random:nothing"), ValueError, "random:nothing cannot be fine-tuned"),
+        (
+            replace(config, model="random:nothing"),
+            ValueError,
+            "no model 'random:nothing': give --model",
+        ),
         (replace(config, model=f"ckpt:{tmp_path / 'none'}"), WeightsError, "there is no such folder"),
         (replace(config, data_root=tmp_path / "nowhere"), ValueError, "nowhere: no such folder"),
         (replace(config, manifest=tmp_path / "none.json"), ManifestError, "no such manifest"),

@@ -10,7 +10,8 @@ import torch
 from surgrec.configs.finetune import FinetuneConfig
 from surgrec.configs.model import VIT_SHAPES, MaeConfig, ViTShape
 
-from surgrec.finetuning.classifier import Classifier, build_classifier, layer_of, trained, trained_groups
+from surgrec.finetuning.classifier import Classifier, build_classifier, trained, trained_groups
+from surgrec.finetuning.encoders import layers as layers_of
 from surgrec.models.build import build_objective
 from surgrec.models.video_encoder import encoder_of
 from surgrec.training.optim import set_hyperparameters
@@ -33,18 +34,13 @@ def classifier(**options: Any) -> Classifier:
 def test_layers_are_those_of_beit() -> None:
     """Embedding of patches 0, block i is i + 1, whatever follows is the last."""
     network = classifier()
-    layers = {name: layer_of(name, DEPTH) for name, _ in network.named_parameters()}
+    layers, last = layers_of(network.encoder)
     assert {layers[name] for name in layers if "patch_embedding" in name} == {0}
     for block in range(DEPTH):
         assert {layers[name] for name in layers if f"blocks.{block}." in name} == {block + 1}
     rest = [name for name in layers if "patch_embedding" not in name and "blocks." not in name]
-    assert sorted(rest) == [
-        "encoder.transformer.norm.bias",
-        "encoder.transformer.norm.weight",
-        "head.classify/bias",
-        "head.classify/weight",
-    ]
-    assert {layers[name] for name in rest} == {DEPTH + 1}
+    assert sorted(rest) == ["transformer.norm.bias", "transformer.norm.weight"]
+    assert {layers[name] for name in rest} == {DEPTH + 1} == {last}
 
 
 @pytest.mark.parametrize("decay", [0.75, 1.0])

@@ -49,7 +49,7 @@ def said_of_test(config: FinetuneConfig, digits: Any, network: Path) -> list[lis
     found = []
     index = PacketIndex.open(digits.index)
     numbers = {path: number for number, path in enumerate(index.videos.path)}
-    with ClipStream(index, replace(loaded.data, index=digits.index), CPU, 1) as stream:
+    with ClipStream(index, replace(loaded.cut.data, index=digits.index), CPU, 1) as stream:
         for number, row in enumerate(digits.rows):
             if row.split == "test":
                 # Of 32 frames a clip of 8, 4 apart, takes 29: of its starts, 0 to 3, the middle is 2.
@@ -258,9 +258,9 @@ def test_test_is_the_mean_over_clips_and_views(indexed: Any, tmp_path: Path) -> 
     assert (finished.result["clips"], finished.result["views"]) == (3, ["centre", "mirror"])
     loaded = read_network(finished.run.network, CPU)
     manifest = session.read_manifest(config.manifest)
-    clips = Clips(manifest, config.data_root, loaded.data, tmp_path / "unused.h5", 1)
+    clips = Clips(manifest, config.data_root, loaded.cut, tmp_path / "unused.h5", 1)
     rows = np.array([number for number, row in enumerate(manifest.rows) if row.split == "test"])
-    with ClipStream(clips.index, replace(loaded.data, index=indexed.index), CPU, 1) as stream:
+    with ClipStream(clips.index, replace(loaded.cut.data, index=indexed.index), CPU, 1) as stream:
         parts = list(clips_in_order(clips, rows, 3, ("centre", "mirror"), 12, stream))
     assert [len(part.rows) for part in parts] == [2] * 10
     said = []

@@ -19,6 +19,7 @@ from surgrec.loaders.crop import RandomCrop
 from surgrec.loaders.failure_watch import FailureWatch
 from surgrec.loaders.packet_index import PacketIndex
 
+from surgrec.evaluation.clip_cut import ClipCut
 from surgrec.evaluation.manifest import Row, SplitManifest
 from surgrec.finetuning.labelled_clips import ATTEMPTS, Clips, TrainBatch, TrainClips, clips_in_order
 
@@ -31,7 +32,7 @@ COUNT = 6
 def train_clips(digits: Any, batch: int, seed: int = 0) -> Iterator[TrainClips]:
     rows = [replace(row, label=number) for number, row in enumerate(digits.rows[:COUNT])]
     manifest = SplitManifest("digits", tuple("abcdef"), tuple(rows))
-    clips = Clips(manifest, digits.fragile, DATA, Path("unused.h5"), 1)
+    clips = Clips(manifest, digits.fragile, ClipCut(DATA), Path("unused.h5"), 1)
     crop = RandomCrop(seed, (0.3, 0.9), (0.75, 1.33), True)
     with ClipStream(clips.index, DataConfig(size=32), "cpu", 1) as stream:
         yield TrainClips(clips, np.arange(COUNT), batch, crop, stream, FailureWatch(1.0, None))
@@ -68,7 +69,7 @@ def test_every_row_comes_once_an_epoch_in_another_order(indexed: Any) -> None:
 def test_contents_are_the_same_wherever_videos_lie(indexed: Any) -> None:
     def contents(rows: tuple[Row, ...], folder: Path) -> str:
         manifest = SplitManifest("digits", ("left", "up"), rows)
-        return Clips(manifest, folder, DATA, Path("unused.h5"), 1).contents
+        return Clips(manifest, folder, ClipCut(DATA), Path("unused.h5"), 1).contents
 
     rows = indexed.rows[:COUNT]
     assert contents(rows, indexed.folder) == contents(rows, indexed.fragile)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from surgrec.configs.finetune import FinetuneConfig
-from surgrec.configs.model import MaeConfig
+from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD, MaeConfig
 
 from surgrec.curation.embedders import half_precision
 from surgrec.finetuning.augment import Augment
@@ -18,7 +19,10 @@ from surgrec.finetuning.classifier import build_classifier, trained
 from surgrec.finetuning.tuner import Tuner, soft_cross_entropy
 from surgrec.models.block_ways import set_blocks, way_on
 from surgrec.models.build import build_objective
+from surgrec.models.frame_encoder import FrameEncoder
+from surgrec.models.timesformer import TimeSformer
 from surgrec.models.video_encoder import encoder_of
+from surgrec.weights.layout import Encoder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,13 +31,32 @@ pytestmark = [
 CLASSES = 3
 
 
+KINDS = ("video", "frames", "timesformer", "convolutions")
+
+
+def encoder_named(kind: str) -> Encoder:
+    """For clips of 4 frames of 64 pixels."""
+    torch.manual_seed(0)
+    if kind == "video":
+        encoder = encoder_of(build_objective(MaeConfig(size="tiny"), 3, 4, 64))
+        set_blocks(encoder, way_on("cuda", "auto"))
+        return encoder
+    if kind == "timesformer":
+        return TimeSformer(2, 64, 2, 128, 4, 64, 16, IMAGENET_MEAN, IMAGENET_STD)
+    name = "vit_small_patch16_dinov3" if kind == "frames" else "test_resnet"
+    options = {"img_size": 64, "depth": 2} if kind == "frames" else {}
+    model = timm.create_model(name, num_classes=0, **options)
+    return FrameEncoder(model, 64, IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head", ["linear", "attentive"])
 @pytest.mark.parametrize("mode", ["full", "head", "lora"])
-def test_a_classifier_on_the_gpu(mode: Any, head: Any) -> None:
+def test_a_classifier_on_the_gpu(mode: Any, head: Any, kind: str) -> None:
+    if (mode, kind) == ("lora", "convolutions"):
+        pytest.skip("a network of convolutions has no linear layers")
     config = FinetuneConfig(Path("m.json"), Path("."), "random:demo", mode=mode, head=head)
-    encoder = encoder_of(build_objective(MaeConfig(size="tiny"), 3, 4, 64))
-    set_blocks(encoder, way_on("cuda", "auto"))
-    network = build_classifier(config, encoder, CLASSES)
+    network = build_classifier(config, encoder_named(kind), CLASSES)
     plain = copy.deepcopy(network).eval()
     set_blocks(plain, "plain")
     network.cuda()

@@ -31,7 +31,7 @@ def clips() -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("pooling", "count"), [("all", 12), ("mean", 4), ("class", 3)])
+@pytest.mark.parametrize(("pooling", "count"), [("own", 12), ("all", 12), ("mean", 4), ("class", 3)])
 def test_tokens_frame_by_frame(
     model: torch.nn.Module, clips: Tensor, pooling: FramePooling, count: int
 ) -> None:
@@ -40,7 +40,7 @@ def test_tokens_frame_by_frame(
     assert found.shape == (2, count, encoder.width)
     pixels = (clips[1, 2].float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     last = model.forward_features(pixels.permute(2, 0, 1)[None])[0]
-    if pooling == "all":
+    if pooling in ("own", "all"):
         torch.testing.assert_close(found[1, 8:], last[5:])
     elif pooling == "class":
         torch.testing.assert_close(found[1, 2], last[0])
@@ -51,7 +51,15 @@ def test_tokens_frame_by_frame(
             found, FrameEncoder(model, 28, MEAN, STD)(clips).unflatten(1, (3, 4)).mean(1)
         )
     torch.testing.assert_close(encoder(clips.float() / 255), found)
-    torch.testing.assert_close(encoder.pool(found), found.mean(1))
+    pooled, tokens = encoder.encode(clips)
+    torch.testing.assert_close(tokens, found)
+    if pooling == "own":
+        pixels = (clips.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        each = model(pixels.permute(0, 1, 4, 2, 3).flatten(0, 1))
+        torch.testing.assert_close(pooled, each.unflatten(0, (2, 3)).mean(1))
+        assert (pooled - found.mean(1)).abs().max() > 0.01
+    else:
+        torch.testing.assert_close(pooled, found.mean(1))
 
 
 def test_refuses_other_clips(model: torch.nn.Module) -> None:

@@ -15,9 +15,26 @@ from torch import Tensor
 @pytest.fixture(scope="session")
 def restated() -> ModuleType:
     """tests/weights/restated.py"""
-    name = "surgrec_test_restated_weights"
+    return _neighbour("restated")
+
+
+@pytest.fixture(scope="session")
+def image_files() -> ModuleType:
+    """tests/weights/image_files.py"""
+    return _neighbour("image_files")
+
+
+@pytest.fixture
+def root(image_files: ModuleType, streams: ModuleType, tmp_path: Path) -> Path:
+    """See image_files.made."""
+    made: Path = image_files.made(streams, tmp_path)
+    return made
+
+
+def _neighbour(file: str) -> ModuleType:
+    name = f"surgrec_test_weights_{file}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("restated.py"))
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{file}.py"))
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)

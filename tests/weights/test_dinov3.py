@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import VideoModel, load_model
+from surgrec.weights.load import load_model
+from surgrec.weights.video_model import VideoModel
 
 WIDTH, REGISTERS = 64, 4
 
@@ -134,14 +135,19 @@ def test_frames_are_pooled_as_chosen(reference: Any, clips: Tensor, tmp_path: Pa
     name = write(reference, tmp_path, "official")
     patches, whole = expected(reference, clips), expected(reference, clips, tokens=slice(1))
     for pooling, tokens in (
+        ("own", patches.flatten(1, 2)),
         ("all", patches.flatten(1, 2)),
         ("mean", patches.mean(1)),
         ("class", whole[:, :, 0]),
     ):
         model = load_model(f"{name}#size=64,frames=3,pooling={pooling}")
         assert_same(model, clips, tokens)
-        torch.testing.assert_close(model.pool(tokens), tokens.mean(1))
-    with pytest.raises(WeightsError, match="no pooling 'max' of frames; choose all, mean, class"):
+        with torch.no_grad():
+            pooled, _ = model.encode(clips)
+        # As transformers' pooler_output and DINOv3's own forward.
+        wanted = whole.mean((1, 2)) if pooling == "own" else tokens.mean(1)
+        torch.testing.assert_close(pooled, wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(WeightsError, match="no pooling 'max' of it; choose own, all, mean, class"):
         load_model(f"{name}#pooling=max")
 
 

@@ -96,15 +96,21 @@ def write(model: Any, path: Path, how: str) -> Path:
 
 
 def expected(model: Any, clips: Tensor, grey: bool = False) -> Tensor:
-    """[B, T * n, D] by transformers, which puts the frames of a place side by side. grey: with one mean and
-    deviation for all colours, as TimeSformer has."""
+    """[B, T * n, D] by transformers, which puts the frames of a place side by side. grey: as of hidden."""
+    tokens = hidden(model, clips, grey)[:, 1:]
+    return tokens.unflatten(1, (-1, clips.shape[1])).transpose(1, 2).flatten(1, 2)
+
+
+def hidden(model: Any, clips: Tensor, grey: bool = False) -> Tensor:
+    """[B, 1 + n * T, D], the class token first. grey: with one mean and deviation for all colours, as
+    TimeSformer has."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     if grey:
         mean, std = torch.tensor(0.45), torch.tensor(0.225)
     pixels = ((clips.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
     with torch.no_grad():
-        tokens = model(pixel_values=pixels).last_hidden_state[:, 1:]
-    return tokens.unflatten(1, (-1, clips.shape[1])).transpose(1, 2).flatten(1, 2)
+        found: Tensor = model(pixel_values=pixels).last_hidden_state
+    return found
 
 
 def clips_of(frames: int, size: int) -> Tensor:
@@ -125,6 +131,21 @@ def test_features_are_those_of_the_reference(reference: Any, tmp_path: Path, how
     assert model.coverage is not None
     assert len(model.coverage.loaded) == len(official(reference))
     assert model.coverage.changed == []
+
+
+@torch.no_grad()
+def test_a_clip_is_its_class_token_as_in_its_own_code(reference: Any, tmp_path: Path) -> None:
+    path = write(reference, tmp_path / "endofm.pth", "teacher")
+    clips = clips_of(FRAMES, SIZE)
+    for name, wanted in (
+        (f"file:{path}", hidden(reference, clips)[:, 0]),
+        (f"file:{path}#pooling=all", expected(reference, clips).mean(1)),
+    ):
+        pooled, tokens = load_model(name).encode(clips)
+        torch.testing.assert_close(pooled, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tokens, expected(reference, clips), atol=1e-4, rtol=1e-4)
+    with pytest.raises(WeightsError, match="no pooling 'class' of it; choose own, all"):
+        load_model(f"file:{path}#pooling=class")
 
 
 @pytest.mark.parametrize(("frames", "size"), [(8, SIZE), (FRAMES, 96), (2, 32)])

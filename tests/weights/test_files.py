@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from surgrec.weights import files
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import read_file
-from surgrec.weights.load import load_model, parse_name
+from surgrec.weights.load import load_model
+from surgrec.weights.names import parse_name
 
 STATE = {"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import pytest
 import timm
 import torch
+import xxhash
 from safetensors.torch import save_file
 from torch import Tensor
 
 from surgrec.convert import main
 from surgrec.models.video_encoder import VideoEncoder
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.load import VideoModel, load_model, open_model
+from surgrec.weights.load import load_model, open_model
+from surgrec.weights.video_model import VideoModel
 
 PLAIN = "vit_tiny_patch16_224"
 SIZE = 32
@@ -55,11 +58,16 @@ def clips_of(size: int, frames: int = 2) -> Tensor:
 
 def expected(model: Any, clips: Tensor) -> Tensor:
     """[B, T, n, D], patches of each frame."""
+    with torch.no_grad():
+        tokens = model.forward_features(pixels_of(model, clips).flatten(0, 1))
+    return tokens[:, model.num_prefix_tokens :].unflatten(0, clips.shape[:2])
+
+
+def pixels_of(model: Any, clips: Tensor) -> Tensor:
+    """[B, T, 3, S, S], as the model's configuration normalises them."""
     cfg = model.pretrained_cfg
     pixels = (clips.float() / 255 - torch.tensor(cfg["mean"])) / torch.tensor(cfg["std"])
-    with torch.no_grad():
-        tokens = model.forward_features(pixels.permute(0, 1, 4, 2, 3).flatten(0, 1))
-    return tokens[:, model.num_prefix_tokens :].unflatten(0, clips.shape[:2])
+    return pixels.permute(0, 1, 4, 2, 3)
 
 
 def assert_same(model: VideoModel, clips: Tensor, tokens: Tensor) -> None:
@@ -92,8 +100,89 @@ def test_features_of_each_frame_are_timms(tmp_path: Path, name: str) -> None:
     assert found.mean == tuple(model.pretrained_cfg["mean"])
     clips = clips_of(size)
     assert_same(found, clips, expected(model, clips).flatten(1, 2))
+    with torch.no_grad():
+        pooled, _ = found.encode(clips)
+        each = model(pixels_of(model, clips).flatten(0, 1)).unflatten(0, clips.shape[:2])
+    torch.testing.assert_close(pooled, each.mean(1), atol=1e-4, rtol=1e-4)
     assert found.coverage is not None
     assert {key for key, _ in found.coverage.loaded} == set(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_any_model_of_timm_pools_as_timm(
+    tmp_path: Path, name: str, wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks of convolutions: maps of places, and pools that are wider than these."""
+    monkeypatch.undo()
+    model = timm.create_model(name, num_classes=3).eval()
+    generator = torch.Generator().manual_seed(13)
+    state = {
+        key: torch.rand(value.shape, generator=generator) * 0.2 + 0.1 if value.is_floating_point() else value
+        for key, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": state, "epoch": 3} if wrapped else state, path)
+    found = load_model(f"timm:{name}@{path}", frames=2)
+    size = model.pretrained_cfg["input_size"][1]
+    clips = clips_of(size)
+    pixels = pixels_of(model, clips).flatten(0, 1)
+    with torch.no_grad():
+        pooled, tokens = found.encode(clips)
+        maps = model.forward_features(pixels)
+        each = model.forward_head(maps, pre_logits=True).unflatten(0, (2, 2))
+    torch.testing.assert_close(pooled, each.mean(1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        tokens, maps.flatten(2).mT.unflatten(0, (2, 2)).flatten(1, 2), atol=1e-4, rtol=1e-4
+    )
+    assert found.width == tokens.shape[2] == model.num_features
+    assert found.encoder.pooled_width == pooled.shape[1]
+    assert found.coverage is not None
+    head = model.pretrained_cfg["classifier"]
+    assert (f"{'state_dict/' * wrapped}{head}.*", "a classifier's (tensors: 2)") in found.coverage.dropped
+    lost = [key for key, value in state.items() if value.is_floating_point() and not key.startswith(head)][-1]
+    del state[lost]
+    torch.save({"state_dict": state} if wrapped else state, path)
+    with pytest.raises(WeightsError, match=rf"layout: \S*{re.escape(lost)} is missing\. Give"):
+        load_model(f"timm:{name}@{path}")
+
+
+def test_two_networks_of_convolutions_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "both.pth")
+    with pytest.raises(WeightsError, match="holds 2 networks, at 'state_dict/', 'state_dict_ema/'"):
+        load_model(f"timm:test_resnet@{tmp_path / 'both.pth'}")
+
+
+def test_first_weights_are_told_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    opened = [open_model("random:timm:test_vit#frames=2", seed=seed) for seed in (0, 0, 1)]
+    models = [each.load(torch.device("cpu")) for each in opened if each is not None]
+    clips = clips_of(models[0].size)
+    with torch.no_grad():
+        one, two, other = (model.encode(clips)[0] for model in models)
+    assert torch.equal(one, two)
+    assert (one - other).abs().max() > 1e-3
+    assert models[0].identity == models[1].identity != models[2].identity
+    with pytest.raises(WeightsError, match="inflate=2 does not apply"):
+        load_model("random:timm:test_vit#inflate=2")
+
+
+def test_the_pooling_is_part_of_what_features_are(tmp_path: Path) -> None:
+    """Features that were made when the mean of the patches was the rule are known by `pooling=all`."""
+    model = reference(PLAIN, SIZE)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    name = f"timm:{PLAIN}@{tmp_path / 'model.safetensors'}#size={SIZE},frames=2"
+    own, said, every = (load_model(f"{name}{more}") for more in ("", ",pooling=own", ",pooling=all"))
+    assert own.identity == said.identity != every.identity
+    assert (own.clip.pooling, every.clip.pooling) == ("own", "all")
+    clip = {"frames": 2, "size": SIZE, "stride": None, "fps": None, "mean": own.mean, "std": own.std}
+    clip |= {"tubelet": 1, "patch": 16, "width": 192}
+    before = [{"heads": None, "inflate": None, "part": None, "pooling": None}, clip]
+    digest = xxhash.xxh3_128_hexdigest(json.dumps(before, sort_keys=True).encode())
+    assert every.identity.rpartition("/")[2] == digest
 
 
 def test_a_folder_of_the_hub_says_what_it_is(tmp_path: Path) -> None:
@@ -120,6 +209,8 @@ def test_a_folder_of_the_hub_says_what_it_is(tmp_path: Path) -> None:
         ({"pretrained_cfg": {"input_size": [3, 32, None]}}, "input_size is .* in config.json"),
         ({"model_args": {"no_such_argument": 1}}, "timm cannot make vit_tiny_patch16_224 .*no_such_argument"),
         ({"model_args": {"img_size": -5}}, "hub"),
+        ({"model_args": {"pretrained": True}}, "pretrained is no keyword of an architecture"),
+        ({"model_args": {"checkpoint_path": "other.pth"}}, "checkpoint_path is no keyword"),
         ({"architecture": "vit_of_nobody"}, "no model 'vit_of_nobody'"),
     ],
 )
@@ -209,8 +300,10 @@ def test_a_file_alone_does_not_say_its_heads_and_colours(tmp_path: Path, name: s
     ("name", "cause"),
     [
         ("timm:vit_tiny_patch16_225", "no model 'vit_tiny_patch16_225'; did you mean"),
-        ("timm:resnet18@{path}", "resnet18 is no vision transformer but a ResNet"),
-        (f"timm:{PLAIN}@{{path}}#pooling=max", "no pooling 'max' of frames"),
+        ("timm:test_resnet@{path}#inflate=2", r"cannot be inflated .*it is a ResNet"),
+        ("timm:test_resnet@{path}#pooling=class", "no class token"),
+        ("timm:test_resnet@{path}#size=64", "timm cannot make test_resnet"),
+        (f"timm:{PLAIN}@{{path}}#pooling=max", "no pooling 'max' of it"),
         (f"timm:{PLAIN}@{{path}}#encoder", "part=encoder does not apply"),
         (f"timm:{PLAIN}@{{path}}#layout=vjepa", "leave layout=vjepa out"),
         (f"timm:{PLAIN}@{{path}}#inflate=2,pooling=mean", "pooling=mean does not apply"),
@@ -220,9 +313,11 @@ def test_a_file_alone_does_not_say_its_heads_and_colours(tmp_path: Path, name: s
 )
 def test_what_cannot_be_had(tmp_path: Path, name: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "vit.safetensors"
-    save_file(reference(PLAIN, 224).state_dict(), path)
+    model = reference(PLAIN, 224)
     if "resnet" in name:
         monkeypatch.undo()
+        model = timm.create_model("test_resnet", num_classes=0)
+    save_file(model.state_dict(), path)
     with pytest.raises(WeightsError, match=cause):
         load_model(name.format(path=path))
 
@@ -242,7 +337,8 @@ def test_pretrained_weights_are_fetched_by_timm(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(timm, "create_model", fetch)
     found = load_model(f"timm:{PLAIN}.augreg_in21k", size=SIZE, frames=2)
-    assert asked == [(f"{PLAIN}.augreg_in21k", True, {"num_classes": 0, "img_size": SIZE})]
+    assert asked[-2] == (f"{PLAIN}.augreg_in21k", True, {"num_classes": 0, "img_size": SIZE})
+    assert [pretrained for _, pretrained, _ in asked] == [False, True, False], "fetched once"
     assert (found.size, found.frames) == (SIZE, 2)
     assert found.identity.startswith(f"timm:{PLAIN}.augreg_in21k/")
     other = load_model(f"timm:{PLAIN}.augreg_in21k", size=SIZE, frames=3)
@@ -276,7 +372,7 @@ def test_a_clip_that_stands_still_is_seen_as_its_frame(
     if isinstance(model.fc_norm, torch.nn.LayerNorm):
         # The norm behind the mean is of the pool then.
         with torch.no_grad():
-            whole = found.pool(found.forward_features(frame.expand(-1, 6, -1, -1, -1)))
+            whole, _ = found.encode(frame.expand(-1, 6, -1, -1, -1))
             torch.testing.assert_close(whole, model.fc_norm(tokens.mean(1)), atol=1e-4, rtol=1e-4)
     assert_same(found, frame.expand(-1, 6, -1, -1, -1), tokens.repeat(1, 3, 1))
 
@@ -326,6 +422,28 @@ def test_the_report_of_convert_takes_names_of_timm(
     assert "cls_token" in out
     assert "our transformer has no class token" in out
     assert "clips of 16 frames (stride 4) of 32 x 32 pixels; tokens of 2 x 16 x 16, width 192" in out
+
+
+def test_weights_that_cannot_be_fetched_are_not_reported_as_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until they are needed nothing is fetched; a report needs them."""
+    create = timm.create_model
+
+    def fetch(name: str, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("there is no network")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    name = f"timm:{PLAIN}.augreg_in21k"
+    opened = open_model(name)
+    assert opened is not None
+    with pytest.raises(WeightsError, match="cannot be had: there is no network"):
+        opened.load(torch.device("cpu"))
+    assert main([name, "--report"]) == 1
+    said = capsys.readouterr()
+    assert (said.out, "cannot be had: there is no network" in said.err) == ("", True)
 
 
 def test_two_networks_of_one_name_share_nothing(tmp_path: Path) -> None:
