@@ -18,6 +18,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -162,9 +163,19 @@ def _make(spec: VideoSpec, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def unchanged_priority() -> Iterator[None]:
+    """SVT-AV1, opened by root, makes its thread a real-time one, before which nothing else runs."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def write_video(spec: VideoSpec, path: Path) -> None:
     """Encodes one video."""
-    with av.open(str(path), "w") as container:
+    with unchanged_priority(), av.open(str(path), "w") as container:
         if spec.stack > 1:
             frames, seconds = spec.stretch * spec.repeats, Fraction(1, RATE)
             container.metadata["comment"] = make_tag(

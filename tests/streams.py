@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -165,7 +166,10 @@ def encode(
     mux_options = dict(kind.mux_options)
     if kind.shift:
         mux_options |= {"avoid_negative_ts": "disabled", "use_editlist": "1"}
-    with av.open(str(path), "w", format=kind.container, options=mux_options) as container:
+    with (
+        unchanged_priority(),
+        av.open(str(path), "w", format=kind.container, options=mux_options) as container,
+    ):
         stream = container.add_stream(kind.codec, rate=RATE, options=dict(kind.options))
         stream.width, stream.height = size
         stream.pix_fmt = kind.pix_fmt
@@ -185,6 +189,17 @@ def encode(
                 yield container, packet
         for packet in stream.encode(None):
             yield container, packet
+
+
+@contextmanager
+def unchanged_priority() -> Iterator[None]:
+    """SVT-AV1 gives the thread of root that opens it, and all processes started by it later, the highest
+    real-time priority: a page that a browser draws would then hold up everything else."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def make_stream(
