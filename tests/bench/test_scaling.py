@@ -1,4 +1,4 @@
-"""bench/scaling.py on the CPU: two ranks through gloo, rows from what they find, ranks that fail."""
+"""bench/scaling.py on the CPU: four ranks through gloo, rows from what they find, ranks that fail."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def script(*arguments: object, timeout: float = 300) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON file of a small run on one and on two ranks; "path" is where it lies."""
+    """The JSON file of a small run on one and on four ranks; "path" is where it lies."""
     out = tmp_path_factory.mktemp("scaling")
-    small = ("--cases", "demo", "--ranks", 1, 2, "--inputs", "synthetic", "--batch", 2, "--blocks", "plain")
+    small = ("--cases", "demo", "--ranks", 1, 4, "--inputs", "synthetic", "--batch", 2, "--blocks", "plain")
     quick = ("--steps", 2, "--warmup", 1, "--runs", 2, "--curve", 3)
     done = script(*small, *quick, "--cache", out, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,17 +71,17 @@ def values(result: dict[str, Any], metric: str, ranks: int, parallel: str) -> li
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_on_the_cpu(result: dict[str, Any], parallel: str) -> None:
+def test_four_ranks_on_the_cpu(result: dict[str, Any], parallel: str) -> None:
     (one,) = values(result, "clips_per_s", 1, "none")
-    (two,) = values(result, "clips_per_s", 2, parallel)
-    (speedup,) = values(result, "speedup", 2, parallel)
-    assert speedup == pytest.approx(two / one)
-    (share,) = values(result, "communication", 2, parallel)
+    (four,) = values(result, "clips_per_s", 4, parallel)
+    (speedup,) = values(result, "speedup", 4, parallel)
+    assert speedup == pytest.approx(four / one)
+    (share,) = values(result, "communication", 4, parallel)
     assert 0 <= share < 1
     for metric in ("save_s", "save_held_s", "load_s"):
-        (seconds,) = values(result, metric, 2, parallel)
+        (seconds,) = values(result, metric, 4, parallel)
         assert seconds > 0
-    (held,), (saved,) = (values(result, metric, 2, parallel) for metric in ("save_held_s", "save_s"))
+    (held,), (saved,) = (values(result, metric, 4, parallel) for metric in ("save_held_s", "save_s"))
     assert held <= saved
     # Without ranks that talk there is nothing to hide, and no checkpoint but with the most ranks.
     assert not values(result, "communication", 1, "none")
@@ -89,7 +89,7 @@ def test_two_ranks_on_the_cpu(result: dict[str, Any], parallel: str) -> None:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_losses_of_two_ranks_are_those_of_one(result: dict[str, Any], parallel: str) -> None:
+def test_losses_of_four_ranks_are_those_of_one(result: dict[str, Any], parallel: str) -> None:
     rows = {
         row["metric"]: row
         for row in result["rows"]
@@ -117,7 +117,7 @@ def test_projection_of_what_was_measured(
         (parallel, gpus) for parallel in ("ddp", "fsdp") for gpus in ("4", "64", "512")
     ]
     for parallel, line in (("ddp", table[0]), ("fsdp", table[3])):
-        (measured,) = values(result, "clips_per_s", 2, parallel)
+        (measured,) = values(result, "clips_per_s", 4, parallel)
         assert float(line[4].replace(",", "")) == pytest.approx(measured, abs=1)
 
 
