@@ -82,6 +82,15 @@ def make_model(family: str, folder: Path, chat: bool = True) -> Path:
     return folder
 
 
+SMALL_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "out_hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 48,
+}
+
+
 class _Families:
     @staticmethod
     def _qwen(version: str, vision: dict[str, Any], rope: dict[str, Any]) -> tuple[Any, Any]:
@@ -124,27 +133,13 @@ class _Families:
 
     @staticmethod
     def qwen2_5_vl() -> tuple[Any, Any]:
-        vision = {
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 32,
-            "num_heads": 2,
-            "intermediate_size": 48,
-        }
-        vision |= {"fullatt_block_indexes": [1], "window_size": 56}
+        vision = SMALL_VISION | {"fullatt_block_indexes": [1], "window_size": 56}
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
         return _Families._qwen("Qwen2_5_VL", vision, rope)
 
     @staticmethod
     def qwen3_vl() -> tuple[Any, Any]:
-        vision = {
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 32,
-            "num_heads": 2,
-            "intermediate_size": 48,
-        }
-        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+        vision = SMALL_VISION | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
         return _Families._qwen("Qwen3VL", vision, rope)
 
