@@ -21,8 +21,8 @@ class ExtractTask:
     """ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints. file:PATH, hf:FOLDER: weights
     of another project, with options behind a #, as in file:vitl16.pth.tar#target_encoder,stride=4; see
     docs/models.md. timm:MODEL: an image model of timm with its pretrained weights; timm:MODEL@FILE with those
-    of a file (.safetensors, .pth). random:PRESET, random:timm:MODEL: first weights, untrained, to compare
-    with."""
+    of a file (.safetensors, .pth). random:PRESET, random:timm:MODEL, and of a run folder random:RUN: first
+    weights, untrained, to compare with."""
     out: Path
     """The feature file. What is computed is kept beside it, in OUT.work/, until it is whole."""
     tokens: bool = False

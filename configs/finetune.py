@@ -38,7 +38,7 @@ class FinetuneConfig:
     model: str
     """ckpt:PATH: a run folder of surgrec.pretrain, or one of its checkpoints. file:PATH, hf:FOLDER: weights
     of another project; timm:MODEL, timm:MODEL@FILE: an image model, frame by frame, as in surgrec.extract.
-    random:PRESET, random:timm:MODEL: first weights, untrained, to compare with."""
+    random:PRESET, random:RUN, random:timm:MODEL: first weights, untrained, to compare with."""
     out: Path | None = None
     """Run folder; runs/finetune-TIME by default. One that holds a run with the same options is resumed."""
     results: Path = Path("results.jsonl")

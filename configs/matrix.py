@@ -22,7 +22,7 @@ class MatrixConfig:
 
     models: tuple[str, ...] = ()
     """As surgrec.extract names them: ckpt:PATH, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE,
-    random:PRESET, random:timm:MODEL."""
+    random:PRESET, random:RUN, random:timm:MODEL."""
     manifests: tuple[Path, ...] = ()
     """Splits, as `import` and `repair` write them."""
     datasets: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Size = Literal["tiny", "small", "base", "large", "huge"]
+Size = Literal["mini", "tiny", "small", "base", "large", "huge"]
 Position = Literal["sinusoid_1d", "sincos_3d", "rotary_3d"]
 AttentionBackend = Literal["auto", "xformers", "cudnn", "triton", "flash4", "flash", "sdpa"]
 
@@ -23,6 +23,7 @@ class ViTShape:
 
 
 VIT_SHAPES: dict[str, ViTShape] = {
+    "mini": ViTShape(4, 128, 2),
     "tiny": ViTShape(12, 192, 3),
     "small": ViTShape(12, 384, 6),
     "base": ViTShape(12, 768, 12),
@@ -48,7 +49,7 @@ class MaeConfig:
     """Masked autoencoder (VideoMAE): rebuild the normalised pixels of the tokens that a tube mask hides."""
 
     size: Size = "base"
-    """Encoder: tiny, small, base, large or huge."""
+    """Encoder: mini, tiny, small, base, large or huge."""
     patch: int = 16
     """Height and width of a token, in pixels."""
     tubelet: int = 2
@@ -83,7 +84,7 @@ class JepaConfig:
     """Joint-embedding predictive architecture (V-JEPA): predict a teacher's features of the hidden tokens."""
 
     size: Size = "large"
-    """Encoder: tiny, small, base, large or huge."""
+    """Encoder: mini, tiny, small, base, large or huge."""
     patch: int = 16
     """Height and width of a token, in pixels."""
     tubelet: int = 2

@@ -69,7 +69,7 @@ def feature_model(asked: str, pictures: int | None, seed: int) -> FeatureModel:
     if opened is None:
         raise FeatureError(
             f"there is no model {asked!r}: give ckpt:PATH, file:PATH, hf:FOLDER, timm:MODEL,"
-            f" timm:MODEL@FILE, random:timm:MODEL or random:PRESET, of {', '.join(PRESETS)}"
+            f" timm:MODEL@FILE, random:timm:MODEL, random:RUN or random:PRESET, of {', '.join(PRESETS)}"
         )
     if pictures is not None:
         if rate_of(opened.clip):

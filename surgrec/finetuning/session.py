@@ -62,7 +62,7 @@ def finetune(config: FinetuneConfig, threads: int, progress: Progress) -> Finish
     if model is None:
         raise ValueError(
             f"there is no model {config.model!r}: give --model ckpt:PATH of surgrec.pretrain, file:PATH,"
-            " hf:FOLDER, timm:MODEL, timm:MODEL@FILE, random:timm:MODEL or random:PRESET"
+            " hf:FOLDER, timm:MODEL, timm:MODEL@FILE, random:timm:MODEL, random:RUN or random:PRESET"
         )
     if not config.data_root.is_dir():
         raise ValueError(f"{config.data_root}: no such folder; check --data-root")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from torch.nn import functional
 
 # A singular value decomposition of this many rows takes milliseconds.
 _ROWS = 512
+LEAST_STD: Final = 0.1
+LEAST_RANK: Final = 5.0
+"""Below either, features have collapsed. Normalised ones have a mean square of 1, so that a standard
+deviation of 0.1 over the tokens says that 99 % of it is the same for all. docs/evidence.md has runs on both
+sides."""
 
 
 @torch.no_grad()
@@ -19,8 +25,8 @@ def feature_health(features: Tensor) -> dict[str, Tensor]:
     - feature_std: standard deviation over all tokens, mean over columns; near 0 when collapsed.
     - rankme: effective rank, exp of the entropy of the normalised singular values (Garrido et al. 2023,
       arXiv 2210.02885), of up to 512 tokens spread evenly over the batch; between 1 and min(512, D).
-    - clip_cosine: mean cosine between the mean features of different clips; near 1 when collapsed.
-      Left out for a batch of one.
+    - clip_cosine: mean cosine between the mean features of different clips; near 1 when collapsed, and in
+      an untrained network, too. Left out for a batch of one.
 
     Returns:
         float32 scalars.
@@ -35,6 +41,12 @@ def feature_health(features: Tensor) -> dict[str, Tensor]:
         total = unit.sum(dim=0).square().sum()
         health["clip_cosine"] = (total - clips) / (clips * (clips - 1))
     return health
+
+
+def collapsed(health: Mapping[str, float]) -> bool:
+    """Whether features are the same for nearly all tokens, or lie in few directions. health: what
+    `feature_health` gave of layer-normalised features, as numbers."""
+    return health["feature_std"] < LEAST_STD or health["rankme"] < LEAST_RANK
 
 
 def effective_rank(rows: Tensor) -> Tensor:

@@ -83,7 +83,12 @@ class Jepa(Objective):
     @torch.no_grad()
     def teach(self, frames: Tensor) -> Tensor:
         """The teacher's features of every token, normalised: float32 [B, N, width]."""
-        features = self._teacher_output(frames).float()
+        return self.normalised(self.whole_clip(self.teacher, frames))
+
+    @staticmethod
+    def normalised(features: Tensor) -> Tensor:
+        """Features [..., width] layer-normalised without affine, float32."""
+        features = features.float()
         return functional.layer_norm(features, features.shape[-1:])
 
     def loss(self, frames: Tensor, teaching: Tensor, masks: list[BlockMask]) -> Tensor:
@@ -115,16 +120,18 @@ class Jepa(Objective):
 
     def features(self, frames: Tensor) -> Tensor:
         """The teacher's output (its final norm included) for every token: [B, N, width]."""
-        return self._teacher_output(frames)
+        return self.whole_clip(self.teacher, frames)
 
-    def _teacher_output(self, frames: Tensor) -> Tensor:
+    def whole_clip(self, network: VisionTransformer, frames: Tensor) -> Tensor:
+        """What a network, the teacher or the student, says of every token of the clips: [B, N, width]."""
         # Apart from features(), which FSDP wraps as an entry point: forward() must not enter there again.
         config = self.config
         check_clips(frames.shape, self.grid, config.tubelet, config.patch)
         tokens = torch.arange(math.prod(self.grid), device=frames.device).expand(len(frames), -1)
-        dtype = compute_dtype(self.teacher.patch_embedding.weight)
+        dtype = compute_dtype(network.patch_embedding.weight)
         patches = patchify(frames, tokens, config.tubelet, config.patch, config.mean, config.std, dtype)
-        return self.teacher(patches, tokens)
+        features: Tensor = network(patches, tokens)
+        return features
 
     def momentum(self, step: int, total_steps: int) -> float:
         """Of the teacher after this step: linear from ema_start at step 0 to ema_end at total_steps."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgrec.models.health import collapsed
 from surgrec.training.console import Console
 from surgrec.training.distributed import World
 from surgrec.training.monitor import Monitor, memory_use
@@ -76,6 +77,7 @@ class Recorder:
         self._sums: dict[str, Tensor] = {}
         self._good: Tensor = torch.zeros((), device=world.device)
         self._window = _Window(time.monotonic())
+        self._warned = False
 
     def add(self, result: StepResult) -> None:
         """Take in a step, without waiting for the device."""
@@ -122,6 +124,8 @@ class Recorder:
         clips_per_second = window.steps * self._batch / seconds
         wait = sum(r["wait"] for r in ranks) / len(ranks)
         if self._monitor is not None:
+            if "rankme" in monitors:
+                monitors["collapsed"] = float(self._watch(result.step, monitors))
             values = means | {f"monitor/{name}": value for name, value in monitors.items()}
             values |= {
                 "train/lr": result.hyperparameters.lr,
@@ -146,6 +150,18 @@ class Recorder:
         self._sums = {}
         self._good = torch.zeros_like(self._good)
         self.restart_clock()
+
+    def _watch(self, step: int, monitors: dict[str, float]) -> bool:
+        """Whether features have collapsed; the first time it is said to the person at the terminal."""
+        found = collapsed(monitors)
+        if found and not self._warned:
+            self._warned = True
+            self._console.say(
+                f"COLLAPSE at step {step}: the teacher's features are nearly the same whatever it sees"
+                f" (feature_std {monitors['feature_std']:.3f}, rankme {monitors['rankme']:.1f}). The loss"
+                f" does not tell. Raise model.ema_start, or lower optim.lr, and begin again in another --out."
+            )
+        return found
 
     def restart_clock(self) -> None:
         """Begin a window now."""

@@ -15,7 +15,8 @@ from surgrec.transcoding.proxies import describe_proxies
 
 @dataclass(frozen=True)
 class Summary:
-    """First and last point of metrics.jsonl, and the rates between."""
+    """First and last point of metrics.jsonl, and the rates between. collapsed: the first step at which the
+    features had collapsed; None where they have not."""
 
     first_step: int
     last_step: int
@@ -24,6 +25,7 @@ class Summary:
     clips_per_second: float
     data_wait: float
     ledger: int
+    collapsed: int | None = None
 
 
 def summarise(run: RunFolder) -> Summary | None:
@@ -46,6 +48,7 @@ def summarise(run: RunFolder) -> Summary | None:
         sum(point["speed/clips_per_second"] for point in rated) / len(rated),
         sum(point["speed/data_wait"] for point in rated) / len(rated),
         int(points[-1]["data/ledger"]),
+        next((point["step"] for point in points if point.get("monitor/collapsed")), None),
     )
 
 
@@ -69,6 +72,10 @@ def summary_text(run: RunFolder, checkpoint: Path | None) -> str:
             f"clips that could not be decoded: {found.ledger}"
             + (f" (reasons in {run.ledger})" if found.ledger else ""),
         ]
+        if found.collapsed is not None:
+            lines.append(
+                f"COLLAPSE at step {found.collapsed}: features were nearly the same whatever was seen"
+            )
     proxies = proxies_text(run)
     if proxies:
         lines.append(proxies)

@@ -49,8 +49,8 @@ def load_model(
 ) -> VideoModel:
     """A pretrained encoder of any layout in docs/models.md, in eval mode.
 
-    name_or_path: ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, timm:MODEL@FILE,
-    random:timm:MODEL, or a path alone.
+    name_or_path: ckpt:RUN, random:PRESET, random:RUN, file:PATH, hf:FOLDER, timm:MODEL,
+    timm:MODEL@FILE, random:timm:MODEL, or a path alone.
     layout: for a file whose keys do not tell it. part: `encoder` or `target_encoder`, for a file with both.
     size, frames: of clips, where they shall be others than the model was trained on; its positions are then
     interpolated, which `coverage` says. Raises WeightsError, which names the file, the cause and the remedy.
@@ -62,8 +62,8 @@ def load_model(
     opened = open_model(name, asked, layout)
     if opened is None:
         raise WeightsError(
-            f"there is no model {name!r}: give ckpt:RUN, random:PRESET, file:PATH, hf:FOLDER, timm:MODEL, or"
-            " a path"
+            f"there is no model {name!r}: give ckpt:RUN, random:PRESET, random:RUN, file:PATH, hf:FOLDER,"
+            " timm:MODEL, or a path"
         )
     return opened.load(torch.device(device))
 

@@ -1,4 +1,4 @@
-"""Models of this project: checkpoints of surgrec.pretrain, and first weights of its presets."""
+"""Models of this project: checkpoints of surgrec.pretrain, and first weights of its presets and runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from surgrec.configs.presets import PRESETS
-from surgrec.configs.pretrain import JepaPretrain, MaePretrain
+from surgrec.configs.pretrain import JepaPretrain, MaePretrain, PretrainConfig, from_document
+from surgrec.configs.yaml_io import ConfigError, load_yaml
 from surgrec.curation.checkpoint_embedder import load_objective, open_checkpoint
 from surgrec.curation.records import CurationError, key_of
 from surgrec.kernels.patchify import token_grid
@@ -17,6 +18,7 @@ from surgrec.models.build import build_objective
 from surgrec.models.encoder_form import EncoderForm
 from surgrec.models.objective import Objective
 from surgrec.models.video_encoder import VideoEncoder, encoder_of, form_of
+from surgrec.training.run_folder import RunFolder
 from surgrec.weights.clips import clip_of
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.layout import ClipForm
@@ -33,9 +35,9 @@ class OurModel:
 
 
 def open_ours(name: str, seed: int) -> OurModel | None:
-    """What ckpt:PATH or random:PRESET names; None for another name. seed: of first weights.
+    """What ckpt:PATH, random:PRESET or random:RUN names; None for another name. seed: of first weights.
 
-    Raises WeightsError where a checkpoint is not there or damaged.
+    Raises WeightsError where a checkpoint or the configuration of a run is not there or damaged.
     """
     kind, _, rest = name.partition(":")
     if kind == "ckpt" and rest:
@@ -52,16 +54,31 @@ def open_ours(name: str, seed: int) -> OurModel | None:
 
         return _model(f"ckpt:{checkpoint.key}", checkpoint.config, load)
     if kind == "random" and rest in PRESETS:
-        preset = PRESETS[rest][1]
-        assert isinstance(preset, MaePretrain | JepaPretrain)
-        data = preset.data
-        key = key_of(repr(preset.model), data.frames, data.stride, data.fps, data.size, seed)
-
-        def build(device: torch.device) -> Objective:
-            return build_objective(preset.model, seed, data.frames, data.size).to(device).eval()
-
-        return _model(f"random:{rest}/{key}", preset, build)
+        return _untrained(rest, PRESETS[rest][1], seed)
+    if kind == "random" and Path(rest).is_dir():
+        return _untrained("run", _configuration(Path(rest)), seed)
     return None
+
+
+def _untrained(name: str, config: PretrainConfig, seed: int) -> OurModel:
+    """First weights of a configuration. name: stands in the identity."""
+    assert isinstance(config, MaePretrain | JepaPretrain)
+    data = config.data
+    key = key_of(repr(config.model), data.frames, data.stride, data.fps, data.size, seed)
+
+    def build(device: torch.device) -> Objective:
+        return build_objective(config.model, seed, data.frames, data.size).to(device).eval()
+
+    return _model(f"random:{name}/{key}", config, build)
+
+
+def _configuration(run: Path) -> PretrainConfig:
+    """Of a run folder of surgrec.pretrain. Raises WeightsError."""
+    path = RunFolder(run).config
+    try:
+        return from_document(load_yaml(path))
+    except ConfigError as error:
+        raise WeightsError(f"{error}. random:{run} needs a run folder of surgrec.pretrain") from error
 
 
 def form_and_clip(config: MaePretrain | JepaPretrain) -> tuple[EncoderForm, ClipForm]:

@@ -118,6 +118,25 @@ def test_features_are_the_networks_on_the_frames_of_the_row(
     assert min(np.abs(a - b).max() for k, a in enumerate(every) for b in every[:k]) > 0.01
 
 
+def test_first_weights_of_a_run(root: Path, tmp_path: Path) -> None:
+    """What a run learnt is seen beside its own architecture untrained."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_yaml(to_document(MAE)))
+    extract(config_for(root, tmp_path, f"random:{run}", tokens=True), 1)
+    found = open_features(tmp_path / "features.h5")
+    assert found.token_shape == (8, 192)
+    assert found.about.geometry == {"frames": 4, "stride": 3, "size": 32}
+    elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
+    same, other = (open_model(f"random:{elsewhere}", seed=seed) for seed in (0, 1))
+    assert same is not None
+    assert other is not None
+    assert same.identity == found.about.identity != other.identity
+    (run / "config.yaml").unlink()
+    with pytest.raises(WeightsError, match=r"config\.yaml cannot be read.*needs a run folder"):
+        open_model(f"random:{run}")
+
+
 def test_what_cannot_be_read_is_missing_and_never_replaced(root: Path, tmp_path: Path) -> None:
     report = extract(config_for(root, tmp_path, "random:demo"), 1)
     missing = dict(report.missing)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgrec.models.health import effective_rank, feature_health, relative_distance
+from surgrec.models.health import collapsed, effective_rank, feature_health, relative_distance
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -63,3 +63,16 @@ def test_relative_distance() -> None:
     teacher = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
     student = [torch.tensor([3.0, 1.0]), torch.tensor([[4.0]])]
     assert relative_distance(student, teacher).item() == pytest.approx(1 / 5)
+
+
+def test_collapse_is_one_vector_for_all_or_few_directions() -> None:
+    def of(features: torch.Tensor) -> bool:
+        normalised = torch.nn.functional.layer_norm(features, features.shape[-1:])
+        return collapsed({name: float(value) for name, value in feature_health(normalised).items()})
+
+    spread = torch.randn(4, 32, 64, generator=GENERATOR)
+    one, few = torch.randn(64, generator=GENERATOR), torch.randn(3, 64, generator=GENERATOR)
+    assert not of(spread)
+    assert not of(one + spread)  # shared, and yet each token is itself
+    assert of(one + 0.05 * spread)
+    assert of(torch.randn(4, 32, 3, generator=GENERATOR) @ few)

@@ -129,3 +129,13 @@ def test_summary(tmp_path):
     assert "could not be decoded: 3 (reasons in" in text
     assert f"checkpoint: {tmp_path / 'step-00000020'}" in text
     assert f"tensorboard --logdir {tmp_path}" in text
+
+
+def test_summary_names_a_collapse(tmp_path):
+    run = RunFolder(tmp_path)
+    rates = {"loss": 0.1, "speed/clips_per_second": 1.0, "speed/data_wait": 0.0, "data/ledger": 0.0}
+    points = [rates | {"step": s, "monitor/collapsed": float(s >= 30)} for s in (10, 20, 30, 40)]
+    run.metrics.write_text("".join(json.dumps(point) + "\n" for point in points[:2]))
+    assert "COLLAPSE" not in summary_text(run, None)
+    run.metrics.write_text("".join(json.dumps(point) + "\n" for point in points))
+    assert "COLLAPSE at step 30" in summary_text(run, None)

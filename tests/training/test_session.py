@@ -44,7 +44,9 @@ SCALARS = {
     "mix_domain/endoscopy/expected",
     "mix_dataset/laparoscopy/mpeg4_avi/drawn",
 }
-HEALTH = {f"monitor/{name}" for name in ("feature_std", "rankme", "clip_cosine", "teacher_distance")}
+HEALTH = {
+    f"monitor/{name}" for name in ("feature_std", "rankme", "clip_cosine", "teacher_distance", "collapsed")
+}
 
 
 def events(run: Path) -> EventAccumulator:
