@@ -18,6 +18,7 @@ from surgrec.configs.data import DataConfig
 from surgrec.configs.extract import ExtractConfig
 from surgrec.configs.model import MaeConfig
 from surgrec.configs.pretrain import MaePretrain, to_document
+from surgrec.configs.yaml_io import dump_yaml
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_stream import ClipStream
 from surgrec.loaders.packet_index import PacketIndex
@@ -31,6 +32,7 @@ from surgrec.extract import main
 from surgrec.models.build import build_objective
 from surgrec.training.checkpoint import Checkpoint, save_checkpoint
 from surgrec.weights.errors import WeightsError
+from surgrec.weights.load import open_model
 
 MODEL = "test_vit"
 """timm's own model for tests, pictures of 160 x 160."""

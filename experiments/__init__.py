@@ -1,0 +1,1 @@
+"""Small, complete, repeatable experiments that show the recipe at work: docs/evidence.md."""

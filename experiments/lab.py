@@ -1,0 +1,188 @@
+"""What the experiments share: SurgRec's commands run one after the other, their record, measures and checks.
+
+A folder of an experiment holds what it made. A command that has ended well there is not run again, so that an
+experiment which was stopped goes on; one that fails ends it, and stands in the record as what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from surgrec.loaders.whole_file import replacing
+
+from surgrec.evaluation.results import Interval, Result, read_results
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+CURVES: Final = ("loss", "monitor/feature_std", "monitor/rankme", "monitor/collapsed")
+"""Scalars of a run that are kept."""
+TAIL: Final = 20
+"""Lines of a failed command's output that are shown."""
+
+Size = Literal["cpu", "gpu"]
+
+
+class ExperimentError(RuntimeError):
+    """An experiment that cannot go on; the message names the step, the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure. subject: what was measured, a model mostly. task: what on. amount: of labels, in per cent, or
+    another variable of the experiment; None where there is none. low, high: the interval over test groups.
+    n, of: rows that were scored, of how many."""
+
+    subject: str
+    task: str
+    figure: str
+    seed: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    of: int | None = None
+    amount: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A claim of the issue, what was measured for it, and whether that bears it out."""
+
+    claim: str
+    found: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that was run. seconds: of wall time. status: its exit status."""
+
+    name: str
+    command: str
+    status: int
+    seconds: float
+
+
+@dataclass
+class Lab:
+    """One experiment under way. out: its folder. curves: by name of a run, columns of CURVES and `step`."""
+
+    out: Path
+    device: Literal["auto", "cpu", "cuda"]
+    workers: int
+    steps: list[Step] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def run(self, name: str, arguments: Sequence[str | Path | float], accept: tuple[int, ...] = (0,)) -> int:
+        """A command of Python, unless it has ended here before; returns its exit status.
+
+        name: of the step, and of OUT/logs/NAME.log. Raises ExperimentError for a status that is not in
+        `accept`.
+        """
+        words = [str(argument) for argument in arguments]
+        # Records are published: no folder of this machine stands in them.
+        shown = shlex.join(["python", *words]).replace(f"{self.out}/", "").replace(f"{ROOT}/", "")
+        before = self._finished().get(shown)
+        if before is not None:
+            self.steps.append(before)
+            return before.status
+        log = self.out / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{name}: {shown}", flush=True)
+        began = time.monotonic()
+        with open(log, "w", encoding="utf-8") as file:
+            done = subprocess.run(
+                [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=False
+            )
+        step = Step(name, shown, done.returncode, round(time.monotonic() - began, 1))
+        self.steps.append(step)
+        print(f"{name}: {step.seconds:.0f} s, exit status {step.status}", flush=True)
+        if done.returncode in (130, -2):
+            raise KeyboardInterrupt
+        if done.returncode not in accept:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+            raise ExperimentError(
+                "\n".join([f"step {name} ended with status {done.returncode} ({log}):", *lines])
+            )
+        self._finish(step)
+        return done.returncode
+
+    def pretrain(
+        self, name: str, options: str, data: Mapping[str, Path], seed: int, module: Sequence[str | Path] = ()
+    ) -> Path:
+        """A run of surgrec.pretrain and its curves; returns its folder, OUT/runs/NAME.
+
+        options: a preset and what is changed of it, as on the command line. data: index, and plan where there
+        is one. module: what is run in the place of `-m surgrec.pretrain`.
+        """
+        folder = self.out / "runs" / name
+        words = [*(module or ("-m", "surgrec.pretrain")), *shlex.split(options)]
+        for kind, path in data.items():
+            words += [f"--data.{kind}", path]
+        words += ["--seed", str(seed), "--out", folder, "--device", self.device]
+        words += ["--data.threads", str(self.workers)]
+        self.run(f"pretrain-{name}", words)
+        self.curves[name] = read_curves(folder / "metrics.jsonl")
+        return folder
+
+    def keep(self, subject: str, task: str, results: Path, seed: int, amount: float | None = None) -> None:
+        """Measures of a result that a command has just appended to a file: accuracy on test, and for each
+        number of shots the mean over its draws."""
+        result = read_results(results)[-1]
+        self.measures.append(measure_of(subject, task, result, seed, amount))
+
+    def _finished(self) -> dict[str, Step]:
+        path = self.out / "steps.jsonl"
+        if not path.exists():
+            return {}
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = [Step(**json.loads(line)) for line in lines if line.endswith("}")]
+        return {step.command: step for step in found}
+
+    def _finish(self, step: Step) -> None:
+        with open(self.out / "steps.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(step)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def measure_of(subject: str, task: str, result: Result, seed: int, amount: float | None = None) -> Measure:
+    """The accuracy of a result, in per cent."""
+    accuracy: Interval = result.figures["accuracy"]
+    value, low, high = (
+        None if share is None else 100 * share for share in (accuracy.value, accuracy.low, accuracy.high)
+    )
+    assert value is not None
+    return Measure(subject, task, "accuracy", seed, value, low, high, result.n, result.m, amount)
+
+
+def read_curves(metrics: Path) -> dict[str, list[float]]:
+    """Of a run's metrics.jsonl: `step`, and those of CURVES that it has, one value a point.
+
+    Raises ExperimentError where it is not there or not readable.
+    """
+    try:
+        points = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ExperimentError(
+            f"{metrics}: {error}; remove the experiment's folder and begin again"
+        ) from error
+    points = [point for point in points if "loss" in point]
+    names = [name for name in CURVES if points and name in points[0]]
+    return {name: [point[name] for point in points] for name in ("step", *names)}
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

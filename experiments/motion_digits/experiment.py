@@ -1,0 +1,147 @@
+"""Do MAE and JEPA learn what moves, and how, from unlabelled video of moving digits?
+
+Both are pretrained on videos without labels, and an attentive probe is asked for digit and motion: beside
+the same networks untrained, beside an MAE that was pretrained on single frames (each of which looks the same
+way under every motion), and with few labels beside the same network trained from scratch on these labels.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from experiments.digits import few_labels, labelled_set, shots_of, unlabelled_index
+from experiments.lab import Check, Lab, Measure
+from surgrec.evaluation.manifest import read_manifest
+from surgrec.evaluation.results import read_documents
+
+TASKS: Final = ("digit", "motion")
+LEARNT: Final = ("MAE", "JEPA")
+STILL: Final = "MAE of single frames"
+SUPERVISED: Final = "supervised from scratch"
+
+
+def untrained(name: str) -> str:
+    """Name of a model's twin with first weights."""
+    return f"{name}, untrained"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is made, trained and asked. Commands are written as after `python -m surgrec.NAME`."""
+
+    seeds: tuple[int, ...]
+    """Of weights, clips and masks."""
+    train: int
+    val: int
+    test: int
+    """Samples of handwriting of each digit for each pair of motions."""
+    unlabelled: int
+    """Further unlabelled videos of each train sample in each motion."""
+    mae: str
+    jepa: str
+    still: str
+    """Of surgrec.pretrain; `still` sees one frame."""
+    frames: int
+    """Clips of one frame of a video that the model of single frames is asked about."""
+    probe: str
+    finetune: str
+    labels: tuple[float, ...]
+    """Per cent of the labels of train."""
+    draws: int
+    """Of few labels."""
+    gain: float
+    """Points by which features must beat those of the untrained network."""
+
+
+def measure(lab: Lab, config: Config, seed: int) -> None:
+    """All models of one seed."""
+    samples = {"train": config.train, "val": config.val, "test": config.test}
+    digits = labelled_set(lab, samples)  # type: ignore[arg-type]
+    data = {"index": unlabelled_index(lab, digits, samples, config.unlabelled)}  # type: ignore[arg-type]
+    runs = {
+        name: lab.pretrain(f"{short}-{seed}", options, data, seed)
+        for name, short, options in (
+            ("MAE", "mae", config.mae),
+            ("JEPA", "jepa", config.jepa),
+            (STILL, "still", config.still),
+        )
+    }
+    for name, run in runs.items():
+        clips = config.frames if name == STILL else 1
+        _probe(lab, config, digits, name, f"ckpt:{run}", seed, clips)
+        if name in LEARNT:
+            _probe(lab, config, digits, untrained(name), f"random:{run}", seed, clips)
+    for task in TASKS:
+        for per_cent in config.labels:
+            _from_scratch(lab, config, digits, task, per_cent, runs["MAE"], seed)
+
+
+def _probe(lab: Lab, config: Config, digits: Path, name: str, model: str, seed: int, clips: int) -> None:
+    short = name.lower().replace(",", "").replace(" ", "-")
+    for task in TASKS:
+        manifest, features = digits / f"{task}.json", lab.out / "features" / f"{short}-{seed}-{task}.h5"
+        extract = ["-m", "surgrec.extract", "--manifest", manifest, "--data-root", digits, "--model", model]
+        extract += ["--tokens", "--clips", clips, "--out", features, "--seed", seed, "--batch", 64]
+        lab.run(f"extract-{features.stem}", [*extract, "--workers", lab.workers, "--device", lab.device])
+        results = lab.out / "results" / f"{features.stem}.jsonl"
+        probe = ["-m", "surgrec.probe", features, "--manifest", manifest, "--kind", "attentive"]
+        probe += [*shlex.split(config.probe), "--seed", seed, "--out", results, "--device", lab.device]
+        shots = {shots_of(manifest, per_cent): per_cent for per_cent in config.labels}
+        if name in LEARNT:
+            probe += ["--shots", *shots, "--draws", config.draws]
+        lab.run(f"probe-{features.stem}", probe)
+        lab.keep(name, task, results, seed)
+        for entry in read_documents(results)[-1].get("few_shot", []):
+            lab.measures.append(_of_draws(name, task, seed, shots[entry["shots"]], entry["draws"]))
+
+
+def _of_draws(name: str, task: str, seed: int, per_cent: float, draws: list[dict[str, float]]) -> Measure:
+    """The mean over draws of few labels; low and high are the least and the greatest of them."""
+    values = [100 * draw["accuracy"] for draw in draws]
+    mean = statistics.fmean(values)
+    return Measure(name, task, "accuracy", seed, mean, min(values), max(values), amount=per_cent)
+
+
+def _from_scratch(
+    lab: Lab, config: Config, digits: Path, task: str, per_cent: float, run: Path, seed: int
+) -> None:
+    """The MAE's encoder with first weights, trained on the rows that the probes have in each draw."""
+    shots, draws = shots_of(digits / f"{task}.json", per_cent), []
+    for draw in range(config.draws):
+        name = f"scratch-{seed}-{task}-{shots}-{draw}"
+        manifest = lab.out / "few" / f"{name}.json"
+        few_labels(digits / f"{task}.json", shots, draw, seed, manifest)
+        results = lab.out / "results" / f"{name}.jsonl"
+        words = ["-m", "surgrec.finetune", "--manifest", manifest, "--data-root", digits, "--seed", seed]
+        words += ["--model", f"random:{run}", "--out", lab.out / "finetune" / name, "--results", results]
+        words += [*shlex.split(config.finetune), "--workers", lab.workers, "--device", lab.device]
+        lab.run(name, words)
+        draws.append({"accuracy": read_documents(results)[-1]["figures"]["accuracy"]["value"]})
+    lab.measures.append(_of_draws(SUPERVISED, task, seed, per_cent, draws))
+
+
+def check(lab: Lab, config: Config) -> list[Check]:
+    """The claims of docs/evidence.md, by means over seeds."""
+
+    def mean(name: str, task: str, amount: float | None = None) -> float:
+        values = [m.value for m in lab.measures if (m.subject, m.task, m.amount) == (name, task, amount)]
+        return statistics.fmean(values)
+
+    found = []
+    for task in TASKS:
+        for name in LEARNT:
+            gain = mean(name, task) - mean(untrained(name), task)
+            claim = f"{name} beats its untrained twin on {task} by {config.gain:g} points"
+            found.append(Check(claim, f"{gain:+.1f} points", gain >= config.gain))
+            least = min(config.labels)
+            ahead = mean(name, task, least) - mean(SUPERVISED, task, least)
+            claim = f"with {least:g} % of the labels {name} beats training from scratch on {task}"
+            found.append(Check(claim, f"{ahead:+.1f} points", ahead > 0))
+    chance = 100 / len(read_manifest(lab.out / "digits" / "motion.json").classes)
+    above = mean(STILL, "motion") - chance
+    claim = "single frames are within 5 points of chance on motion"
+    return [*found, Check(claim, f"{above:+.1f} points from {chance:.1f} %", abs(above) <= 5)]

@@ -1,0 +1,139 @@
+"""Runs an experiment, writes down what was measured, and says whether it bears out what is claimed.
+
+    python experiments/run.py motion_digits                 # two cores, about ten minutes
+    python experiments/run.py motion_digits --size gpu      # one GPU, about eight minutes
+
+The result goes to experiments/NAME/results/, whether it is as expected or not. The exit status is 0 where all
+claims hold, 1 where one does not or a step failed, 130 after Ctrl-C; the same command then goes on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+if TYPE_CHECKING:
+    from experiments.lab import Check, Lab
+
+Name = Literal["motion_digits", "balance", "real_video", "collapse"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run an experiment and keep its result."""
+
+    name: Annotated[Name, tyro.conf.Positional]
+    size: Literal["cpu", "gpu"] = "cpu"
+    """cpu: two cores and about ten minutes. gpu: one GPU and about eight."""
+    config: Path | None = None
+    """Another configuration than experiments/NAME/SIZE.yaml."""
+    seeds: tuple[int, ...] = ()
+    """In the place of the configuration's."""
+    out: Path | None = None
+    """Where videos, runs and features go; build/experiments/NAME-SIZE by default."""
+    videos: tuple[Path, ...] = ()
+    """Your own footage, for real_video."""
+    workers: int = 0
+    """Decoding threads and processes; 0 takes the cores of this machine."""
+    save: bool = True
+    """Write the result to `results`."""
+    results: Path | None = None
+    """Folder of the results; experiments/NAME/results by default."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit status is as the module says."""
+    options = tyro.cli(Options, args=arguments, prog="python experiments/run.py")
+    from surgrec.configs.yaml_io import ConfigError, from_plain, load_yaml, to_plain
+
+    from experiments.lab import ExperimentError, Lab
+
+    module = import_module(f"experiments.{options.name}.experiment")
+    path = options.config or ROOT / "experiments" / options.name / f"{options.size}.yaml"
+    if options.videos and not hasattr(module, "takes_videos"):
+        print(f"experiments: --videos is of real_video; leave it out for {options.name}", file=sys.stderr)
+        return 2
+    try:
+        config = from_plain(module.Config, load_yaml(path) or {})
+    except ConfigError as error:
+        print(f"experiments: {path}: {error}", file=sys.stderr)
+        return 2
+    out = (options.out or ROOT / "build" / "experiments" / f"{options.name}-{options.size}").absolute()
+    lab = Lab(
+        out, "cpu" if options.size == "cpu" else "cuda", options.workers or len(os.sched_getaffinity(0))
+    )
+    seeds, began = options.seeds or tuple(config.seeds), time.monotonic()
+    checks: list[Check] = []
+    failure = ""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if options.videos:
+            module.takes_videos(lab, options.videos)
+        for seed in seeds:
+            module.measure(lab, config, seed)
+        checks = module.check(lab, config)
+    except (ExperimentError, OSError, ValueError) as error:
+        failure = str(error)
+        print(f"experiments: {failure}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("experiments: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    for check in checks:
+        print(f"{'holds' if check.holds else 'DOES NOT HOLD'}: {check.claim}: {check.found}")
+    if options.save:
+        content = document(options, lab, checks, failure.replace(str(out), "OUT"), began)
+        content |= {"config": to_plain(config), "seeds": list(seeds)}
+        folder = options.results or ROOT / "experiments" / options.name / "results"
+        print(f"written: {write_result(folder, options.size, content)}")
+    return 0 if checks and all(check.holds for check in checks) else 1
+
+
+def document(options: Options, lab: Lab, checks: list[Check], failure: str, began: float) -> dict[str, Any]:
+    """The record of an experiment, as plain values."""
+    import harness
+
+    from surgrec.training.run_record import package_versions
+
+    return {
+        "experiment": options.name,
+        "size": options.size,
+        "date": datetime.date.today().isoformat(),
+        "commit": harness.commit(),
+        "machine": harness.machine(),
+        "versions": package_versions(),
+        "seconds": round(time.monotonic() - began, 1),
+        "failure": failure,
+        "checks": [asdict(check) for check in checks],
+        "measures": [asdict(measure) for measure in lab.measures],
+        "steps": [asdict(step) for step in lab.steps],
+        "curves": lab.curves,
+    }
+
+
+def write_result(folder: Path, size: str, content: dict[str, Any]) -> Path:
+    """SIZE-DEVICE-DATE[-n].json; an earlier result is never overwritten."""
+    from experiments.lab import write_whole
+
+    device = re.sub(r"[^a-z0-9]+", "-", content["machine"]["device"].lower()).strip("-")
+    base = f"{size}-{device}-{content['date'].replace('-', '')}"
+    path, number = folder / f"{base}.json", 2
+    while path.exists():
+        path, number = folder / f"{base}-{number}.json", number + 1
+    write_whole(path, content)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
