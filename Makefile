@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO_ARGS ?=
+# Of make experiment: motion_digits, balance, real_video or collapse; cpu or gpu; further options.
+NAME ?= collapse
+SIZE ?= cpu
+ARGS ?=
 # Two processes, each with whole files of tests: fixtures of a
 # file are made once. One thread of OpenMP each: more of them than cores would wait for one another with all their
 # might.
@@ -12,15 +16,17 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test pytest lint types format bench clean
+.PHONY: help demo test pytest lint types format bench experiment nightly clean
 
 help:
 	@echo "make demo     curate real and drawn video and pretrain a small model on it, on this machine (minutes, CPU is enough)"
 	@echo "make test     lint, types and all tests"
 	@echo "make lint     ruff check and ruff format --check"
-	@echo "make types    mypy over the four packages and bench/"
+	@echo "make types    mypy over the four packages, bench/ and experiments/"
 	@echo "make format   let ruff rewrite what it can"
 	@echo "make bench    run the benchmarks of bench/ and redraw docs/speed.png"
+	@echo "make experiment NAME=motion_digits SIZE=cpu    an experiment of experiments/, and the page of evidence"
+	@echo "make nightly  motion_digits and collapse on the CPU; fails where a claim does not hold"
 	@echo "make clean    remove caches and build/ (.venv/ and demo/ stay)"
 
 $(PY):
@@ -66,6 +72,7 @@ types: $(TEST_READY)
 	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p surgrec
 	@if ls bench/*.py >/dev/null 2>&1; then set -x; \
 		MYPYPATH=build/types $(PY) -m mypy --config-file pyproject.toml bench; fi
+	MYPYPATH=build/types:bench $(PY) -m mypy --config-file pyproject.toml experiments
 
 bench: $(BENCH_READY)
 	$(PY) bench/index_speed.py
@@ -73,6 +80,16 @@ bench: $(BENCH_READY)
 	$(PY) bench/loader_throughput.py
 	$(PY) bench/plot_speed.py
 
+experiment: $(BENCH_READY)
+	$(PY) experiments/run.py $(NAME) --size $(SIZE) $(ARGS)
+	$(PY) experiments/evidence.py
+
+# Results of a night are no evidence until somebody looks at them: they stay in build/.
+nightly: $(BENCH_READY)
+	rm -rf build/nightly
+	$(PY) experiments/run.py collapse --out build/nightly/collapse --results build/nightly/results
+	$(PY) experiments/run.py motion_digits --out build/nightly/motion_digits --results build/nightly/results
+
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find configs kernels loaders surgrec tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find configs kernels loaders surgrec tests bench experiments -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,110 @@
+"""Does pretraining on real video give features that know what belongs together?
+
+All real footage at hand becomes proxies, on which MAE and JEPA are pretrained. Then every window of 8 frames
+looks for its nearest neighbour: is that of the same source, and is the nearest of its own source near in
+time? Beside the same networks untrained, and beside the descriptor of curation, which needs no weights. Means
+over all windows are subtracted before cosines, for all alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.lab import Check, Lab, Measure
+from experiments.real_video.footage import Windows, blocks, by_blocks, cut, descriptors, gather, hits
+from surgrec.evaluation.features import open_features
+from surgrec.evaluation.manifest import read_manifest
+
+LEARNT: Final = ("MAE", "JEPA")
+DESCRIPTOR: Final = "descriptor without weights"
+QUESTIONS: Final = ("same source", "neighbouring time")
+_videos: list[Path] = []
+
+
+def untrained(name: str) -> str:
+    """Name of a model's twin with first weights."""
+    return f"{name}, untrained"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained. Commands are written as after `python -m surgrec.pretrain`."""
+
+    seeds: tuple[int, ...]
+    size: int
+    """Shorter side of the proxies, and of the clips of the commands."""
+    frames: int
+    """Of a window, and of the clips of the commands, which have stride 1."""
+    mae: str
+    jepa: str
+
+
+def takes_videos(lab: Lab, videos: tuple[Path, ...]) -> None:
+    """Footage of the command line, beside that of the packages."""
+    _videos[:] = videos
+
+
+def measure(lab: Lab, config: Config, seed: int) -> None:
+    """All models of one seed."""
+    proxies = gather(lab, _videos, config.size)
+    index = lab.out / "corpus.h5"
+    table = proxies / "videos.csv"
+    lab.run("index", ["-m", "surgrec.index", "--manifest", table, "--out", index, "--workers", lab.workers])
+    windows = cut(lab, proxies, index, config.frames)
+    found = {DESCRIPTOR: descriptors(index, windows, config.frames, config.size)}
+    for name, short, options in (("MAE", "mae", config.mae), ("JEPA", "jepa", config.jepa)):
+        run = lab.pretrain(f"{short}-{seed}", options, {"index": index}, seed)
+        found[name] = _features(lab, windows, f"{short}-{seed}", f"ckpt:{run}", seed)
+        found[untrained(name)] = _features(lab, windows, f"{short}-{seed}-untrained", f"random:{run}", seed)
+    answers = {name: hits(features, windows) for name, features in found.items()}
+    for name, answer in answers.items():
+        for question in QUESTIONS:
+            _keep(lab, windows, name, question, answer[question], seed, "accuracy")
+    for name in LEARNT:
+        for rival in (untrained(name), DESCRIPTOR):
+            for question in QUESTIONS:
+                ahead = answers[name][question] - answers[rival][question]
+                _keep(lab, windows, f"{name} less {rival}", question, ahead, seed, "points")
+
+
+def _keep(
+    lab: Lab, windows: Windows, name: str, question: str, values: NDArray[np.float64], seed: int, figure: str
+) -> None:
+    kept = np.isfinite(values)
+    value, low, high = by_blocks(values[kept], blocks(windows, kept), seed)
+    count = int(kept.sum())
+    lab.measures.append(Measure(name, question, figure, seed, value, low, high, count, count))
+
+
+def _features(lab: Lab, windows: Windows, name: str, model: str, seed: int) -> NDArray[np.float32]:
+    out = lab.out / "features" / f"{name}.h5"
+    words = ["-m", "surgrec.extract", "--manifest", windows.manifest, "--data-root", windows.data_root]
+    words += ["--model", model, "--out", out, "--seed", seed, "--batch", 16]
+    lab.run(f"extract-{name}", [*words, "--workers", lab.workers, "--device", lab.device])
+    file = open_features(out, read_manifest(windows.manifest))
+    rows = np.flatnonzero(file.present)
+    if len(rows) < len(file.present):
+        raise ValueError(f"{out}: windows are missing: {next(iter(file.missing.values()))}")
+    return file.pooled(rows, np.zeros(len(rows), np.int64)).astype(np.float32)
+
+
+def check(lab: Lab, config: Config) -> list[Check]:
+    """The claims of docs/evidence.md: in every seed the interval of the difference lies above 0."""
+    found = []
+    for name in LEARNT:
+        for rival in (untrained(name), DESCRIPTOR):
+            for question in QUESTIONS:
+                own = [
+                    measure
+                    for measure in lab.measures
+                    if (measure.subject, measure.task) == (f"{name} less {rival}", question)
+                ]
+                said = ", ".join(f"{m.value:+.1f} [{m.low:.1f}, {m.high:.1f}]" for m in own)
+                claim = f"{name} finds {question} better than {rival}"
+                found.append(Check(claim, f"{said} points", all((m.low or 0) > 0 for m in own)))
+    return found
