@@ -144,13 +144,18 @@ class Lab:
         path = self.out / "steps.jsonl"
         if not path.exists():
             return {}
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found = [Step(**json.loads(line)) for line in lines if line.endswith("}")]
-        return {step.command: step for step in found}
+        found = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                step = Step(**json.loads(line))
+            except ValueError:  # torn by a kill; its command is run again
+                continue
+            found[step.command] = step
+        return found
 
     def _finish(self, step: Step) -> None:
         with open(self.out / "steps.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(step)) + "\n")
+            file.write(f"\n{json.dumps(asdict(step))}\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+# Behind what is installed: the top-level folder `surgrec` is not the whole package.
+sys.path += [str(ROOT), str(ROOT / "bench")]
 
 if TYPE_CHECKING:
     from experiments.lab import Check, Lab
