@@ -29,6 +29,8 @@ PANELS: Final = {
     "monitor/rankme": "RankMe",
 }
 """Scalars that have a panel, and its label."""
+PER_CENT: Final = ("accuracy", "points", "share of draws")
+"""Figures that are in per cent."""
 
 Document = dict[str, Any]
 
@@ -58,15 +60,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def cell(measures: Sequence[Document]) -> str:
-    """`84.2 [80.1, 88.0]`: the mean over seeds and its interval, of one seed that over test groups; `n/m`
-    where not all rows were read."""
+    """`84.2 [80.1, 88.0]`: the mean over seeds and its interval, of one seed that over test groups; with
+    `(n of m)` where not all rows were read."""
     values = [measure["value"] for measure in measures]
     bounds = mean_interval(values)
     if bounds is None and measures[0]["low"] is not None:
         bounds = measures[0]["low"], measures[0]["high"]
-    text = f"{statistics.fmean(values):.1f}"
+    form = ".1f" if measures[0]["figure"] in PER_CENT else ".3g"
+    text = f"{statistics.fmean(values):{form}}"
     if bounds is not None:
-        text += f" [{bounds[0]:.1f}, {bounds[1]:.1f}]"
+        text += f" [{bounds[0]:{form}}, {bounds[1]:{form}}]"
     read = {(measure["n"], measure["of"]) for measure in measures if measure["n"] != measure["of"]}
     return text + "".join(f" ({n} of {of})" for n, of in sorted(read))
 

@@ -82,7 +82,7 @@ class Lab:
     measures: list[Measure] = field(default_factory=list)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def run(self, name: str, arguments: Sequence[str | Path | float], accept: tuple[int, ...] = (0,)) -> int:
+    def run(self, name: str, arguments: Sequence[object], accept: tuple[int, ...] = (0,)) -> int:
         """A command of Python, unless it has ended here before; returns its exit status.
 
         name: of the step, and of OUT/logs/NAME.log. Raises ExperimentError for a status that is not in
