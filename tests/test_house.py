@@ -114,6 +114,13 @@ def test_configs_import_nothing_heavy() -> None:
             assert top in sys.stdlib_module_names or top in LIGHT_FOR_CONFIGS, f"{path} imports {name}"
 
 
+def test_nothing_imports_scripts() -> None:
+    """Benchmarks and experiments stand beside the packages."""
+    scripts = {"bench", "experiments", "harness"}
+    for path in source_files():
+        assert not scripts & {name.split(".")[0] for name in imported(path)}, path
+
+
 def test_no_import_cycle() -> None:
     edges = {
         module_name(path): set(imported(path, when_imported(tree_of(path).body))) for path in source_files()
@@ -215,7 +222,7 @@ def test_readme_commands_exist() -> None:
                 seen.add(module)
             for target in re.findall(r"^make ([a-z]+)", block, re.MULTILINE):
                 assert target in targets, f"{page}: make {target}"
-            for script in re.findall(r"python (bench/\w+\.py)", block):
+            for script in re.findall(r"python ((?:bench|experiments)/\w+\.py)", block):
                 assert (ROOT / script).exists(), f"{page}: {script}"
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (page.parent / link).exists(), f"{page} links to {link}"
@@ -226,8 +233,9 @@ def test_no_private_path_is_named() -> None:
     """The project stands by itself: nothing outside the repository is named in it."""
     private = re.compile(rf"(?<![\w.])/{'wo'}rk\b|\b{'sha'}red/|/tmp/[A-Z]")
     patterns = ("*.md", "*.toml", "Makefile", "docs/*.md", "bench/**/*.py", "bench/**/*.json", ".ci/*")
+    patterns += tuple(f"experiments/**/*.{kind}" for kind in ("md", "yaml", "json"))
     files = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
-    files |= {path for top in (*FLOORS, "tests") for path in (ROOT / top).rglob("*.py")}
+    files |= {path for top in (*FLOORS, "tests", "experiments") for path in (ROOT / top).rglob("*.py")}
     for path in sorted(files):
         found = private.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{path} names {found.group() if found else ''}"

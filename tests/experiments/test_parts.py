@@ -188,7 +188,9 @@ def test_intervals_are_of_blocks(tmp_path: Path) -> None:
 def test_motion_digits_judges_by_means_over_seeds(tmp_path: Path) -> None:
     entries = dict.fromkeys(("train", "val", "test", "unlabelled", "frames", "draws"), 0)
     texts = dict.fromkeys(("mae", "jepa", "still", "probe", "finetune"), "")
-    config = motion_digits.Config(seeds=(0, 1), labels=(1.0, 10.0), gain=20.0, **entries, **texts)
+    config = motion_digits.Config(
+        seeds=(0, 1), labels=(1.0, 10.0), digit_gain=20.0, motion_gain=20.0, **entries, **texts
+    )
     (tmp_path / "digits").mkdir()
     row = Row("a.mp4", 0, "test", "a")
     write_manifest(tmp_path / "digits" / "motion.json", SplitManifest("m", tuple("abcdefgh"), (row,)))
