@@ -31,13 +31,17 @@ DIMENSIONS: Final = (
 def describe(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The mean descriptor of some pictures of one segment, of unit length: float32 [DIMENSIONS].
 
+    Black pictures, of which every number is 0, get the direction of all numbers alike, so that they are like
+    each other and can be grouped.
+
     pictures: uint8 [K, h, w, 3], RGB, K at least 1. Raises ValueError for another shape or type.
     """
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
         raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}; uint8 [K, h, w, 3] is needed")
     mean = np.mean([_describe_one(picture) for picture in pictures], axis=0)
     length = np.linalg.norm(mean)
-    found: NDArray[np.float32] = (mean / length if length > 0 else mean).astype(np.float32)
+    direction = mean / length if length > 0 else np.full(DIMENSIONS, DIMENSIONS**-0.5)
+    found: NDArray[np.float32] = direction.astype(np.float32)
     return found
 
 

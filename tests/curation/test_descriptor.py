@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgrec.curation.descriptor import DIMENSIONS, describe
+from surgrec.curation.kmeans import check_points
 
 
 def noise(seed: int, size: int = 96) -> np.ndarray:
@@ -40,9 +41,14 @@ def test_sizes_do_not_matter() -> None:
     assert float(describe(noise(3, 96)) @ describe(noise(3, 480))) > 0.99
 
 
-def test_flat_pictures_have_finite_descriptors() -> None:
-    for level in (0, 128, 255):
-        assert np.isfinite(describe(np.full((2, 40, 50, 3), level, np.uint8))).all()
+def test_flat_pictures_have_a_direction() -> None:
+    """Whoever keeps black segments (--quality.zero without black) can group them."""
+    black, grey, white = (describe(np.full((2, 40, 50, 3), level, np.uint8)) for level in (0, 128, 255))
+    for found in (black, grey, white):
+        assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+    check_points(np.stack([black, black, grey, describe(noise(1))]).astype(np.float16), "cosine")
+    assert float(black @ describe(np.zeros((1, 90, 70, 3), np.uint8))) == pytest.approx(1, abs=1e-5)
+    assert max(float(black @ grey), float(black @ describe(noise(1)))) < 0.9
 
 
 @pytest.mark.parametrize(
