@@ -127,3 +127,24 @@ def test_bad_configurations_are_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "config.steps must be int, not 'many'" in capsys.readouterr().err
     assert run.main(["collapse", "--videos", "a.mp4"]) == 2
     assert "leave it out for collapse" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_step_stops_the_experiment_and_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = tmp_path / "mark"
+
+    def measure(lab: Lab, config: Config, seed: int) -> None:
+        lab.run("first", ["-c", COUNTS, mark, 0])
+        lab.run("second", ["-c", COUNTS, mark, 130])
+
+    module = SimpleNamespace(Config=Config, measure=measure, check=lambda lab, config: [])
+    monkeypatch.setattr(run, "import_module", lambda name: module)
+    config = tmp_path / "config.yaml"
+    config.write_text("{}\n")
+    words = ["collapse", "--config", str(config), "--out", str(tmp_path / "out")]
+    for _ in range(2):
+        assert run.main([*words, "--results", str(tmp_path / "results")]) == 130
+    assert mark.read_text() == "xxx"  # the first step once, the second twice
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
