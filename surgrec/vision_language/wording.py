@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.registry_classes import ClassWords, SetWords, words_of
 from surgrec.vision_language.option_order import Order
@@ -59,19 +57,16 @@ def question_of(
         filled(template, {"letter": letter, "name": classes[k].name, "definition": classes[k].definition})
         for letter, k in zip(letters, order, strict=True)
     ]
-    values: dict[str, Any] = {
-        "subject": words.subject,
-        "domain": words.domain,
-        "options": "\n".join(options),
-        "reply": prompt.reply.of(prompts.style),
-    }
+    of_set = {"subject": words.subject, "domain": words.domain}
+    reply = filled(prompt.reply.of(prompts.style), of_set)
+    values = {**of_set, "options": "\n".join(options), "reply": reply}
     targets = letters if prompts.style == "letters" else [classes[k].name for k in order]
     return Question(
         row,
         prompt.name,
         prompts.style,
         order,
-        prompt.system.strip(),
+        filled(prompt.system, of_set).strip(),
         filled(prompt.text, values).strip(),
         tuple(targets),
     )

@@ -353,6 +353,7 @@ def test_a_store_of_something_else_is_refused(
             (["--max-new-tokens", "5"], "max_new_tokens (16 there, 5 now)"),
             (["--look.kind", "frames"], "look.kind (middle there, frames now)"),
             (["--endpoint.quality", "50"], "quality (95 there, 50 now)"),
+            (["--seed", "1"], "order_seed (0 there, 1 now)"),
         ):
             assert main([*given, *change]) == 1
             assert text in capsys.readouterr().err
@@ -396,10 +397,32 @@ def test_a_split_without_rows(clips: Any, tmp_path: Path, capsys: pytest.Capture
     assert "has no rows in test; give another --split" in capsys.readouterr().err
 
 
-def test_nothing_readable_is_a_failure(clips: Any, scripted: ModuleType, tmp_path: Path) -> None:
-    only = tmp_path / "only.json"
-    write_manifest(only, SplitManifest("digits", ("a", "b"), (Row("gone.mp4", 0, "test", "t"),)))
+def test_a_wrong_folder_of_videos_is_said_before_anything_is_asked(
+    clips: Any, scripted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Grey pictures cost as much as others."""
     with scripted.serve(lambda payload, number: scripted.good(payload)) as server:
-        config = clips.config(tmp_path, "api:m", manifest=only)
-        assert main(arguments(config, *at(server), "--ways", "generate")) == 1
+        config = clips.config(tmp_path, "api:m", data_root=tmp_path)
+        for more in ((), ("--dry-run",)):
+            assert main([*arguments(config, *at(server)), *more]) == 1
+            errors = capsys.readouterr().err
+            assert f"none of the 8 clips can be read, {tmp_path}/digit0.mp4 among them: no such file" in errors
+            assert "check --data-root" in errors
         assert server.seen == []
+
+
+def test_nothing_but_grey_pictures_is_a_failure(
+    clips: Any, scripted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The packets of the one video are as the index has them, but they decode to nothing."""
+    whole = (clips.root / "digit0.mp4").read_bytes()
+    start = whole.index(b"mdat") + 4
+    stop = whole.find(b"moov", start) - 4 if whole.find(b"moov", start) > 0 else len(whole)
+    (tmp_path / "empty.mp4").write_bytes(whole[:start] + bytes(stop - start) + whole[stop:])
+    only = tmp_path / "only.json"
+    write_manifest(only, SplitManifest("digits", ("a", "b"), (Row("empty.mp4", 0, "test", "t"),)))
+    with scripted.serve(lambda payload, number: scripted.good(payload)) as server:
+        config = clips.config(tmp_path, "api:m", manifest=only, data_root=tmp_path)
+        assert main(arguments(config, *at(server))) == 1
+        printed = capsys.readouterr()
+        assert "unreadable: empty.mp4: " in printed.err or "none of the 1 clips can be read" in printed.err
