@@ -193,7 +193,11 @@ def _cut_off(text: str, options: Options) -> int | None:
         key = "".join(words[first:])
         if len(key) < _LEAST_PREFIX:
             return None
-        fits = {position for name, position in options.keys.items() if name.startswith(key)}
+        fits: set[int] = set()
+        for name, positions in options.keys.items():
+            # "Grade 1" is no beginning of "grade 10".
+            if name.startswith(key) and not (key[-1].isdigit() and name[len(key) :][:1].isdigit()):
+                fits |= positions
         if fits:
             return fits.pop() if len(fits) == 1 else None
     return None

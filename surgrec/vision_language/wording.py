@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.registry_classes import ClassWords, SetWords, words_of
+from surgrec.vision_language.option_mentions import words_in
 from surgrec.vision_language.option_order import Order
 from surgrec.vision_language.prompt_set import Prompt, PromptError, PromptSet, filled
 from surgrec.vision_language.records import Question
@@ -13,7 +15,7 @@ from surgrec.vision_language.records import Question
 def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, tuple[ClassWords, ...]]:
     """The data set in words, and its classes by label, as these prompts show them.
 
-    Raises PromptError where two classes read the same.
+    Raises PromptError where two classes read the same, or an answer could not name one.
     """
     subject, classes = words_of(manifest.dataset, manifest.classes, prompts.datasets)
     if prompts.names == "raw":
@@ -23,12 +25,22 @@ def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, 
         )
     seen: dict[str, str] = {}
     for words, raw in zip(classes, manifest.classes, strict=True):
-        if words.name.casefold() in seen:
+        key = unicodedata.normalize("NFKC", words.name).casefold()
+        if prompts.style == "names":  # answers are read by letters and digits alone
+            key = "".join(words_in(key))
+        if not key:
             raise PromptError(
-                f"{manifest.dataset}: the classes {seen[words.name.casefold()]!r} and {raw!r} are both shown"
-                f" as {words.name!r}; give one another `name` under `datasets` in a file of prompts"
+                f"{manifest.dataset}: the class {raw!r} is shown as {words.name!r}, which has no letter that an"
+                " answer could name it by; give it a `name` under `datasets` in a file of prompts, or take"
+                " lettered options"
             )
-        seen[words.name.casefold()] = raw
+        if key in seen:
+            raise PromptError(
+                f"{manifest.dataset}: the classes {seen[key]!r} and {raw!r} are both shown"
+                f" as {words.name!r}, or differ in signs alone, which answers are not read by; give one another"
+                " `name` under `datasets` in a file of prompts"
+            )
+        seen[key] = raw
     return subject, classes
 
 

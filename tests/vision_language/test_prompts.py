@@ -236,7 +236,7 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     assert "bad.yaml" in str(caught.value) or "nothing" in str(caught.value)
 
 
-def test_classes_that_cannot_be_shown() -> None:
+def test_classes_that_cannot_be_shown(tmp_path: Path) -> None:
     def ask(split: SplitManifest, name: str = "default") -> None:
         questions(load_prompts(name), split, [0], permutations=1, seed=0, content_free=False)
 
@@ -245,3 +245,15 @@ def test_classes_that_cannot_be_shown() -> None:
     ask(manifest("mine", ("one", "two")), "default-plain")
     with pytest.raises(PromptError, match="the classes 'a_b' and '01_aB' are both shown as 'a b'"):
         ask(manifest("mine", ("a_b", "01_aB")), "default-plain")
+    # A letter tells them apart, their names do not.
+    names_only = tmp_path / "names.yaml"
+    names_only.write_text("extends: default-plain\nstyle: names\n")
+    for classes, message in (
+        (("grade 1", "grade 1+"), "differ in signs alone"),
+        (("+", "positive"), "'\\+' is shown as '\\+', which has no letter"),
+    ):
+        ask(manifest("mine", classes), "default-plain")
+        with pytest.raises(PromptError, match=message):
+            ask(manifest("mine", classes), str(names_only))
+    with pytest.raises(PromptError, match="are both shown as"):  # one letter, written in two ways
+        ask(manifest("mine", ("\u00e9", "e\u0301")), "default-plain")
