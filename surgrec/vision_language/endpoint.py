@@ -152,8 +152,8 @@ class EndpointBackend:
                 if error.wait is not None:
                     if error.wait > LONGEST_HELD:
                         raise BackendError(
-                            f"{self._config.url}: asks to wait {format_duration(error.wait)} ({error}). What was"
-                            " answered is kept: the same command goes on then"
+                            f"{self._config.url}: asks to wait {format_duration(error.wait)} ({error}). What"
+                            " was answered is kept: the same command goes on then"
                         ) from error
                     pace.hold(error.wait)
                     wait = max(wait, error.wait)

@@ -103,9 +103,8 @@ def _refused(
     if status in (404, 405) or 300 <= status < 400:
         to = headers.get("location", "")
         raise BackendError(
-            f"the server answers {status}{f' (to {quote(to.encode())})' if to else ''}: {said}; check --endpoint.url (it"
-            " often"
-            " ends in /v1) and the name of the model"
+            f"the server answers {status}{f' (to {quote(to.encode())})' if to else ''}: {said}; check"
+            " --endpoint.url (it often ends in /v1) and the name of the model"
         )
     if status in PASSING or status >= 500:
         name = "rate limited" if status == 429 else "server error"

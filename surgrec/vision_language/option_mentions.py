@@ -40,13 +40,16 @@ _DENIED_BEFORE: Final = re.compile(
     r"|n['’]t)\b(?:\W+\w+){0,4}?\W*$|(?:不是|并非|没有|沒有|未见|未見|未发现|[无無](?!法))\w{0,4}$",
     re.IGNORECASE,
 )
-_DOUBTED_BEFORE: Final = re.compile(r"\b(?:whether|if|ob|si)\b(?:\W+\w+){0,4}?\W*$|是否\w{0,4}$", re.IGNORECASE)
+_DOUBTED_BEFORE: Final = re.compile(
+    r"\b(?:whether|if|ob|si)\b(?:\W+\w+){0,4}?\W*$|是否\w{0,4}$", re.IGNORECASE
+)
 _DENIED_AFTER: Final = re.compile(
     r"^(?:[\s)\]\"'*]*(?:is|are|was|were|can|could|may|seems?|appears?)?\s*(?:"
     r"(?:not|n['’]t)\s+(?:be\s+)?(?:correct|right|visible|seen|present|shown|the|likely|possible|supported|"
     r"consistent|here|in view|identified|detected|found|evident|apparent|it)\b"
     r"|(?:be\s+)?(?:incorrect|wrong|absent|excluded|ruled\s+out|unlikely|impossible)\b)"
-    r"|[-–]free\b|\s*:\s*(?:no|none|absent|negative)\s*(?:$|[.,;\n])|\s*(?:は|が)?(?:ありません|ない|なし|見られ(?:ません|ない))"
+    r"|[-–]free\b|[\s\"']*[:=?]\s*(?:no|none|absent|negative|false)"
+    r"(?:\s+(?:visible|seen|present|detected|found|identified))?\s*(?:$|[.,;}\n])|\s*(?:は|が)?(?:ありません|ない|なし|見られ(?:ません|ない))"
     r"|\s*(?:이|가|은|는)?\s*(?:없|아니|아닙))",
     re.IGNORECASE,
 )
@@ -59,9 +62,12 @@ _SPELLINGS: Final = (
 )
 
 _UNSPACED: Final = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-"""Letters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Chinese, Japanese), or with what
-belongs to a word joined to it (Korean): a name begins and ends where it does."""
-_NO: Final = ("no", "not", "non", "without")
+"""Letters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Chinese, Japanese), or that
+join endings to words (Korean): a name begins and ends anywhere there."""
+NO: Final = ("no", "not", "non", "without")
+OTHER: Final = ("anti", "counter", "pre", "post", "non")
+"""Behind these a name is that of another thing: "anti-clockwise" is not clockwise."""
+_NOT_BEHIND: Final = "".join(rf"(?<!\b{prefix}[-\s])" for prefix in OTHER)
 
 Patterns = tuple[tuple[re.Pattern[str], int], ...]
 
@@ -129,14 +135,14 @@ def _pattern(term: str) -> re.Pattern[str]:
     text = _spelled(first)
     for word in others:
         # "No, polyps are visible" does not say "no polyp".
-        gap = r"(?:_|[^\w,.;:!?\n])" if first in _NO and word is others[0] else r"[\W_]"
+        gap = r"(?:_|[^\w,.;:!?\n])" if first in NO and word is others[0] else r"[\W_]"
         text += rf"{gap}{{0,3}}{'(?:and|&)' if word == 'and' else _spelled(word)}"
     plural = "s?" if len(term) > 3 and term[-1].isascii() and term[-1].isalpha() and term[-1] != "s" else ""
     begin, end = (
         "" if re.match(f"[{_UNSPACED}]", edge) else f"(?{look}[^\\W_])"
         for edge, look in ((term[0], "<!"), (term[-1], "!"))
     )
-    return re.compile(f"{begin}{text}{plural}{end}", re.IGNORECASE)
+    return re.compile(f"{begin}{_NOT_BEHIND}{text}{plural}{end}", re.IGNORECASE)
 
 
 def _spelled(word: str) -> str:

@@ -136,7 +136,9 @@ def _check(found: PromptSet, path: Path) -> None:
                 raise PromptError(f"{where}: {part} has {{{strange[0]}}}; known are {', '.join(known)}")
             almost = almost_field(template)
             if almost:
-                raise PromptError(f"{where}: {part} has {almost!r}, which is no field; write it as {{subject}}")
+                raise PromptError(
+                    f"{where}: {part} has {almost!r}, which is no field; write it as {{subject}}"
+                )
         needed = "letter" if found.style == "letters" else "name"
         if "options" not in fields_of(prompt.text) or needed not in fields_of(option):
             raise PromptError(

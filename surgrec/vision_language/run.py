@@ -64,8 +64,8 @@ class Job:
 @dataclass(frozen=True)
 class Report:
     """What a run did. asked: questions that the model was asked now. answered, total: that have a reply, and
-    of how many; about_clips: those of the answered that are not about a grey picture. failures: by their names, of the others. passing: failures that may pass. unreadable: (path,
-    reason)."""
+    of how many; about_clips: those of the answered that are not about a grey picture. failures: by their
+    names, of the others. passing: failures that may pass. unreadable: (path, reason)."""
 
     asked: int
     answered: int

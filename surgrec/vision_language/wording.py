@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import replace
+
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.registry_classes import ClassWords, SetWords, words_of
 from surgrec.vision_language.option_mentions import words_in
@@ -30,15 +31,15 @@ def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, 
             key = "".join(words_in(key))
         if not key:
             raise PromptError(
-                f"{manifest.dataset}: the class {raw!r} is shown as {words.name!r}, which has no letter that an"
-                " answer could name it by; give it a `name` under `datasets` in a file of prompts, or take"
+                f"{manifest.dataset}: the class {raw!r} is shown as {words.name!r}, which has no letter that"
+                " an answer could name it by; give it a `name` under `datasets` in a file of prompts, or take"
                 " lettered options"
             )
         if key in seen:
             raise PromptError(
                 f"{manifest.dataset}: the classes {seen[key]!r} and {raw!r} are both shown"
-                f" as {words.name!r}, or differ in signs alone, which answers are not read by; give one another"
-                " `name` under `datasets` in a file of prompts"
+                f" as {words.name!r}, or differ in signs alone, which answers are not read by; give one"
+                " another `name` under `datasets` in a file of prompts"
             )
         seen[key] = raw
     return subject, classes

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgrec.evaluation.manifest import Row, SplitManifest
@@ -86,6 +86,8 @@ def test_what_the_release_takes_it_for(name: str, meant: str, release: str, text
     assert letter(parse_as_release(text, question, classes, raw).label, question) == release
 
 
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no failure."""
 CLASSES = st.integers(0, 6)
 ORDERS = st.permutations(range(7)).map(tuple)
 FRAMES = st.sampled_from(
@@ -105,6 +107,7 @@ FRAMES = st.sampled_from(
 )
 
 
+@UNHURRIED
 @given(order=ORDERS, one=CLASSES, two=CLASSES, frame=FRAMES, how=st.sampled_from(("letter", "name", "both")))
 def test_permuted_options_are_permuted_answers(
     order: tuple[int, ...], one: int, two: int, frame: str, how: str
@@ -124,6 +127,7 @@ def test_permuted_options_are_permuted_answers(
     assert said(order) == said(tuple(range(7)))
 
 
+@UNHURRIED
 @given(order=ORDERS, text=st.text(st.sampled_from("ABCDEFGH (),.:\n*-"), max_size=12))
 def test_letters_go_by_position_alone(order: tuple[int, ...], text: str) -> None:
     for parse in (parse_answer, parse_as_release):
@@ -142,6 +146,7 @@ WORDS = st.sampled_from(
 )
 
 
+@UNHURRIED
 @given(order=ORDERS, text=st.lists(WORDS, max_size=10).map(" ".join))
 def test_names_go_by_class_alone(order: tuple[int, ...], text: str) -> None:
     plain, moved = (
@@ -150,6 +155,7 @@ def test_names_go_by_class_alone(order: tuple[int, ...], text: str) -> None:
     assert moved == plain
 
 
+@UNHURRIED
 @given(st.text(max_size=60))
 def test_any_text_is_an_answer_or_none(text: str) -> None:
     question, classes, raw = asked("gi")
@@ -162,6 +168,17 @@ NAMED = [
     (("polyp", "no polyp"), "no_polyp", 1),
     (("polyp", "no polyp"), "Polyp: no", 1),
     (("polyp", "no polyp"), "a polyp-free colon", 1),
+    (("polyp", "no polyp"), "polyps: none visible.", 1),
+    (("polyp", "no polyp"), '{"polyp": false}', 1),
+    (("polyp", "no polyp"), '{"polyp": true}', 0),
+    (("polyp", "no polyp"), "A polyp? No.", 1),
+    (("polyp", "no polyp"), "polyp: no doubt about it", 0),
+    (("clockwise", "anticlockwise"), "anti-clockwise", 1),
+    (("clockwise", "anticlockwise"), "It turns anti-clockwise.", 1),
+    (("clockwise", "growing"), "counter-clockwise", None),
+    (("clockwise", "growing"), "Non-growing, clockwise", 0),
+    (("clipping and cutting", "packaging"), "This is clipping and cutt", 0),
+    (("clipping and cutting", "packaging"), "This is not clipping and cutt", None),
     (("stage 12", "healthy"), "stage 1", None),
     (("stage 12", "healthy"), "stag", None),
     (("stage 12", "healthy"), "stage", 0),

@@ -254,7 +254,9 @@ def test_retry_after_is_obeyed_by_all(scripted: ModuleType) -> None:
 def test_a_wait_of_a_day_ends_the_run(scripted: ModuleType) -> None:
     action = scripted.Action(429, b"daily limit", {"Retry-After": "86400"})
     with scripted.serve(lambda payload, number: action) as server:
-        with pytest.raises(BackendError, match=r"asks to wait 1 d.* \(rate limited: status 429: 'daily limit'\)"):
+        with pytest.raises(
+            BackendError, match=r"asks to wait 1 d.* \(rate limited: status 429: 'daily limit'\)"
+        ):
             ask(server, FAST, request_of(1))
         assert len(server.seen) == 1
 
@@ -265,13 +267,16 @@ def test_a_clip_that_a_filter_refuses_does_not_end_it(scripted: ModuleType) -> N
     def of_clip(number: int, clip: int) -> Request:
         request = request_of(number)
         return replace(
-            request, pictures=replace(request.pictures, shown=replace(request.pictures.shown, digest=str(clip)))
+            request,
+            pictures=replace(request.pictures, shown=replace(request.pictures.shown, digest=str(clip))),
         )
 
     with scripted.serve(lambda payload, number: scripted.Action(400, b"content_filter")) as server:
         answers = ask(server, FAST, *(of_clip(number, number // 30) for number in range(90)))
         assert len(answers) == len(server.seen) == 90
-        with pytest.raises(BackendError, match="the last 34 requests have failed, the last one by: refused: "):
+        with pytest.raises(
+            BackendError, match="the last 34 requests have failed, the last one by: refused: "
+        ):
             ask(server, FAST, *(of_clip(number, max(0, number - 30)) for number in range(90)))
 
 

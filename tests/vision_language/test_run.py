@@ -406,7 +406,9 @@ def test_a_wrong_folder_of_videos_is_said_before_anything_is_asked(
         for more in ((), ("--dry-run",)):
             assert main([*arguments(config, *at(server)), *more]) == 1
             errors = capsys.readouterr().err
-            assert f"none of the 8 clips can be read, {tmp_path}/digit0.mp4 among them: no such file" in errors
+            assert (
+                f"none of the 8 clips can be read, {tmp_path}/digit0.mp4 among them: no such file" in errors
+            )
             assert "check --data-root" in errors
         assert server.seen == []
 
