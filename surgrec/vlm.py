@@ -87,11 +87,18 @@ def _ask(config: RunConfig) -> int:
 
 
 def _score(config: ScoreConfig) -> int:
+    from tqdm import tqdm
+
     from surgrec.evaluation.results import append_result
     from surgrec.vision_language.score_text import print_scores
     from surgrec.vision_language.scoring import score
 
-    documents = score(config, lambda text: print(f"surgrec.vlm: {text}", file=sys.stderr))
+    with tqdm(bar_format="{desc}", disable=None, leave=False) as bar:
+
+        def tell(text: str) -> None:
+            bar.write(f"surgrec.vlm: {text}", file=sys.stderr)
+
+        documents = score(config, tell, bar.set_description_str)
     for document in documents:
         append_result(config.out, document)
     print_scores(documents)
