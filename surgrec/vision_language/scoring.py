@@ -59,8 +59,8 @@ def score(
 ) -> list[Document]:
     """Documents as append_result takes them, those of all wordings together before those of each.
 
-    tell: hears of what is left out. progress: of what is being read or judged. Raises StoreError, ManifestError, PromptError, ResultsError, ScoreError,
-    OSError.
+    tell: hears of what is left out. progress: of what is being read or judged. Raises StoreError,
+    ManifestError, PromptError, ResultsError, ScoreError, OSError.
     """
     if not config.stores:
         raise ScoreError("no store of answers was named; `python -m surgrec.vlm run` writes one")
