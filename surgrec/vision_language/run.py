@@ -124,14 +124,13 @@ def _check_readable(
     config: RunConfig, chosen: Sequence[tuple[int, Row]], index: PacketIndex, videos: Mapping[int, int]
 ) -> None:
     """Raises RunError where no clip can be read: the grey pictures alone tell nothing."""
-    spans = (span_of(index, videos[number], row) for number, row in chosen)
-    causes = [span for span in spans if isinstance(span, str)]
-    if len(causes) == len(chosen):
-        row = chosen[0][1]
-        raise RunError(
-            f"none of the {len(chosen)} clips can be read, {resolve(config.data_root, row)} among them:"
-            f" {causes[0]}; check --data-root"
-        )
+    if any(not isinstance(span_of(index, videos[number], row), str) for number, row in chosen):
+        return
+    number, row = chosen[0]
+    raise RunError(
+        f"none of the {len(chosen)} clips can be read, {resolve(config.data_root, row)} among them:"
+        f" {span_of(index, videos[number], row)}; check --data-root"
+    )
 
 
 def index_path(store: Path) -> Path:
