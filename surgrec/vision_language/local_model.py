@@ -83,7 +83,7 @@ class LocalModel:
 
         where = "auto" if self.options.device == "spread" else self.device
         if self.dtype == torch.float32:
-            # Convolutions of patches are in TF32 otherwise, which has bfloat16's range and 10 bits.
+            # Convolutions of patches are in TF32 otherwise, of 10 bits.
             torch.backends.cudnn.allow_tf32 = False
         try:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
