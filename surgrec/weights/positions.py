@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -43,7 +44,7 @@ def stored_positions(
             f" [1, {steps} x n x n, {form.width}], it can be read; give the file of a model"
             " that was trained so"
         )
-    _check_count(taker, (steps, side, side))
+    check_count(taker.path, (steps, side, side))
     form = replace(form, frames=steps * form.tubelet, size=side * form.patch)
     name = "transformer.positions.table"
     table = taker.take(key, name, (1, count, form.width))
@@ -70,8 +71,8 @@ def reshaped(
         old, new = form.grid, wanted.grid
     except ValueError as error:
         raise WeightsError(f"{taker.path}: {error}; give other frames or size") from error
-    _check_count(taker, old)
-    _check_count(taker, new)
+    check_count(taker.path, old)
+    check_count(taker.path, new)
     if old == new:
         return wanted, weights
     name = "transformer.positions.table"
@@ -97,10 +98,11 @@ def interpolated(table: Tensor, old: Grid, new: Grid) -> Tensor:
     return functional.interpolate(cube, new, mode="trilinear")[0].flatten(1).T.contiguous()
 
 
-def _check_count(taker: Taker, grid: Grid) -> None:
+def check_count(path: Path, grid: Grid) -> None:
+    """Raises WeightsError for a clip of more tokens than MOST_TOKENS. path: of the file that says so."""
     if math.prod(grid) > MOST_TOKENS:
         raise WeightsError(
-            f"{taker.path}: a clip would have {' x '.join(map(str, grid))} tokens, more than {MOST_TOKENS};"
+            f"{path}: a clip would have {' x '.join(map(str, grid))} tokens, more than {MOST_TOKENS};"
             " give other frames or size, or fetch the file again"
         )
 
