@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _failed(error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{where}{error.strerror or error}; what is answered is kept")
+        kept = "; what is answered is kept" if isinstance(config, RunConfig) else ""
+        return _failed(f"{where}{error.strerror or error}{kept}")
     except KeyboardInterrupt:
         print("surgrec.vlm: stopped; what is answered is kept, and the same command goes on", file=sys.stderr)
         return 130
