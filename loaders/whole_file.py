@@ -12,8 +12,8 @@ from pathlib import Path
 def replacing(out: Path) -> Iterator[Path]:
     """A path to write to in the place of `out`, which is replaced at the end.
 
-    Where the block raises, or the disk is full, `out` stays what it was and nothing is left behind. An OSError
-    about the temporary file names `out`.
+    Where the block raises, or the disk is full, `out` stays what it was and nothing is left behind. An
+    OSError about the temporary file names `out`.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
