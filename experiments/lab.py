@@ -82,19 +82,20 @@ class Lab:
     measures: list[Measure] = field(default_factory=list)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def run(self, name: str, arguments: Sequence[object], accept: tuple[int, ...] = (0,)) -> int:
-        """A command of Python, unless it has ended here before; returns its exit status.
+    def run(self, name: str, arguments: Sequence[object]) -> None:
+        """A command of Python, unless it has ended well here before.
 
-        name: of the step, and of OUT/logs/NAME.log. Raises ExperimentError for a status that is not in
-        `accept`.
+        name: of the step, and of OUT/logs/NAME.log. Raises ExperimentError for a status other than 0,
+        KeyboardInterrupt where Ctrl-C ended it.
         """
         words = [str(argument) for argument in arguments]
         # Records are published: no folder of this machine stands in them.
         shown = shlex.join(["python", *words]).replace(f"{self.out}/", "").replace(f"{ROOT}/", "")
         before = self._finished().get(shown)
         if before is not None:
-            self.steps.append(before)
-            return before.status
+            if before not in self.steps:
+                self.steps.append(before)
+            return
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{name}: {shown}", flush=True)
@@ -108,13 +109,12 @@ class Lab:
         print(f"{name}: {step.seconds:.0f} s, exit status {step.status}", flush=True)
         if done.returncode in (130, -2):
             raise KeyboardInterrupt
-        if done.returncode not in accept:
+        if done.returncode:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
             raise ExperimentError(
                 "\n".join([f"step {name} ended with status {done.returncode} ({log}):", *lines])
             )
         self._finish(step)
-        return done.returncode
 
     def pretrain(
         self, name: str, options: str, data: Mapping[str, Path], seed: int, module: Sequence[str | Path] = ()
@@ -135,8 +135,7 @@ class Lab:
         return folder
 
     def keep(self, subject: str, task: str, results: Path, seed: int, amount: float | None = None) -> None:
-        """Measures of a result that a command has just appended to a file: accuracy on test, and for each
-        number of shots the mean over its draws."""
+        """The accuracy on test of the result that a command has just appended to a file."""
         result = read_results(results)[-1]
         self.measures.append(measure_of(subject, task, result, seed, amount))
 

@@ -13,7 +13,6 @@ import datetime
 import os
 import re
 import sys
-import time
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -75,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     lab = Lab(
         out, "cpu" if options.size == "cpu" else "cuda", options.workers or len(os.sched_getaffinity(0))
     )
-    seeds, began = options.seeds or tuple(config.seeds), time.monotonic()
+    seeds = options.seeds or tuple(config.seeds)
     checks: list[Check] = []
     failure = ""
     try:
@@ -94,14 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
     for check in checks:
         print(f"{'holds' if check.holds else 'DOES NOT HOLD'}: {check.claim}: {check.found}")
     if options.save:
-        content = document(options, lab, checks, failure.replace(str(out), "OUT"), began)
+        content = document(options, lab, checks, failure.replace(str(out), "OUT"))
         content |= {"config": to_plain(config), "seeds": list(seeds)}
         folder = options.results or ROOT / "experiments" / options.name / "results"
         print(f"written: {write_result(folder, options.size, content)}")
     return 0 if checks and all(check.holds for check in checks) else 1
 
 
-def document(options: Options, lab: Lab, checks: list[Check], failure: str, began: float) -> dict[str, Any]:
+def document(options: Options, lab: Lab, checks: list[Check], failure: str) -> dict[str, Any]:
     """The record of an experiment, as plain values."""
     import harness
 
@@ -114,7 +113,8 @@ def document(options: Options, lab: Lab, checks: list[Check], failure: str, bega
         "commit": harness.commit(),
         "machine": harness.machine(),
         "versions": package_versions(),
-        "seconds": round(time.monotonic() - began, 1),
+        # Of an experiment that went on after a stop, all of it.
+        "seconds": round(sum(step.seconds for step in lab.steps), 1),
         "failure": failure,
         "checks": [asdict(check) for check in checks],
         "measures": [asdict(measure) for measure in lab.measures],

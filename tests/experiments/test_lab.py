@@ -24,7 +24,7 @@ def test_a_step_that_has_ended_well_is_not_run_again(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     for _ in range(2):
         lab = Lab(tmp_path / "out", "cpu", 1)
-        assert lab.run("step", ["-c", COUNTS, mark, 0]) == 0
+        lab.run("step", ["-c", COUNTS, mark, 0])
         assert [step.status for step in lab.steps] == [0]
     assert mark.read_text() == "x"
     assert (tmp_path / "out" / "logs" / "step.log").read_text() == "said\n"
