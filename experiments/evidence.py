@@ -111,7 +111,8 @@ def runs_table(found: Sequence[Document]) -> list[str]:
         held = [check["holds"] for check in each["checks"]]
         outcome = f"{sum(held)} of {len(held)} claims hold" if held else "nothing claimed"
         if each["failure"]:
-            outcome = f"failed: {each['failure'].splitlines()[0]}"
+            said = each["failure"].splitlines()
+            outcome = f"failed: {' '.join(dict.fromkeys((said[0], said[-1])))}"
         seeds = " ".join(map(str, each["seeds"]))
         took, machine = f"{each['seconds'] / 60:.0f} min", each["machine"]
         lines.append(

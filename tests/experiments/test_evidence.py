@@ -49,7 +49,7 @@ def test_tables_hold_means_intervals_and_every_run(tmp_path: Path) -> None:
     for name, content in (
         ("cpu-a-20261129.json", document("cpu", commit="old")),
         ("cpu-a-20261129-2.json", document("cpu", commit="new")),
-        ("cpu-a-20261129-3.json", document("cpu", "step x ended badly\nmore", checks=[])),
+        ("cpu-a-20261129-3.json", document("cpu", "step x ended badly:\nmore\nfor a reason", checks=[])),
     ):
         (folder / name).write_text(json.dumps(content))
     text = evidence.section("balance", tmp_path)
@@ -59,7 +59,11 @@ def test_tables_hold_means_intervals_and_every_run(tmp_path: Path) -> None:
     assert "| better | +35 | yes |" in text
     assert text.count("**cpu** (a chip") == 1
     runs = text.split("Every run:")[1]
-    assert runs.index("| old |") < runs.index("| new |") < runs.index("failed: step x ended badly")
+    assert (
+        runs.index("| old |")
+        < runs.index("| new |")
+        < runs.index("failed: step x ended badly: for a reason |")
+    )
     assert "more" not in runs
     assert evidence.section("collapse", tmp_path) == "Not run yet."
 
