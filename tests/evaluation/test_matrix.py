@@ -210,7 +210,7 @@ def test_what_fails_does_not_stop_the_others(
 def test_two_ranks_do_what_one_does(
     root: Path, whole: Path, tmp_path: Path, two_ranks: Callable[..., Any]
 ) -> None:
-    command = ["-m", "surgrec.benchmark", *arguments(root, tmp_path)]
+    command = ["surgrec.benchmark", *arguments(root, tmp_path)]
     answers = two_ranks(command, command)
     assert [status for status, _, _ in answers] == [0, 0], answers
     assert "8 results more, 0 were there, 0 cells failed" in answers[0][1]
@@ -225,7 +225,6 @@ def test_a_rank_whose_cells_fail_does_not_hang_the_other(
     root: Path, tmp_path: Path, two_ranks: Callable[..., Any]
 ) -> None:
     command = [
-        "-m",
         "surgrec.benchmark",
         *arguments(root, tmp_path, models=("random:demo", "random:nothing")),
     ]
