@@ -426,8 +426,14 @@ def test_downstream_videos_that_cannot_be_compared(
     ],
 )
 def test_tables_of_clips_that_make_no_sense(
-    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+    corpus: PacketIndex,
+    finished: Curated,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    message: str,
 ) -> None:
+    finished.work_for(tmp_path / "plan.h5")
     (tmp_path / "clips.csv").write_text(text)
     assert run(corpus, tmp_path / "plan.h5", "--decontaminate.videos", str(tmp_path / "clips.csv")) == 1
     assert message in capsys.readouterr().err

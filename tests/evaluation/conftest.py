@@ -24,7 +24,7 @@ def two_ranks(warm_start: Callable[..., Any]) -> Callable[[Sequence[str], Sequen
         processes = [
             warm_start(
                 *command,
-                imports=("surgrec.evaluation.extraction",),
+                imports=("surgrec.evaluation.matrix", "timm"),
                 environment=place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank, command in enumerate((first, second))
