@@ -19,29 +19,23 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from corpora import CORPORA, RATE, make_corpora
 from harness import RESULTS, Row, print_machine, report, row
-from surgrec.configs.data import DataConfig
-from surgrec.configs.extract import ExtractConfig
-from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.clip_stream import ClipStream
-from surgrec.loaders.engines.cpu import count_threads
-from surgrec.loaders.packet_index import PacketIndex
 
-from surgrec.corpus.build import build_index
-from surgrec.corpus.discovery import Entry
-from surgrec.evaluation.extraction import extract
-from surgrec.evaluation.extraction_plan import span_of
-from surgrec.evaluation.feature_models import feature_model
-from surgrec.evaluation.manifest import Row as ClipRow
-from surgrec.evaluation.manifest import SplitManifest, write_manifest
+if TYPE_CHECKING:
+    from surgrec.configs.extract import ExtractConfig
+    from surgrec.loaders.clip_plan import ClipRequest
+    from surgrec.loaders.packet_index import PacketIndex
+
+    from surgrec.evaluation.manifest import Row as ClipRow
+
+# What indexes videos are processes that import this file: nothing heavy up here.
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,8 @@ class Options:
 def rows_of(index: PacketIndex, options: Options) -> tuple[ClipRow, ...]:
     """Rows of the videos, video by video in turn; no two the same: a tenth of a second later where they start
     again from the beginning."""
+    from surgrec.evaluation.manifest import Row as ClipRow
+
     lengths = [len(index.frames(video)) / RATE for video in range(len(index))]
     fit = [int(length // options.seconds) for length in lengths]
     places = [(video, at) for at in range(max(fit)) for video in range(len(index)) if at < fit[video]]
@@ -93,6 +89,11 @@ def rows_of(index: PacketIndex, options: Options) -> tuple[ClipRow, ...]:
 
 def clips_of(index: PacketIndex, rows: tuple[ClipRow, ...], name: str) -> list[ClipRequest]:
     """The clips that extraction takes of the rows."""
+    from surgrec.loaders.clip_plan import ClipRequest
+
+    from surgrec.evaluation.extraction_plan import span_of
+    from surgrec.evaluation.feature_models import feature_model
+
     model = feature_model(name, None, 0)
     videos = {Path(path).name: video for video, path in enumerate(index.videos.path)}
     requests = []
@@ -106,6 +107,11 @@ def clips_of(index: PacketIndex, rows: tuple[ClipRow, ...], name: str) -> list[C
 
 def loaded(index: PacketIndex, requests: list[ClipRequest], size: int, options: Options) -> float:
     """Clips per second of the loader alone, from its first group to its last."""
+    import torch
+    from surgrec.configs.data import DataConfig
+    from surgrec.loaders.clip_stream import ClipStream
+    from surgrec.loaders.engines.cpu import count_threads
+
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     groups = [requests[at : at + options.batch] for at in range(0, len(requests), options.batch)]
     begin, count = 0.0, 0
@@ -123,6 +129,10 @@ def loaded(index: PacketIndex, requests: list[ClipRequest], size: int, options: 
 
 def extracted(config: ExtractConfig) -> tuple[float, float]:
     """Clips per second of an extraction, from its first group to its last; and all of its seconds."""
+    from surgrec.loaders.engines.cpu import count_threads
+
+    from surgrec.evaluation.extraction import extract
+
     told: list[tuple[int, float]] = []
     started = time.perf_counter()
     found = extract(
@@ -137,6 +147,15 @@ def extracted(config: ExtractConfig) -> tuple[float, float]:
 
 def measure(model: str, corpus: str, folder: Path, options: Options) -> list[Row]:
     """Both contestants in turn, so that what else the machine does meets both."""
+    import torch
+    from surgrec.configs.extract import ExtractConfig
+    from surgrec.loaders.packet_index import PacketIndex
+
+    from surgrec.corpus.build import build_index
+    from surgrec.corpus.discovery import Entry
+    from surgrec.evaluation.feature_models import feature_model
+    from surgrec.evaluation.manifest import SplitManifest, write_manifest
+
     paths = make_corpora([corpus], options.cache)[corpus]
     build_index([Entry(str(path), corpus) for path in paths], folder / "corpus.h5", 2)
     index = PacketIndex.open(folder / "corpus.h5")
@@ -175,6 +194,8 @@ def measure(model: str, corpus: str, folder: Path, options: Options) -> list[Row
 
 def main(options: Options) -> int:
     """Measure, print and write; 1 where an option makes no sense."""
+    import torch
+
     unknown = [name for name in options.corpora if name not in CORPORA]
     if unknown:
         print(f"unknown corpora {unknown}; there are {list(CORPORA)}", file=sys.stderr)

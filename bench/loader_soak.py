@@ -7,8 +7,9 @@ a few hundred real ones), or on a corpus of loader_throughput.py, and takes batc
 before it takes a single batch: the very first on a machine compiles what Numba and Triton keep on disk. Rows:
 seconds from the start of either process to its first batch, clips per second over time, the host's memory
 (anonymous pages: what a leak would show in; pages of the mapped index come and go), and the device's, beyond
-the CUDA context. Growth compares the median of the last tenth of the run with that of the tenth after the
-warm-up, which is the first quarter.
+the CUDA context, and of that what decoder sessions hold. Growth compares the median of the last tenth of the
+run with that of the tenth after the warm-up. That is the first quarter, or longer while the pool of sessions
+grows, which is bounded, but at most 70 % of the run: what grows for longer is told.
 
 Exit status 1 where memory grows by more than --max-growth percent, or the loader takes more than --max-gib of
 the device's memory, or fails.
@@ -28,13 +29,15 @@ import time
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from harness import RESULTS, Row, print_machine, print_table, row, write_results
 from loader_throughput import has_gpu, index_of
 
-Sample = tuple[float, int, float, float]
-"""Seconds since the first batch, clips, GiB of the host's memory, GiB of the device's."""
+Sample = tuple[float, int, float, float, float]
+"""Seconds since the first batch, clips, GiB of the host's memory, of the device's, of sessions on it."""
+WARM_UP: Final = (0.25, 0.7)
+"""Shares of the run: the shortest and the longest warm-up."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +177,10 @@ def soak(args: Args, index_path: Path, device: str) -> tuple[float, list[Sample]
         else:
             samples.append(message)
             if len(samples) % 20 == 1:
-                seconds, clips, host, gpu = message
+                seconds, clips, host, gpu, sessions = message
                 print(
-                    f"{seconds:6.0f} s {clips:8d} clips, host {host:.3f} GiB, device {gpu:.3f} GiB",
+                    f"{seconds:6.0f} s {clips:8d} clips, host {host:.3f} GiB, device {gpu:.3f} GiB"
+                    f" ({sessions:.3f} of sessions)",
                     flush=True,
                 )
 
@@ -188,6 +192,7 @@ def _soak(pipe: Connection, args: Args, index_path: Path, device: str, start: fl
     import torch
     from surgrec.configs.data import DataConfig
     from surgrec.loaders.clip_loader import ClipLoader
+    from surgrec.loaders.engines.select import make_engine
     from surgrec.loaders.packet_index import PacketIndex
 
     def device_used() -> float:
@@ -206,9 +211,14 @@ def _soak(pipe: Connection, args: Args, index_path: Path, device: str, start: fl
             engine=args.engine,
             crop=args.crop,
         )
-        with ClipLoader(
-            PacketIndex.open(index_path), data, args.seed, global_batch=args.batch, device=device
-        ) as loader:
+        index = PacketIndex.open(index_path)
+        engine = make_engine(index, data, 0, torch.device(device))
+
+        def sample(now: float) -> Sample:
+            sessions = getattr(engine, "held_bytes", 0) / 2**30
+            return now - begin, clips, host_gib(), device_used() - base, sessions
+
+        with ClipLoader(index, data, args.seed, args.batch, device=device, engine=engine) as loader:
             clips, begin, last = 0, 0.0, 0.0
             while clips < args.clips:
                 batch = next(loader)
@@ -223,10 +233,10 @@ def _soak(pipe: Connection, args: Args, index_path: Path, device: str, start: fl
                 elif now - last < args.interval:
                     continue
                 last = now
-                pipe.send((now - begin, clips, host_gib(), device_used() - base))
+                pipe.send(sample(now))
                 if args.seconds and now - begin >= args.seconds:
                     break
-            pipe.send((time.time() - begin, clips, host_gib(), device_used() - base))
+            pipe.send(sample(time.time()))
         pipe.send(None)
     except BaseException as error:
         pipe.send(f"{type(error).__name__}: {error}"[:2000])
@@ -256,11 +266,15 @@ def judge(args: Args, device: str, starts: list[float], samples: list[Sample]) -
         row(args.engine, corpus, "clips_per_s", speeds, **extra, samples=over_time),
     ]
     problems = []
+    sessions = [sample[4] for sample in samples]
+    if any(sessions):
+        rows.append(row(args.engine, corpus, "session_gib", sessions))
+    warm = warm_up(seconds, sessions)
     for column, name in ((2, "host"), (3, "device")):
         if name == "device" and device == "cpu":
             continue
         values = [sample[column] for sample in samples]
-        grown = growth(seconds, values)
+        grown = growth(seconds, values, warm)
         rows.append(row(args.engine, corpus, f"{name}_gib", values))
         rows.append(row(args.engine, corpus, f"{name}_growth_percent", [grown]))
         if grown > args.max_growth:
@@ -270,10 +284,22 @@ def judge(args: Args, device: str, starts: list[float], samples: list[Sample]) -
     return rows, problems
 
 
-def growth(seconds: list[float], values: list[float]) -> float:
-    """Percent by which the last tenth's median lies above that of the tenth after the first quarter."""
+def warm_up(seconds: list[float], sessions: list[float]) -> float:
+    """Its share of the run: until sessions hold no more than before, within WARM_UP."""
+    top, last = 0.0, 0.0
+    for at, held in zip(seconds, sessions, strict=True):
+        if held > top:
+            top, last = held, at
+    return min(max(WARM_UP[0], last / seconds[-1] if seconds[-1] else 0.0), WARM_UP[1])
+
+
+def growth(seconds: list[float], values: list[float], warm: float) -> float:
+    """Percent by which the last tenth's median lies above that of the tenth after the warm-up, a share of the
+    run."""
     end = seconds[-1]
-    early = [value for at, value in zip(seconds, values, strict=True) if 0.25 * end <= at <= 0.35 * end]
+    early = [
+        value for at, value in zip(seconds, values, strict=True) if warm * end <= at <= (warm + 0.1) * end
+    ]
     late = [value for at, value in zip(seconds, values, strict=True) if at >= 0.9 * end]
     if not early or not late:
         return 0.0

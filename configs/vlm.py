@@ -39,7 +39,7 @@ class LocalConfig:
     """auto takes a GPU where there is one; spread puts the layers on all GPUs, for models too large for
     one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto is bfloat16 on a GPU and float32 elsewhere."""
+    """auto is bfloat16 on a GPU and float32 elsewhere. float32 is never TF32."""
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,12 @@ class NvdecEngine(PooledEngine):
         """Clips that it works on at a time."""
         return self.sessions + (self.threads if self._share else 0)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the GPU's memory, held by sessions, about. It rises when more clips of one format are decoded at
+        a time than ever before, at most to `session_memory`."""
+        return self._pool.held
+
     def submit(self, request: ClipRequest) -> Future[Outcome]:
         """Queues one clip; as CpuEngine.submit."""
         return self._gpu.submit(request)

@@ -82,6 +82,9 @@ class LocalModel:
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
         where = "auto" if self.options.device == "spread" else self.device
+        if self.dtype == torch.float32:
+            # Convolutions of patches are in TF32 otherwise, of 10 bits.
+            torch.backends.cudnn.allow_tf32 = False
         try:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 self.folder,

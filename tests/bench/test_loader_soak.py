@@ -16,20 +16,32 @@ def test_growth_compares_the_end_with_the_time_after_the_warm_up(bench_module):
     script = bench_module("loader_soak")
     seconds = [float(second) for second in range(101)]
     warming = [1.0 if second < 25 else 2.0 for second in seconds]
-    assert script.growth(seconds, warming) == 0
+    assert script.growth(seconds, warming, 0.25) == 0
     leaking = [2.0 + 0.01 * second for second in seconds]
-    assert script.growth(seconds, leaking) == pytest.approx(100 * (2.95 - 2.30) / 2.30)
+    assert script.growth(seconds, leaking, 0.25) == pytest.approx(100 * (2.95 - 2.30) / 2.30)
+    assert script.growth(seconds, leaking, 0.7) == pytest.approx(100 * (2.95 - 2.75) / 2.75)
+
+
+@pytest.mark.parametrize(("last", "warm"), [(0, 0.25), (10, 0.25), (40, 0.4), (69, 0.69), (100, 0.7)])
+def test_the_warm_up_lasts_while_sessions_are_made_but_not_for_ever(bench_module, last, warm):
+    script = bench_module("loader_soak")
+    seconds = [float(second) for second in range(101)]
+    sessions = [1.0 + 0.01 * min(second, last) - 0.1 * (second % 10 == 3) for second in range(101)]
+    assert script.warm_up(seconds, sessions) == pytest.approx(warm, abs=0.011)
+    # A pool that never ends to grow is growth, wherever the warm-up ends.
+    grows = script.growth(seconds, sessions, script.warm_up(seconds, sessions)) > 1
+    assert grows == (last == 100)
 
 
 def test_a_leak_and_a_loader_that_is_too_large_are_told(bench_module):
     script = bench_module("loader_soak")
-    flat = [(float(second), 100 * second + 100, 2.0, 3.0) for second in range(101)]
+    flat = [(float(second), 100 * second + 100, 2.0, 3.0, 0.5) for second in range(101)]
     rows, problems = script.judge(script.Args(), "cuda", [9.5, 4.5], flat)
     values = {row.metric: row.value for row in rows}
     assert not problems
     assert (values["first_start_s"], values["first_batch_s"], values["clips_per_s"]) == (9.5, 4.5, 100)
     assert (values["host_growth_percent"], values["device_gib"]) == (0, 3.0)
-    leaking = [(at, clips, host + 0.001 * at, 5.0) for at, clips, host, _ in flat]
+    leaking = [(at, clips, host + 0.001 * at, 5.0, 0.5) for at, clips, host, _, _ in flat]
     _, problems = script.judge(script.Args(), "cuda", [9.5, 4.5], leaking)
     assert len(problems) == 2
     assert "host memory grew" in problems[0]

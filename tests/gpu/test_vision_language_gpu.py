@@ -68,8 +68,8 @@ def test_a_gpu_answers_as_the_cpu_does(family: str, tmp_path: Path) -> None:
         found = ask(folder, replace(cpu, device=device, dtype="float32"))
         for key, reply in expected.items():
             scores = found[key].log_likelihoods, reply.log_likelihoods
-            # Products in TF32, or in another order, move sums of some 50 nats by less than this.
-            np.testing.assert_allclose(*scores, rtol=0.02, atol=0.2)
+            # TF32 moves these by up to 2.1 nats (emulated on a CPU, and seen on an H200).
+            np.testing.assert_allclose(*scores, rtol=0.001, atol=0.01)
             assert found[key].prompt_tokens == reply.prompt_tokens
     half = ask(folder, replace(cpu, device="cuda"))
     assert half.keys() == expected.keys()
