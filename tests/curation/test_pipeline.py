@@ -278,6 +278,15 @@ def test_help_needs_nothing_heavy() -> None:
     assert "--balance.scheme" in done.stdout
 
 
+def test_processes_that_look_at_videos_need_no_torch() -> None:
+    """There are as many as cores: seconds and hundreds of megabytes of each."""
+    code = "import sys; from surgrec.curation import local_workers, describe_video, quality_stage\n"
+    code += "from surgrec.curation import report_thumbnails, segment_stage\n"
+    code += "print([name for name in ('torch', 'nvidia.dali', 'timm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_records_that_are_torn_are_made_again(corpus: PacketIndex, finished: Curated, tmp_path: Path) -> None:
     out, again = finished.plan, tmp_path / "again.h5"
     finished.work_for(again)
