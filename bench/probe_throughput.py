@@ -55,10 +55,10 @@ class Options:
     """Of the features: 384 is ViT-S, 768 ViT-B, 1024 ViT-L."""
     tokens: int = 392
     """Tokens of a clip: 1568 for 16 frames of 224 pixels, 392 for 16 of 112."""
-    token_clips: int = 100
+    token_clips: int = 300
     """Clips with token features, for the attentive probe."""
-    batch: int = 32
-    """Clips of a step of the attentive probe."""
+    batch: int = ProbeConfig.batch
+    """Clips of a step of the attentive probe; the command's default."""
     steps: int = 4
     """Steps of an attentive run that is timed."""
     linear_steps: int = 1000

@@ -12,7 +12,8 @@ from pathlib import Path
 def replacing(out: Path) -> Iterator[Path]:
     """A path to write to in the place of `out`, which is replaced at the end.
 
-    Where the block raises, or the disk is full, `out` stays what it was and nothing is left behind.
+    Where the block raises, or the disk is full, `out` stays what it was and nothing is left behind. An
+    OSError about the temporary file names `out`.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -20,6 +21,10 @@ def replacing(out: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, out)
         sync(out.parent)
+    except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) == str(temporary):
+            error.filename = str(out)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

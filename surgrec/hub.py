@@ -15,14 +15,15 @@ from huggingface_hub.errors import EntryNotFoundError
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document
 from surgrec.configs.yaml_io import ConfigError
 from surgrec.exports.card import plain_card
-from surgrec.exports.model_file import about_of, read_tensors, write_model
+from surgrec.exports.model_file import about_of, grid_of, read_tensors, write_model
 from surgrec.exports.source import Part, Source
-from surgrec.kernels.patchify import token_grid
 from surgrec.loaders.whole_file import replacing
 from surgrec.models.encoder_form import transformer_of
 from surgrec.models.video_encoder import VideoEncoder, form_of
 from surgrec.weights.errors import WeightsError
+from surgrec.weights.files import CONFIG
 from surgrec.weights.ours import form_and_clip
+from surgrec.weights.positions import check_count
 from surgrec.weights.video_model import VideoModel
 
 WEIGHTS: Final = "model.safetensors"
@@ -44,6 +45,8 @@ class SurgRecModel(
         try:
             read = about_of(about)
             config = from_document(read.pretraining)
+            grid = grid_of(read.pretraining)
+            check_count(Path(CONFIG), grid)
             if part not in get_args(Part):
                 raise ValueError(f"`part` is {part!r}")
         except (ValueError, ConfigError) as error:
@@ -52,10 +55,8 @@ class SurgRecModel(
                 " surgrec.convert RUN --to hub`"
             ) from error
         assert isinstance(config, MaePretrain | JepaPretrain)
-        data, form = config.data, config.model
-        grid = token_grid((data.frames, data.size, data.size, 3), form.tubelet, form.patch)
-        encoder_form = form_of(form, grid)
-        encoder = VideoEncoder(transformer_of(encoder_form, form.attention), encoder_form)
+        encoder_form = form_of(config.model, grid)
+        encoder = VideoEncoder(transformer_of(encoder_form, config.model.attention), encoder_form)
         super().__init__(encoder, form_and_clip(config)[1], f"{read.identity}#{part}", None)
         self.about = read
         self.part = part

@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _failed(error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{where}{error.strerror or error}; what is answered is kept")
+        kept = "; what is answered is kept" if isinstance(config, RunConfig) else ""
+        return _failed(f"{where}{error.strerror or error}{kept}")
     except KeyboardInterrupt:
         print("surgrec.vlm: stopped; what is answered is kept, and the same command goes on", file=sys.stderr)
         return 130
@@ -83,15 +84,22 @@ def _ask(config: RunConfig) -> int:
         f"{config.out}: {report.answered:,} of {report.total:,} questions are answered, {report.asked:,} were"
         " asked now"
     )
-    return 1 if report.passing or not report.answered else 0
+    return 1 if report.passing or not report.about_clips else 0
 
 
 def _score(config: ScoreConfig) -> int:
+    from tqdm import tqdm
+
     from surgrec.evaluation.results import append_result
     from surgrec.vision_language.score_text import print_scores
     from surgrec.vision_language.scoring import score
 
-    documents = score(config, lambda text: print(f"surgrec.vlm: {text}", file=sys.stderr))
+    with tqdm(bar_format="{desc}", disable=None, leave=False) as bar:
+
+        def tell(text: str) -> None:
+            bar.write(f"surgrec.vlm: {text}", file=sys.stderr)
+
+        documents = score(config, tell, bar.set_description_str)
     for document in documents:
         append_result(config.out, document)
     print_scores(documents)

@@ -17,11 +17,14 @@ from typing import Any, Final
 import xxhash
 from torch import Tensor
 
-from surgrec.configs.pretrain import from_document
+from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document
 from surgrec.configs.yaml_io import ConfigError
+from surgrec.kernels.masking import Grid
+from surgrec.kernels.patchify import token_grid
 from surgrec.training.tensor_file import write_tensors
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import read_file
+from surgrec.weights.positions import check_count
 
 FORMAT_NAME: Final = "surgrec-model"
 FORMAT_VERSION: Final = 1
@@ -78,7 +81,7 @@ def checked(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]
         )
     try:
         about = about_of(document)
-        from_document(about.pretraining)
+        check_count(path, grid_of(about.pretraining))
         if document.get("digest") != _digest(about, tensors):
             raise ValueError("its content does not have the digest that it states")
     except (TypeError, ValueError, ConfigError) as error:
@@ -102,6 +105,15 @@ def about_of(document: Mapping[str, Any]) -> ModelAbout:
         if type(document.get(name)) is not kind:
             raise ValueError(f"`{name}` is {document.get(name)!r}")
     return ModelAbout(**{name: document[name] for name in kinds})
+
+
+def grid_of(pretraining: dict[str, Any]) -> Grid:
+    """Tokens of a clip, by time, rows and columns. Raises ConfigError, ValueError for clips that do not
+    divide into them."""
+    config = from_document(pretraining)
+    assert isinstance(config, MaePretrain | JepaPretrain)
+    data, model = config.data, config.model
+    return token_grid((data.frames, data.size, data.size, 3), model.tubelet, model.patch)
 
 
 def _digest(about: ModelAbout, tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from surgrec.configs.convert import ConvertConfig
+from surgrec.configs.convert import ConvertConfig, Format
 from surgrec.exports.comparison import Check
 from surgrec.exports.formats import FORMATS, ExportFormat
 from surgrec.exports.source import open_source
@@ -38,6 +38,7 @@ def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
         chosen.write(source, config, written)
         say("running both sides on the same clip")
         checks = chosen.verify(source, config, written)
+        _check_free(config.to, out)
         # What belongs to a file comes first: whatever has the asked name is complete.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
             _sync_all(path)
@@ -56,10 +57,7 @@ def export(config: ConvertConfig, say: Callable[[str], None]) -> list[Check]:
 
 def _check(config: ConvertConfig, chosen: ExportFormat, out: Path) -> None:
     """Raises WeightsError for options that do not fit, before anything is read."""
-    beside = [out.with_name(f"{out.name}.data")] if config.to == "onnx" else []
-    for path in (out, *beside):
-        if path.exists() or path.is_symlink():
-            raise WeightsError(f"{path} is there already; give another --out, or remove it")
+    _check_free(config.to, out)
     if out.suffix not in (chosen.suffixes or (out.suffix,)):
         raise WeightsError(
             f"--out {out}: what {config.to} writes ends in {' or '.join(chosen.suffixes)}, by which programs"
@@ -77,6 +75,14 @@ def _check(config: ConvertConfig, chosen: ExportFormat, out: Path) -> None:
             f"--to {config.to} needs {', '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not"
             " installed: pip install 'surgrec[export]'"
         )
+
+
+def _check_free(to: Format | None, out: Path) -> None:
+    """Raises WeightsError where something has the name of what is to be written."""
+    beside = [out.with_name(f"{out.name}.data")] if to == "onnx" else []
+    for path in (out, *beside):
+        if path.exists() or path.is_symlink():
+            raise WeightsError(f"{path} is there already; give another --out, or remove it")
 
 
 def _sync_all(path: Path) -> None:

@@ -19,6 +19,8 @@ NOT_ARCHITECTURE: Final = (
     "no_jit",
 )
 """Keywords of timm.create_model that would fetch or read weights, or that are not the network's."""
+LARGEST: Final = 1 << 14
+"""Number among the keywords of an architecture, beyond which building it has no end."""
 _DROPPING: Final = ("drop_path", "drop_path1", "drop_path2")
 
 
@@ -35,6 +37,10 @@ def create(name: str, arguments: Mapping[str, Any]) -> Any:
     strange = [key for key in arguments if key in NOT_ARCHITECTURE]
     if strange:
         raise ValueError(f"{strange[0]} is no keyword of an architecture")
+    for key, value in arguments.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, int | float) and not abs(number) <= LARGEST for number in numbers):
+            raise ValueError(f"{key} is {value!r}, beyond {LARGEST}")
     try:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0, **arguments)

@@ -14,6 +14,8 @@ from typing import Final, Literal
 from surgrec.evaluation.registry_classes import ClassWords
 from surgrec.vision_language.answer_text import answer_of
 from surgrec.vision_language.option_mentions import (
+    NO,
+    OTHER,
     Mention,
     Options,
     asserted,
@@ -190,10 +192,16 @@ def _cut_off(text: str, options: Options) -> int | None:
     """The option whose name begins with all of the text, or of what follows an article or a verb."""
     words = re.findall(r"[^\W_]+", text.casefold())
     for first in range(min(len(words), 12)):
+        if first and words[first - 1] in (*NO, *OTHER):
+            return None
         key = "".join(words[first:])
         if len(key) < _LEAST_PREFIX:
             return None
-        fits = {position for name, position in options.keys.items() if name.startswith(key)}
+        fits: set[int] = set()
+        for name, positions in options.keys.items():
+            # "Grade 1" is no beginning of "grade 10".
+            if name.startswith(key) and not (key[-1].isdigit() and name[len(key) :][:1].isdigit()):
+                fits |= positions
         if fits:
             return fits.pop() if len(fits) == 1 else None
     return None

@@ -8,14 +8,16 @@ import io
 import os
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 import httpx
 from PIL import Image
 
 from surgrec.configs.vlm import EndpointConfig, Kind
+from surgrec.training.console import format_duration
 from surgrec.vision_language.backend import BackendError, Failure, Request, Take
-from surgrec.vision_language.endpoint_reply import ServerFailure, read_response
+from surgrec.vision_language.endpoint_reply import REFUSED, ServerFailure, quoted, read_response
 from surgrec.vision_language.frames import Pictures
 from surgrec.vision_language.pacing import Pace, backoff
 from surgrec.vision_language.records import Question, Reply
@@ -23,6 +25,8 @@ from surgrec.vision_language.records import Question, Reply
 CONNECT_SECONDS: Final = 10.0
 MOST_BYTES: Final = 1 << 24
 """Of an answer; a server that sends more sends junk."""
+LONGEST_HELD: Final = 600.0
+"""Seconds that a server may ask to wait; one that asks for more ends the run."""
 
 
 class EndpointBackend:
@@ -42,6 +46,7 @@ class EndpointBackend:
             key,
         )
         self._failed = 0
+        self._failing: set[str] = set()
         self._urls: tuple[str, list[str]] = ("", [])
         image: dict[str, Any] = {"image": config.image}
         if config.image == "jpeg":
@@ -83,7 +88,7 @@ class EndpointBackend:
                     request, payload = found
                     answer = await self._answer(client, pace, request, payload)
                     take(request, answer)
-                    self._watch(answer)
+                    self._watch(request, answer)
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._config.concurrency):
@@ -137,19 +142,22 @@ class EndpointBackend:
         while True:
             await pace.turn()
             try:
-                return self._without_key(await self._once(client, request, payload))
+                return await self._once(client, request, payload)
             except ServerFailure as error:
                 failures += 1
                 if failures > self._config.retries:
                     tries = f" ({failures} tries)" if failures > 1 else ""
-                    return self._without_key(Failure(f"{error}{tries}", passes=True))
+                    return Failure(f"{error}{tries}", passes=True)
                 wait = backoff(self._seed, request.key, failures, self._config.backoff)
                 if error.wait is not None:
+                    if error.wait > LONGEST_HELD:
+                        raise BackendError(
+                            f"{self._config.url}: asks to wait {format_duration(error.wait)} ({error}). What"
+                            " was answered is kept: the same command goes on then"
+                        ) from error
                     pace.hold(error.wait)
                     wait = max(wait, error.wait)
                 await asyncio.sleep(wait)
-            except BackendError as error:
-                raise BackendError(self._hidden(str(error))) from None
 
     async def _once(
         self, client: httpx.AsyncClient, request: Request, payload: dict[str, Any]
@@ -173,32 +181,32 @@ class EndpointBackend:
             raise ServerFailure(f"junk: the answer cannot be decompressed ({error})") from error
         except httpx.TransportError as error:
             raise ServerFailure(f"connection: {error or type(error).__name__}") from error
-        variable = self._config.key_variable
         return read_response(
-            response.status_code, response.headers, body, request.question, request.way, variable
+            response.status_code,
+            response.headers,
+            body,
+            request.question,
+            request.way,
+            self._config.key_variable,
+            partial(quoted, key=self._key),
         )
 
-    def _watch(self, answer: Reply | Failure) -> None:
+    def _watch(self, request: Request, answer: Reply | Failure) -> None:
         """Raises BackendError where nothing but failures came for a while."""
         if isinstance(answer, Reply) or not answer.passes:
             self._failed = 0
+            self._failing.clear()
             return
         self._failed += 1
-        if self._failed >= max(4, 2 * self._config.concurrency):
+        # A filter that does not like the pictures of one clip refuses them in every wording.
+        of_clip = answer.reason.startswith(REFUSED)
+        self._failing.add(request.pictures.shown.digest if of_clip else request.key)
+        if len(self._failing) >= max(4, 2 * self._config.concurrency):
             raise BackendError(
                 f"{self._config.url}: the last {self._failed} requests have failed, the last one by:"
                 f" {answer.reason}. What was answered is kept: the same command goes on once the server"
                 " answers"
             )
-
-    def _without_key(self, answer: Reply | Failure) -> Reply | Failure:
-        if isinstance(answer, Failure):
-            return Failure(self._hidden(answer.reason), answer.passes)
-        return answer
-
-    def _hidden(self, text: str) -> str:
-        """Servers quote keys that they refuse."""
-        return text.replace(self._key, "[key]") if self._key else text
 
 
 def key_from(config: EndpointConfig) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 from surgrec.vision_language.backend import OVERFLOW, BackendError, Failure
 from surgrec.vision_language.records import Question, Reply, Way
 
+REFUSED: Final = "refused"
 PASSING: Final = frozenset({408, 409, 425, 429})
 """Besides those from 500 on."""
 _OVERFLOW_SIGNS: Final = (
@@ -25,7 +26,12 @@ _OVERFLOW_SIGNS: Final = (
     "too long",
     "longer than the max",
 )
+_NO_TEXT: Final = ("content_filter", "length")
+"""Ends of answers that have no text: a filter held it back, or thoughts took all tokens."""
 _QUOTED: Final = 200
+
+Quote = Callable[[bytes], str]
+"""Some words of a server, as messages have them."""
 
 
 class ServerFailure(Exception):  # noqa: N818 - it becomes a Failure
@@ -37,14 +43,20 @@ class ServerFailure(Exception):  # noqa: N818 - it becomes a Failure
 
 
 def read_response(
-    status: int, headers: Mapping[str, str], body: bytes, question: Question, way: Way, key_variable: str
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    question: Question,
+    way: Way,
+    key_variable: str,
+    quote: Quote,
 ) -> Reply | Failure:
-    """A reply, or a failure that another try would not mend.
+    """A reply, or a failure that another try would not mend. quote: without the key.
 
     Raises ServerFailure for one that may pass, BackendError for one that every request would have.
     """
     if status != 200:
-        return _refused(status, headers, body, key_variable)
+        return _refused(status, headers, body, key_variable, quote)
     try:
         document = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -52,15 +64,15 @@ def read_response(
             f"junk: the answer is not UTF-8 ({error.reason} at byte {error.start})"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ServerFailure(f"junk: the answer is not JSON ({error}): {_quoted(body)}") from error
+        raise ServerFailure(f"junk: the answer is not JSON ({error}): {quote(body)}") from error
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ServerFailure(f"junk: the answer has no choices: {_quoted(body)}")
+        raise ServerFailure(f"junk: the answer has no choices: {quote(body)}")
     message = choices[0].get("message")
     finish = choices[0].get("finish_reason")
     finish = finish if isinstance(finish, str) else ""
     text = message.get("content") if isinstance(message, dict) else None
-    if text is None and isinstance(message, dict) and (finish == "content_filter" or message.get("refusal")):
+    if text is None and isinstance(message, dict) and (finish in _NO_TEXT or message.get("refusal")):
         text = str(message.get("refusal") or "")
     usage = document.get("usage")
     usage = usage if isinstance(usage, dict) else {}
@@ -72,14 +84,16 @@ def read_response(
         ones = (1,) * len(scores)
         return Reply("", scores, ones, finish, prompt, completion)
     if not isinstance(text, str):
-        raise ServerFailure(f"junk: the message has no text: {_quoted(body)}")
+        raise ServerFailure(f"junk: the message has no text: {quote(body)}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ServerFailure("junk: the text holds halves of UTF-16 pairs")
     return Reply(text, (), (), finish, prompt, completion)
 
 
-def _refused(status: int, headers: Mapping[str, str], body: bytes, key_variable: str) -> Failure:
-    said = _quoted(body)
+def _refused(
+    status: int, headers: Mapping[str, str], body: bytes, key_variable: str, quote: Quote
+) -> Failure:
+    said = quote(body)
     if status in (401, 403):
         raise BackendError(
             f"unauthorized: the server answers {status}: {said}; put a valid key into the environment"
@@ -89,9 +103,8 @@ def _refused(status: int, headers: Mapping[str, str], body: bytes, key_variable:
     if status in (404, 405) or 300 <= status < 400:
         to = headers.get("location", "")
         raise BackendError(
-            f"the server answers {status}{f' (to {to})' if to else ''}: {said}; check --endpoint.url (it"
-            " often"
-            " ends in /v1) and the name of the model"
+            f"the server answers {status}{f' (to {quote(to.encode())})' if to else ''}: {said}; check"
+            " --endpoint.url (it often ends in /v1) and the name of the model"
         )
     if status in PASSING or status >= 500:
         name = "rate limited" if status == 429 else "server error"
@@ -100,7 +113,7 @@ def _refused(status: int, headers: Mapping[str, str], body: bytes, key_variable:
         sign in body.decode("utf-8", "replace").lower() for sign in _OVERFLOW_SIGNS
     ):
         return Failure(f"{OVERFLOW}: {said}", passes=False)
-    return Failure(f"refused: status {status}: {said}", passes=True)
+    return Failure(f"{REFUSED}: status {status}: {said}", passes=True)
 
 
 def retry_after(value: str | None) -> float | None:
@@ -112,7 +125,7 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             when = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         if when.tzinfo is None:
             when = when.replace(tzinfo=UTC)
@@ -155,6 +168,11 @@ def _tokens(usage: dict[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _quoted(body: bytes) -> str:
+def quoted(body: bytes, key: str | None) -> str:
+    """The beginning of what a server says, without the key: some quote keys that they refuse."""
     text = " ".join(body.decode("utf-8", "replace").split())
+    if key:
+        escaped = json.dumps(key)[1:-1]
+        for form in (key, escaped, escaped.replace("/", r"\/")):
+            text = text.replace(form, "[key]")
     return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}...") if text else "an empty answer"

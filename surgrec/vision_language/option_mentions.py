@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,15 +37,20 @@ _DENIED_BEFORE: Final = re.compile(
     r"(?:\b(?:not|no|never|without|neither|nor|cannot|rather\s+than|instead\s+of|unlike|exclud(?:es?|ed|ing)|"
     r"rul(?:es?|ed|ing)\s+out|absence\s+of|lack\s+of|lacks|other\s+than|except|although|though|while|"
     r"differs?\s+from|different\s+from|distinguish(?:ed|es)?\s+from|opposed\s+to|nicht|kein|keine|pas|sin)"
-    r"|n['’]t|不是|没有)\b(?:\W+\w+){0,4}?\W*$",
+    r"|n['’]t)\b(?:\W+\w+){0,4}?\W*$|(?:不是|并非|没有|沒有|未见|未見|未发现|[无無](?!法))\w{0,4}$",
     re.IGNORECASE,
 )
-_DOUBTED_BEFORE: Final = re.compile(r"\b(?:whether|if|ob|si)\b(?:\W+\w+){0,4}?\W*$", re.IGNORECASE)
+_DOUBTED_BEFORE: Final = re.compile(
+    r"\b(?:whether|if|ob|si)\b(?:\W+\w+){0,4}?\W*$|是否\w{0,4}$", re.IGNORECASE
+)
 _DENIED_AFTER: Final = re.compile(
-    r"^[\s)\]\"'*]*(?:is|are|was|were|can|could|may|seems?|appears?)?\s*(?:"
+    r"^(?:[\s)\]\"'*]*(?:is|are|was|were|can|could|may|seems?|appears?)?\s*(?:"
     r"(?:not|n['’]t)\s+(?:be\s+)?(?:correct|right|visible|seen|present|shown|the|likely|possible|supported|"
     r"consistent|here|in view|identified|detected|found|evident|apparent|it)\b"
-    r"|(?:be\s+)?(?:incorrect|wrong|absent|excluded|ruled\s+out|unlikely|impossible)\b)",
+    r"|(?:be\s+)?(?:incorrect|wrong|absent|excluded|ruled\s+out|unlikely|impossible)\b)"
+    r"|[-–]free\b|[\s\"']*[:=?]\s*(?:no|none|absent|negative|false)"
+    r"(?:\s+(?:visible|seen|present|detected|found|identified))?\s*(?:$|[.,;}\n])|\s*(?:は|が)?(?:ありません|ない|なし|見られ(?:ません|ない))"
+    r"|\s*(?:이|가|은|는)?\s*(?:없|아니|아닙))",
     re.IGNORECASE,
 )
 _BREAK: Final = re.compile(
@@ -54,6 +60,14 @@ _SPELLINGS: Final = (
     *(("oe", "o?e"), ("ae", "a?e"), ("our", "ou?r"), ("isation", "i[sz]ation"), ("ization", "i[sz]ation")),
     *(("centre", "cent(?:re|er)"), ("center", "cent(?:re|er)"), ("hemo", "ha?emo"), ("esoph", "o?esoph")),
 )
+
+_UNSPACED: Final = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+"""Letters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Chinese, Japanese), or that
+join endings to words (Korean): a name begins and ends anywhere there."""
+NO: Final = ("no", "not", "non", "without")
+OTHER: Final = ("anti", "counter", "pre", "post", "non")
+"""Behind these a name is that of another thing: "anti-clockwise" is not clockwise."""
+_NOT_BEHIND: Final = "".join(rf"(?<!\b{prefix}[-\s])" for prefix in OTHER)
 
 Patterns = tuple[tuple[re.Pattern[str], int], ...]
 
@@ -73,12 +87,12 @@ class Mention:
 class Options:
     """What options are called. letters: upper case -> position, empty for named options. patterns: of names,
     the longest first. opposites: position of `X` -> that of `no X`. keys: letters and digits of every name
-    -> position."""
+    -> positions that it has."""
 
     letters: Mapping[str, int]
     patterns: Patterns
     opposites: Mapping[int, int]
-    keys: Mapping[str, int]
+    keys: Mapping[str, frozenset[int]]
 
 
 @lru_cache(maxsize=4096)
@@ -91,7 +105,7 @@ def options_of(
     for position, label in enumerate(order):
         words = classes[label]
         for term in (words.name, *words.synonyms, readable_name(raw[label]), raw[label]):
-            split = " ".join(re.findall(r"[^\W_]+", term)).casefold()
+            split = " ".join(words_in(term)).lower()
             if split:
                 terms.setdefault(split, set()).add(position)
     own = {term: next(iter(positions)) for term, positions in terms.items() if len(positions) == 1}
@@ -102,8 +116,14 @@ def options_of(
         for term, position in singular.items()
         if term.startswith("no ") and term[3:] in singular
     }
-    keys = {term.replace(" ", ""): position for term, position in own.items()}
+    keys = {term.replace(" ", "").casefold(): frozenset(positions) for term, positions in terms.items()}
     return Options({letter: k for k, letter in enumerate(letters)}, tuple(patterns), opposites, keys)
+
+
+def words_in(name: str) -> list[str]:
+    """Letters and digits of a name, word by word; accents that stand by themselves are put on their letters,
+    as in the answers."""
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name))
 
 
 def _singular(term: str) -> str:
@@ -111,10 +131,18 @@ def _singular(term: str) -> str:
 
 
 def _pattern(term: str) -> re.Pattern[str]:
-    words = [_spelled(word) for word in term.split()]
-    text = r"[\W_]{0,3}".join("(?:and|&)" if word == "and" else word for word in words)
-    plural = "s?" if len(term) > 3 and term[-1].isalpha() and not term.endswith("s") else ""
-    return re.compile(rf"(?<![^\W_]){text}{plural}(?![^\W_])", re.IGNORECASE)
+    first, *others = term.split()
+    text = _spelled(first)
+    for word in others:
+        # "No, polyps are visible" does not say "no polyp".
+        gap = r"(?:_|[^\w,.;:!?\n])" if first in NO and word is others[0] else r"[\W_]"
+        text += rf"{gap}{{0,3}}{'(?:and|&)' if word == 'and' else _spelled(word)}"
+    plural = "s?" if len(term) > 3 and term[-1].isascii() and term[-1].isalpha() and term[-1] != "s" else ""
+    begin, end = (
+        "" if re.match(f"[{_UNSPACED}]", edge) else f"(?{look}[^\\W_])"
+        for edge, look in ((term[0], "<!"), (term[-1], "!"))
+    )
+    return re.compile(f"{begin}{_NOT_BEHIND}{text}{plural}{end}", re.IGNORECASE)
 
 
 def _spelled(word: str) -> str:

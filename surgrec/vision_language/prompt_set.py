@@ -19,6 +19,11 @@ Family = Literal["neutral", "expert", "definitions"]
 ParserName = Literal["standard", "release"]
 
 _FIELD: Final = re.compile(r"\{(\w+)\}")
+_ALMOST: Final = re.compile(
+    r"\{(?:\s+(?:subject|domain|options|reply|letter|name|definition)\b"
+    r"|(?:subject|domain|options|reply|letter|name|definition)\b(?!\})).{0,3}"
+)
+"""A field with spaces inside its braces, or without the closing one."""
 
 
 class PromptError(ValueError):
@@ -40,7 +45,8 @@ class ByStyle:
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A wording. text: with {subject}, {domain}, {options}, {reply}. option: a line for each, with {letter},
-    {name}, {definition}. reply: how to answer. system: the system message, empty for none."""
+    {name}, {definition}. reply: how to answer, and system: the system message, empty for none; with
+    {subject}, {domain}."""
 
     name: str = ""
     family: Family = "neutral"
@@ -78,6 +84,12 @@ class PromptSet:
 def fields_of(template: str) -> set[str]:
     """Names of the fields in a template."""
     return set(_FIELD.findall(template))
+
+
+def almost_field(template: str) -> str:
+    """What is meant as a field and is none, such as `{ subject }`; empty where there is nothing."""
+    found = _ALMOST.search(template)
+    return found[0] if found else ""
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:

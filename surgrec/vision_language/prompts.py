@@ -12,13 +12,22 @@ from surgrec.configs.yaml_io import ConfigError, from_plain, load_yaml
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.registry_classes import SetWords, words_from_plain
 from surgrec.vision_language.option_order import Order, most_orders, orders_of
-from surgrec.vision_language.prompt_set import Family, ParserName, Prompt, PromptError, PromptSet, fields_of
+from surgrec.vision_language.prompt_set import (
+    Family,
+    ParserName,
+    Prompt,
+    PromptError,
+    PromptSet,
+    almost_field,
+    fields_of,
+)
 from surgrec.vision_language.records import Question, Style
 from surgrec.vision_language.wording import class_words, question_of
 
 SHIPPED: Final = ("default", "default-names", "default-plain", "release")
 _TEXT_FIELDS: Final = ("subject", "domain", "options", "reply")
 _OPTION_FIELDS: Final = ("letter", "name", "definition")
+_SET_FIELDS: Final = ("subject", "domain")
 
 
 @dataclass(frozen=True)
@@ -116,13 +125,22 @@ def _check(found: PromptSet, path: Path) -> None:
             raise PromptError(
                 f"{where}: needs name, text, and option and reply for style {found.style}; write them"
             )
-        named = {"text": fields_of(prompt.text), "option": fields_of(option)}
-        for part, known in (("text", _TEXT_FIELDS), ("option", _OPTION_FIELDS)):
-            strange = sorted(named[part] - set(known))
+        for part, template, known in (
+            ("text", prompt.text, _TEXT_FIELDS),
+            ("option", option, _OPTION_FIELDS),
+            ("system", prompt.system, _SET_FIELDS),
+            ("reply", reply, _SET_FIELDS),
+        ):
+            strange = sorted(fields_of(template) - set(known))
             if strange:
                 raise PromptError(f"{where}: {part} has {{{strange[0]}}}; known are {', '.join(known)}")
+            almost = almost_field(template)
+            if almost:
+                raise PromptError(
+                    f"{where}: {part} has {almost!r}, which is no field; write it as {{subject}}"
+                )
         needed = "letter" if found.style == "letters" else "name"
-        if "options" not in named["text"] or needed not in named["option"]:
+        if "options" not in fields_of(prompt.text) or needed not in fields_of(option):
             raise PromptError(
                 f"{where}: the text must hold {{options}}, and an option {{{needed}}}, or nothing can be"
                 " chosen; add them"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from surgrec.configs.vlm import RunConfig
 from surgrec.curation.records import key_of
 from surgrec.evaluation.extraction import index_of
+from surgrec.evaluation.extraction_plan import span_of
 from surgrec.evaluation.manifest import Row, SplitManifest, resolve
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.vision_language.backend import UNREADABLE, Backend, Failure, Request
@@ -63,11 +64,12 @@ class Job:
 @dataclass(frozen=True)
 class Report:
     """What a run did. asked: questions that the model was asked now. answered, total: that have a reply, and
-    of how many. failures: by their names, of the others. passing: failures that may pass. unreadable: (path,
-    reason)."""
+    of how many; about_clips: those of the answered that are not about a grey picture. failures: by their
+    names, of the others. passing: failures that may pass. unreadable: (path, reason)."""
 
     asked: int
     answered: int
+    about_clips: int
     total: int
     failures: dict[str, int]
     passing: int
@@ -77,7 +79,7 @@ class Report:
 def plan(
     config: RunConfig, manifest: SplitManifest, backend: Backend, store: AnswerStore, threads: int
 ) -> Job:
-    """What is left to ask. Raises ManifestError, PromptError, BuildError, StoreError."""
+    """What is left to ask. Raises ManifestError, PromptError, BuildError, StoreError, RunError."""
     rows = [(number, row) for number, row in enumerate(manifest.rows) if row.split == config.split]
     if not rows:
         raise RunError(f"{config.manifest}: has no rows in {config.split}; give another --split")
@@ -97,6 +99,7 @@ def plan(
     index = index_of(manifest, list(paths.values()), index_path(config.out), threads)
     at = {path: video for video, path in enumerate(index.videos.path)}
     videos = {number: at[path] for number, path in paths.items()}
+    _check_readable(config, chosen, index, videos)
     settings = dict(store.about.settings)
     clips: dict[int | None, list[Any] | None] = {None: None}
     clips |= {
@@ -115,6 +118,19 @@ def plan(
             if not store.settled(question, way, key):
                 wanted[question.row].append(Wanted(question, way, key))
     return Job(manifest, chosen, index, videos, wanted, places)
+
+
+def _check_readable(
+    config: RunConfig, chosen: Sequence[tuple[int, Row]], index: PacketIndex, videos: Mapping[int, int]
+) -> None:
+    """Raises RunError where no clip can be read: the grey pictures alone tell nothing."""
+    if any(not isinstance(span_of(index, videos[number], row), str) for number, row in chosen):
+        return
+    number, row = chosen[0]
+    raise RunError(
+        f"none of the {len(chosen)} clips can be read, {resolve(config.data_root, row)} among them:"
+        f" {span_of(index, videos[number], row)}; check --data-root"
+    )
 
 
 def index_path(store: Path) -> Path:
@@ -183,6 +199,7 @@ def _report(job: Job, store: AnswerStore, asked: int, unreadable: list[tuple[str
     return Report(
         asked,
         len(lines) - len(failed),
+        sum(line.reply is not None and line.question.row is not None for line in lines),
         len(lines),
         dict(Counter(line.failure.partition(":")[0] for line in failed)),
         sum(line.passes for line in failed),

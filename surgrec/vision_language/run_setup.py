@@ -65,7 +65,9 @@ def about_of(config: RunConfig, manifest: SplitManifest, backend: Backend) -> Ab
         del look["look.fps"]
     if config.look.kind == "middle":
         del look["look.frames"]
-    return About(manifest.dataset, manifest.digest, config.split, config.model, {**backend.settings, **look})
+    # Another seed draws other orders, and rows that have some of both are never answered in full.
+    settings = {**backend.settings, **look, "order_seed": config.seed}
+    return About(manifest.dataset, manifest.digest, config.split, config.model, settings)
 
 
 def open_run(config: RunConfig) -> tuple[SplitManifest, Backend, AnswerStore]:

@@ -54,11 +54,13 @@ class Way:
     read: Read
 
 
-def score(config: ScoreConfig, tell: Tell = lambda text: None) -> list[Document]:
+def score(
+    config: ScoreConfig, tell: Tell = lambda text: None, progress: Tell = lambda text: None
+) -> list[Document]:
     """Documents as append_result takes them, those of all wordings together before those of each.
 
-    tell: hears of what is left out. Raises StoreError, ManifestError, PromptError, ResultsError, ScoreError,
-    OSError.
+    tell: hears of what is left out. progress: of what is being read or judged. Raises StoreError,
+    ManifestError, PromptError, ResultsError, ScoreError, OSError.
     """
     if not config.stores:
         raise ScoreError("no store of answers was named; `python -m surgrec.vlm run` writes one")
@@ -69,6 +71,7 @@ def score(config: ScoreConfig, tell: Tell = lambda text: None) -> list[Document]
     beside = latest([result for path in config.beside for result in read_results(path)])
     found = []
     for path in config.stores:
+        progress(f"read {path}")
         about, answers = read_answers(path)
         if about.manifest_digest != manifest.digest:
             raise ScoreError(
@@ -80,6 +83,7 @@ def score(config: ScoreConfig, tell: Tell = lambda text: None) -> list[Document]
                 f"{path}: holds answers on {about.split}; results are of test: run with --split test"
             )
         for way in _ways(path, answers, manifest, sets, tell):
+            progress(f"judge {path}, {way.name}")
             try:
                 found += _documents(config, manifest, about, way, beside, tell)
             except ValueError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
-from typing import Any
 
 from surgrec.evaluation.manifest import SplitManifest
 from surgrec.evaluation.registry_classes import ClassWords, SetWords, words_of
+from surgrec.vision_language.option_mentions import words_in
 from surgrec.vision_language.option_order import Order
 from surgrec.vision_language.prompt_set import Prompt, PromptError, PromptSet, filled
 from surgrec.vision_language.records import Question
@@ -15,7 +16,7 @@ from surgrec.vision_language.records import Question
 def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, tuple[ClassWords, ...]]:
     """The data set in words, and its classes by label, as these prompts show them.
 
-    Raises PromptError where two classes read the same.
+    Raises PromptError where two classes read the same, or an answer could not name one.
     """
     subject, classes = words_of(manifest.dataset, manifest.classes, prompts.datasets)
     if prompts.names == "raw":
@@ -25,12 +26,22 @@ def class_words(prompts: PromptSet, manifest: SplitManifest) -> tuple[SetWords, 
         )
     seen: dict[str, str] = {}
     for words, raw in zip(classes, manifest.classes, strict=True):
-        if words.name.casefold() in seen:
+        key = unicodedata.normalize("NFKC", words.name).casefold()
+        if prompts.style == "names":  # answers are read by letters and digits alone
+            key = "".join(words_in(key))
+        if not key:
             raise PromptError(
-                f"{manifest.dataset}: the classes {seen[words.name.casefold()]!r} and {raw!r} are both shown"
-                f" as {words.name!r}; give one another `name` under `datasets` in a file of prompts"
+                f"{manifest.dataset}: the class {raw!r} is shown as {words.name!r}, which has no letter that"
+                " an answer could name it by; give it a `name` under `datasets` in a file of prompts, or take"
+                " lettered options"
             )
-        seen[words.name.casefold()] = raw
+        if key in seen:
+            raise PromptError(
+                f"{manifest.dataset}: the classes {seen[key]!r} and {raw!r} are both shown"
+                f" as {words.name!r}, or differ in signs alone, which answers are not read by; give one"
+                " another `name` under `datasets` in a file of prompts"
+            )
+        seen[key] = raw
     return subject, classes
 
 
@@ -59,19 +70,16 @@ def question_of(
         filled(template, {"letter": letter, "name": classes[k].name, "definition": classes[k].definition})
         for letter, k in zip(letters, order, strict=True)
     ]
-    values: dict[str, Any] = {
-        "subject": words.subject,
-        "domain": words.domain,
-        "options": "\n".join(options),
-        "reply": prompt.reply.of(prompts.style),
-    }
+    of_set = {"subject": words.subject, "domain": words.domain}
+    reply = filled(prompt.reply.of(prompts.style), of_set)
+    values = {**of_set, "options": "\n".join(options), "reply": reply}
     targets = letters if prompts.style == "letters" else [classes[k].name for k in order]
     return Question(
         row,
         prompt.name,
         prompts.style,
         order,
-        prompt.system.strip(),
+        filled(prompt.system, of_set).strip(),
         filled(prompt.text, values).strip(),
         tuple(targets),
     )

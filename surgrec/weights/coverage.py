@@ -71,17 +71,27 @@ class Taker:
             )
         return tuple(self._tensors[key].shape)
 
+    def dimensions(self, key: str, count: int) -> tuple[int, ...]:
+        """As `shape`. Raises WeightsError also for another number of dimensions, or one of length 0."""
+        shape = self.shape(key)
+        if len(shape) != count or not all(shape):
+            raise WeightsError(
+                f"{self.path}: {key} is {list(shape)}; {count} dimensions tell the model's shape. The file is"
+                " of another layout: name its layout, or give another file"
+            )
+        return shape
+
     def take(self, key: str, ours: str, shape: Sequence[int]) -> Tensor:
-        """The tensor of a key, of floating-point numbers and of this shape, as it is stored. ours: what it
-        becomes."""
+        """The tensor of a key, of floating-point numbers and of this shape, as it is stored: dense, with
+        values. ours: what it becomes."""
         empty = torch.empty(tuple(shape), device="meta")
         if key not in self._tensors:
             self._faults.append(f"{key} is missing")
             return empty
         self._left.pop(key, None)
         value = self._tensors[key]
-        if tuple(value.shape) != tuple(shape) or not value.is_floating_point() or value.is_sparse:
-            kind = "" if value.is_floating_point() else f" of {value.dtype}"
+        kind = _kind(value)
+        if tuple(value.shape) != tuple(shape) or kind:
             self._faults.append(f"{key} is {list(value.shape)}{kind}; {list(shape)} of numbers is needed")
             return empty
         self.coverage.loaded.append((key, ours))
@@ -119,3 +129,12 @@ class Taker:
                 " another model, or name another layout; see docs/models.md"
             )
         return self.coverage
+
+
+def _kind(value: Tensor) -> str:
+    """What keeps a tensor from being a weight, for messages; empty where nothing does."""
+    if value.is_meta:
+        return " without values"
+    if value.layout != torch.strided:
+        return f" of the layout {str(value.layout).removeprefix('torch.')}"
+    return "" if value.is_floating_point() else f" of {value.dtype}"

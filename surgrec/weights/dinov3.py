@@ -10,13 +10,13 @@ from dataclasses import asdict
 from typing import Final
 
 from surgrec.models.network_form import NetworkForm
+from surgrec.weights.colours import colours
 from surgrec.weights.coverage import Taker
 from surgrec.weights.dinov3_keys import REGISTERS, official, transformers
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
 from surgrec.weights.per_frame import FRAMES, assume_images, imported, pooling_of, side_of
-from surgrec.weights.transformers_video import colours
 
 NAME: Final = "dinov3"
 SIZE: Final = 224

@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from surgrec.models.dinov3 import EPS, DinoForm
+from surgrec.weights.colours import LARGEST, is_number
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
-from surgrec.weights.per_frame import UNSEEN, depth_of, dimensions, drop_beside, network_at
+from surgrec.weights.per_frame import UNSEEN, depth_of, drop_beside, network_at
 
 REGISTERS: Final = "storage_tokens"
+ROPE_THETA: Final = 100.0
+"""Of all published ones; what transformers takes where a configuration does not say it."""
 
 
 def official(content: Content, taker: Taker) -> tuple[DinoForm, dict[str, Tensor]]:
     """By the names of the official files: a state dict, or the teacher of a training checkpoint."""
     prefix = network_at(content, REGISTERS)
     gated = f"{prefix}blocks.0.mlp.w1.weight" in taker
-    (quarter,) = dimensions(taker, f"{prefix}rope_embed.periods", 1)
+    (quarter,) = taker.dimensions(f"{prefix}rope_embed.periods", 1)
     form = _form(
         taker,
         _Marks(
@@ -68,8 +71,8 @@ def transformers(taker: Taker, config: dict[str, Any]) -> tuple[DinoForm, dict[s
     gated = config.get("use_gated_mlp") is True
     _supported(taker, config, gated)
     patches = "embeddings.patch_embeddings.weight"
-    quarter = dimensions(taker, patches, 4)[0] // config["num_attention_heads"] // 4
-    theta = float(config.get("rope_theta", 100.0))
+    quarter = taker.dimensions(patches, 4)[0] // config["num_attention_heads"] // 4
+    theta = float(config.get("rope_theta", ROPE_THETA))
     form = _form(
         taker,
         _Marks("embeddings.register_tokens", patches, layers, "mlp.up_proj", "attention.q_proj.bias"),
@@ -78,6 +81,7 @@ def transformers(taker: Taker, config: dict[str, Any]) -> tuple[DinoForm, dict[s
         float(config.get("layer_norm_eps", EPS)),
         theta ** (torch.arange(quarter, dtype=torch.float32) / quarter),
     )
+    _as_configured(taker, config, form)
     names = {
         "cls_token": "embeddings.cls_token",
         "patch_embed.proj.weight": "embeddings.patch_embeddings.weight",
@@ -120,14 +124,14 @@ class _Marks:
 def _form(taker: Taker, marks: _Marks, gated: bool, fused: bool, eps: float, periods: Tensor) -> DinoForm:
     """periods: of a quarter of a head's width; on the meta device where the file lacks them, which finish()
     tells. Raises WeightsError."""
-    width, _, patch, _ = dimensions(taker, marks.patches, 4)
+    width, _, patch, _ = taker.dimensions(marks.patches, 4)
     return DinoForm(
         depth=depth_of(taker, marks.layers),
         width=width,
         heads=_heads(taker, width, 4 * len(periods)),
-        hidden=dimensions(taker, f"{marks.layers}0.{marks.hidden}.weight", 2)[0],
+        hidden=taker.dimensions(f"{marks.layers}0.{marks.hidden}.weight", 2)[0],
         patch=patch,
-        registers=dimensions(taker, marks.registers, 3)[1],
+        registers=taker.dimensions(marks.registers, 3)[1],
         gated=gated,
         biased=f"{marks.layers}0.{marks.bias}" in taker,
         fused=fused,
@@ -213,6 +217,13 @@ def _supported(taker: Taker, config: dict[str, Any], gated: bool) -> None:
     heads = config.get("num_attention_heads")
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
         raise WeightsError(f"{taker.path}: num_attention_heads is {heads!r} in config.json; fetch it again")
+    numbers = {"rope_theta": (ROPE_THETA, LARGEST), "layer_norm_eps": (EPS, 1.0)}
+    for name, (default, most) in numbers.items():
+        value = config.get(name, default)
+        if not is_number(value) or not 0 < value < most:
+            raise WeightsError(
+                f"{taker.path}: {name} is {value!r} in config.json, no number that it can be; fetch it again"
+            )
     wanted = {
         "key_bias": (config.get("key_bias", False), False),
         "hidden_act": (config.get("hidden_act", "gelu"), "silu" if gated else "gelu"),
@@ -222,4 +233,21 @@ def _supported(taker: Taker, config: dict[str, Any], gated: bool) -> None:
             raise WeightsError(
                 f"{taker.path}: {name} is {value!r} in config.json, where published DINOv3 models have"
                 f" {supported!r}; give one of these"
+            )
+
+
+def _as_configured(taker: Taker, config: dict[str, Any], form: DinoForm) -> None:
+    """Raises WeightsError where keys and configuration are of two models: layers may be missing."""
+    found = {
+        "num_hidden_layers": form.depth,
+        "hidden_size": form.width,
+        "intermediate_size": form.hidden,
+        "patch_size": form.patch,
+        "num_register_tokens": form.registers,
+    }
+    for name, value in found.items():
+        if config.get(name, value) != value:
+            raise WeightsError(
+                f"{taker.path}: {name} is {config[name]!r} in config.json, and {value} by the tensors beside"
+                " it; files of two models, or not whole: fetch all of them again"
             )

@@ -21,7 +21,6 @@ from surgrec.weights.layout import ClipForm, Imported, Layout, ReadOptions, refu
 from surgrec.weights.per_frame import (
     check_whole,
     depth_of,
-    dimensions,
     drop_beside,
     fill,
     network_at,
@@ -51,10 +50,10 @@ def read(content: Content, options: ReadOptions) -> Imported:
     pooling = pooling_of(content, options, ("own", "all"))
     taker = Taker(content.path, content.tensors)
     prefix = network_at(content, TIME)
-    width, _, patch, _ = dimensions(taker, f"{prefix}patch_embed.proj.weight", 4)
-    hidden = dimensions(taker, f"{prefix}blocks.0.mlp.fc1.weight", 2)[0]
-    frames = dimensions(taker, f"{prefix}{TIME}", 3)[1]
-    places = dimensions(taker, f"{prefix}pos_embed", 3)[1] - 1
+    width, _, patch, _ = taker.dimensions(f"{prefix}patch_embed.proj.weight", 4)
+    hidden = taker.dimensions(f"{prefix}blocks.0.mlp.fc1.weight", 2)[0]
+    frames = taker.dimensions(f"{prefix}{TIME}", 3)[1]
+    places = taker.dimensions(f"{prefix}pos_embed", 3)[1] - 1
     side = math.isqrt(max(places, 0))
     if side * side != places or not places:
         raise WeightsError(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -93,7 +95,8 @@ def read_file(path: Path) -> Content:
     write another and rename it. Raises WeightsError for what is missing, empty, truncated, no weights, or has
     code in it.
     """
-    if path.is_dir():
+    # Unlike Path.is_dir, it answers for names that no file can have.
+    if os.path.isdir(path):
         return _folder(path)
     top, about = _read(path)
     return Content(path, top, about=about, files=(path,))
@@ -167,10 +170,14 @@ def _shards(index: Path) -> tuple[tuple[Path, ...], Mapping[str, Any], Mapping[s
 def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """Top and header of one file, by what its first bytes say it is."""
     try:
-        with open(path, "rb") as file:
-            first = file.read(64)
-    except OSError as error:
+        kind = path.stat().st_mode
+        # To open a pipe would wait for someone who writes to it.
+        special = not stat.S_ISREG(kind) and not stat.S_ISDIR(kind)
+        first = b"" if special else _start(path)
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
+    if special:
+        raise WeightsError(f"{path}: a device or a pipe, no file; save the weights in one, and give that")
     if not first:
         raise WeightsError(f"{path}: an empty file; {_FETCH}")
     if first.startswith(b"version https://git-lfs"):
@@ -181,6 +188,11 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     if first[8:9] == b"{" or path.suffix == ".safetensors":
         return _safetensors(path)
     return _torch(path, zipped=first.startswith(b"PK")), {}
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
 
 
 def _safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -243,10 +255,11 @@ def _tensors(path: Path, top: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]
             stack += [(f"{before}{key}", inner, depth + 1) for key, inner in reversed(list(value.items()))]
 
 
-def _unreadable(path: Path, error: OSError) -> WeightsError:
+def _unreadable(path: Path, error: OSError | ValueError) -> WeightsError:
+    """error: ValueError of a name that no file can have."""
+    cause = error.strerror if isinstance(error, OSError) else None
     return WeightsError(
-        f"{path}: cannot be read ({error.strerror or error}); give a file of weights, or a folder with"
-        f" {CONFIG}"
+        f"{path}: cannot be read ({cause or error}); give a file of weights, or a folder with {CONFIG}"
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,9 +19,9 @@ from surgrec.models.network_form import NetworkForm
 from surgrec.weights.coverage import Coverage
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content, read_file
-from surgrec.weights.layout import ClipForm, Imported, Part, ReadOptions
+from surgrec.weights.layout import ClipForm, Encoder, Imported, Part, ReadOptions
 from surgrec.weights.layouts import detect, layout_named
-from surgrec.weights.names import KINDS, kind_of, parse_name
+from surgrec.weights.names import KINDS, check_options, kind_of, parse_name
 from surgrec.weights.ours import open_ours
 from surgrec.weights.timm_vit import fetched, read_as, untrained
 from surgrec.weights.video_model import VideoModel
@@ -57,7 +59,8 @@ def load_model(
     """
     asked = ReadOptions(part=part, size=size, frames=frames)
     name = str(name_or_path)
-    if ":" not in name or Path(name).exists():
+    check_options(name, asked)
+    if ":" not in name or os.path.exists(name):
         name = f"{kind_of(Path(name))}:{name}"
     opened = open_model(name, asked, layout)
     if opened is None:
@@ -108,7 +111,7 @@ def _imported(path: Path, options: ReadOptions, layout: str | None) -> OpenedMod
     chosen = detect(content) if layout is None else layout_named(layout)
     found, read = _twice(content, lambda again: chosen.read(again, options))
     digest = xxhash.xxh3_128_hexdigest((_choices(options, found.clip) + content.digest()).encode())
-    return _opened(f"file:{chosen.name}/{digest}", found, read)
+    return _opened(f"file:{chosen.name}/{digest}", found, read, str(path))
 
 
 def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
@@ -125,7 +128,7 @@ def _timm(name: str, options: ReadOptions, layout: str | None) -> OpenedModel:
     else:
         found, read = fetched(model, options)
     digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
-    return _opened(f"{identity}/{digest}", found, read)
+    return _opened(f"{identity}/{digest}", found, read, f"timm:{name}")
 
 
 def _random(name: str, options: ReadOptions, layout: str | None, seed: int) -> OpenedModel:
@@ -133,7 +136,8 @@ def _random(name: str, options: ReadOptions, layout: str | None, seed: int) -> O
     _refuse_layout(f"random:timm:{name}", layout)
     found, draw = untrained(name, options, seed)
     digest = xxhash.xxh3_128_hexdigest(_choices(options, found.clip).encode())
-    return replace(_opened(f"random:timm:{name}/{seed}/{digest}", found, draw), coverage=None)
+    opened = _opened(f"random:timm:{name}/{seed}/{digest}", found, draw, f"random:timm:{name}")
+    return replace(opened, coverage=None)
 
 
 def _refuse_layout(name: str, layout: str | None) -> None:
@@ -166,14 +170,32 @@ def _choices(options: ReadOptions, clip: ClipForm) -> str:
     return json.dumps([said, shape], sort_keys=True)
 
 
-def _opened(identity: str, found: Imported, read: Callable[[], Imported]) -> OpenedModel:
+def _opened(identity: str, found: Imported, read: Callable[[], Imported], where: str) -> OpenedModel:
     """found: to know what it is. read: gives another one for each device, which shares no memory with it,
-    since a network is moved and trained in place."""
+    since a network is moved and trained in place. where: for messages."""
 
     def load(device: torch.device) -> VideoModel:
-        return VideoModel(read().encoder, found.clip, identity, found.coverage).to(device).eval()
+        encoder = read().encoder
+        _check_finite(where, encoder, found.coverage)
+        return VideoModel(encoder, found.clip, identity, found.coverage).to(device).eval()
 
     return OpenedModel(identity, found.clip, found.form, found.coverage, load)
+
+
+def _check_finite(where: str, encoder: Encoder, coverage: Coverage) -> None:
+    """Raises WeightsError for a weight that is NaN or infinite. Reads all of them once."""
+    for name, value in encoder.state_dict().items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        # Two numbers, where isfinite would make a mask as long as the weights. NaN is passed on.
+        least, most = value.aminmax()
+        if not (math.isfinite(least) and math.isfinite(most)):
+            ours = name.removeprefix("model.")
+            theirs = next((key for key, loaded in coverage.loaded if loaded == ours), ours)
+            raise WeightsError(
+                f"{where}: {theirs} has values that are not finite, as after a training that diverged, or of"
+                " a damaged file; give an earlier checkpoint, or fetch it again"
+            )
 
 
 def _stamp(content: Content) -> list[tuple[int, int, int]]:

@@ -15,6 +15,7 @@ from surgrec.weights.coverage import Coverage, Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
 from surgrec.weights.layout import ClipForm, Imported, ReadOptions
+from surgrec.weights.names import NUMBERS
 from surgrec.weights.video_parts import drop_training_state
 
 Colours = tuple[float, float, float]
@@ -22,18 +23,6 @@ Colours = tuple[float, float, float]
 UNSEEN: Final = "of pretraining: stands for hidden patches, and no patch is hidden here"
 FRAMES: Final = 8
 """Of a clip, spread evenly over it, where nobody says how many: an image model takes any number."""
-
-
-def dimensions(taker: Taker, key: str, count: int) -> tuple[int, ...]:
-    """The shape of a tensor that a model's shape is read from. Raises WeightsError where it is not there, or
-    has another number of dimensions, or one of length 0."""
-    shape = taker.shape(key)
-    if len(shape) != count or not all(shape):
-        raise WeightsError(
-            f"{taker.path}: {key} is {list(shape)}; {count} dimensions tell the model's shape. The file is of"
-            " another layout: name its layout, or give another file"
-        )
-    return shape
 
 
 def depth_of(taker: Taker, prefix: str) -> int:
@@ -91,6 +80,8 @@ def pooling_of(
 def side_of(content: Content, options: ReadOptions, usual: int, patch: int) -> int:
     """The side of frames in pixels. Raises WeightsError where they do not divide into patches."""
     size = options.size or usual
+    if size > (most := NUMBERS["size"][1]):
+        raise WeightsError(f"{content.path}: frames of {size} pixels, more than {most}; say size=NUMBER")
     if size % patch:
         raise WeightsError(
             f"{content.path}: frames of {size} pixels do not divide into patches of {patch}; give a size that"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -21,6 +22,9 @@ from surgrec.weights.video_parts import Weights
 
 SAME_TABLE: Final = 1e-5
 """Largest difference between a stored table of positions and ours that are one and the same."""
+
+MOST_TOKENS: Final = 1 << 20
+"""Of a clip, beyond which a file or a request is a mistake, and its table would fill the memory."""
 
 
 def stored_positions(
@@ -40,6 +44,7 @@ def stored_positions(
             f" [1, {steps} x n x n, {form.width}], it can be read; give the file of a model"
             " that was trained so"
         )
+    check_count(taker.path, (steps, side, side))
     form = replace(form, frames=steps * form.tubelet, size=side * form.patch)
     name = "transformer.positions.table"
     table = taker.take(key, name, (1, count, form.width))
@@ -66,6 +71,8 @@ def reshaped(
         old, new = form.grid, wanted.grid
     except ValueError as error:
         raise WeightsError(f"{taker.path}: {error}; give other frames or size") from error
+    check_count(taker.path, old)
+    check_count(taker.path, new)
     if old == new:
         return wanted, weights
     name = "transformer.positions.table"
@@ -89,6 +96,15 @@ def interpolated(table: Tensor, old: Grid, new: Grid) -> Tensor:
     """Positions [N, D] of one grid on another, trilinearly, as V-JEPA does."""
     cube = table.float().T.unflatten(1, old)[None]
     return functional.interpolate(cube, new, mode="trilinear")[0].flatten(1).T.contiguous()
+
+
+def check_count(path: Path, grid: Grid) -> None:
+    """Raises WeightsError for a clip of more tokens than MOST_TOKENS. path: of the file that says so."""
+    if math.prod(grid) > MOST_TOKENS:
+        raise WeightsError(
+            f"{path}: a clip would have {' x '.join(map(str, grid))} tokens, more than {MOST_TOKENS};"
+            " give other frames or size, or fetch the file again"
+        )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from surgrec.configs.pretrain import JepaPretrain, MaePretrain, from_document
 from surgrec.configs.yaml_io import ConfigError
-from surgrec.exports.model_file import FORMAT_NAME, TIMM_FORMAT, about_of, checked, header_of
-from surgrec.kernels.patchify import token_grid
+from surgrec.exports.model_file import FORMAT_NAME, TIMM_FORMAT, about_of, checked, grid_of, header_of
 from surgrec.models.encoder_form import EncoderForm, transformer_of
 from surgrec.models.video_encoder import form_of
 from surgrec.weights.clips import finished
@@ -22,6 +21,7 @@ from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import CONFIG, Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
+from surgrec.weights.positions import check_count
 from surgrec.weights.video_parts import Published, Weights, take_layer, take_patches
 
 POSITIONS: Final = "transformer.positions.table"
@@ -120,9 +120,9 @@ def _form(content: Content, document: dict[str, Any]) -> tuple[MaePretrain | Jep
     try:
         config = from_document(document)
         assert isinstance(config, MaePretrain | JepaPretrain)
-        data, model = config.data, config.model
-        grid = token_grid((data.frames, data.size, data.size, 3), model.tubelet, model.patch)
-        return config, form_of(model, grid)
+        grid = grid_of(document)
+        check_count(content.path, grid)
+        return config, form_of(config.model, grid)
     except (ConfigError, ValueError) as error:
         where = content.path if content.config is None else content.path / CONFIG
         raise WeightsError(f"{where}: damaged, or changed by hand ({error}); {_AGAIN}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
 from surgrec.weights.files import Content
-from surgrec.weights.per_frame import UNSEEN, dimensions, drop_beside, network_at
+from surgrec.weights.per_frame import UNSEEN, drop_beside, network_at
 
 PATCH: Final = "patch_embed.proj.weight"
 PLACES: Final = "pos_embed"
@@ -87,7 +87,7 @@ def _take_places(taker: Taker, model: Any, prefix: str, found: dict[str, Tensor]
     if key not in taker:
         taker.take(key, PLACES, tuple(model.pos_embed.shape))
         return
-    shape = dimensions(taker, key, 3)
+    shape = taker.dimensions(key, 3)
     table = taker.take(key, PLACES, (1, shape[1], model.embed_dim))
     if table.is_meta:
         return

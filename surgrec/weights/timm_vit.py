@@ -240,6 +240,10 @@ def _arguments(content: Content) -> dict[str, Any]:
         numbers = isinstance(value, list) and all(
             isinstance(item, int | float) and not isinstance(item, bool) and 0 <= item < 1e6 for item in value
         )
-        if not numbers or len(value) != 3:
+        if not numbers or len(value) != 3 or (name != "mean" and not all(value)):
             raise WeightsError(f"{content.path}: {name} is {value!r} in config.json; fetch it again")
+    heads = about.get("classifier", "head")
+    names = heads if isinstance(heads, list) else [heads]
+    if not all(each is None or isinstance(each, str) for each in names):
+        raise WeightsError(f"{content.path}: classifier is {heads!r} in config.json; fetch it again")
     return {**arguments, **({"pretrained_cfg": dict(about)} if about else {})}

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import torch
 
-from surgrec.configs.model import IMAGENET_MEAN, IMAGENET_STD
 from surgrec.models.encoder_form import EncoderForm
 from surgrec.weights.clips import finished
+from surgrec.weights.colours import colours, is_number
 from surgrec.weights.coverage import Taker
 from surgrec.weights.errors import WeightsError
-from surgrec.weights.files import CONFIG, PREPROCESSOR, Content
+from surgrec.weights.files import CONFIG, Content
 from surgrec.weights.layout import Imported, Layout, ReadOptions, refuse
 from surgrec.weights.video_parts import Published, Weights, take_layer, take_patches
 from surgrec.weights.videomae import PUBLISHED as VIDEOMAE_PUBLISHED
@@ -39,9 +39,9 @@ def _read_videomae(content: Content, asked: ReadOptions) -> Imported:
     config = _config(content, asked, layout)
     taker = Taker(content.path, content.tensors)
     base = "videomae." if taker.keys("videomae.") else ""
-    pooled = "fc_norm.weight" in taker
-    # By the configuration: a model that pools by a mean has no final norm.
+    # By the configuration: a model that pools by a mean has no final norm, and one with a head another one.
     final_norm = not _flag(content, config, "use_mean_pooling", True)
+    pooled = "fc_norm.weight" in taker or (not final_norm and bool(taker.keys("classifier.")))
     mean, std = colours(content)
     form = EncoderForm(
         depth=_number(content, config, "num_hidden_layers", 12),
@@ -112,7 +112,7 @@ def _read_vjepa2(content: Content, asked: ReadOptions) -> Imported:
         )
     width = _number(content, config, "hidden_size", 1024)
     ratio = config.get("mlp_ratio", 4.0)
-    if not isinstance(ratio, int | float) or ratio <= 0:
+    if not is_number(ratio) or ratio <= 0:
         raise WeightsError(f"{content.path}: `mlp_ratio` of its {CONFIG} is {ratio!r}; mend it")
     mean, std = colours(content)
     form = EncoderForm(
@@ -218,23 +218,6 @@ def _eps(content: Content, config: dict[str, Any], default: float) -> float:
     if not isinstance(value, float) or not 0 < value < 1:
         raise WeightsError(f"{content.path}: `layer_norm_eps` of its {CONFIG} is {value!r}; mend it")
     return value
-
-
-def colours(content: Content) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation, as the preprocessor says, else ImageNet's. Raises WeightsError."""
-    if content.preprocessor is None:
-        return IMAGENET_MEAN, IMAGENET_STD
-    found = []
-    for name, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
-        value = content.preprocessor.get(name, list(default))
-        if (
-            not isinstance(value, list)
-            or len(value) != 3
-            or not all(isinstance(v, int | float) for v in value)
-        ):
-            raise WeightsError(f"{content.path}: `{name}` of its {PREPROCESSOR} is {value!r}; mend it")
-        found.append((float(value[0]), float(value[1]), float(value[2])))
-    return found[0], found[1]
 
 
 TRANSFORMERS_VIDEOMAE: Final = Layout(

@@ -56,7 +56,7 @@ def form_at(
 ) -> EncoderForm:
     """The form of the encoder at `root` as it was trained, on the published clips; sinusoid_1d, zero key
     biases. Raises WeightsError."""
-    width, channels, tubelet, patch, columns = taker.shape(root + PATCH)
+    width, channels, tubelet, patch, columns = taker.dimensions(root + PATCH, 5)
     if channels != 3 or patch != columns:
         raise WeightsError(
             f"{content.path}: its patches are of {channels} channels and {patch} x {columns} pixels;"
@@ -65,12 +65,14 @@ def form_at(
     depth = len({key.split(".")[0] for key in _behind(taker, f"{root}blocks.")})
     logit_scale = f"{root}blocks.0.attn.scale"
     cosine = logit_scale in taker
-    heads = taker.shape(logit_scale)[0] if cosine else heads_of(content, taker, width, published, asked)
+    heads = (
+        taker.dimensions(logit_scale, 3)[0] if cosine else heads_of(content, taker, width, published, asked)
+    )
     return EncoderForm(
         depth=depth,
         width=width,
         heads=heads,
-        hidden=taker.shape(f"{root}blocks.0.mlp.fc1.weight")[0],
+        hidden=taker.dimensions(f"{root}blocks.0.mlp.fc1.weight", 2)[0],
         frames=published.frames,
         size=published.size,
         position="sinusoid_1d",

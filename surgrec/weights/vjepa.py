@@ -46,24 +46,18 @@ MOST_OF_VJEPA: Final = 2
 """Mask tokens of V-JEPA's predictor, one for each group of masks."""
 OF_VJEPA2: Final = 10
 """Mask tokens of V-JEPA 2's predictor."""
+_PLACES: Final = ".predictor_pos_embed"
 _MASK_TOKEN: Final = re.compile(r"predictor/.*\bmask_tokens\.\d+$")
 
 
 def _fits_vjepa(content: Content) -> bool:
-    found = _parts(content)
-    return (
-        bool(found)
-        and all(f"{root}pos_embed" in content.tensors for root in found.values())
-        and (_mask_tokens(content) < OF_VJEPA2)
-    )
+    return bool(_parts(content)) and _has_places(content) and _mask_tokens(content) < OF_VJEPA2
 
 
 def _fits_vjepa2(content: Content) -> bool:
-    found = _parts(content)
-    if not found:
+    if not _parts(content):
         return False
-    stored = all(f"{root}pos_embed" in content.tensors for root in found.values())
-    return not stored or not 0 < _mask_tokens(content) <= MOST_OF_VJEPA
+    return not _has_places(content) or not 0 < _mask_tokens(content) <= MOST_OF_VJEPA
 
 
 def _read_vjepa(content: Content, asked: ReadOptions) -> Imported:
@@ -129,6 +123,13 @@ def _parts(content: Content) -> dict[Part, str]:
             if root.startswith(f"{part}/"):
                 found[part] = root
     return found
+
+
+def _has_places(content: Content) -> bool:
+    """Whether anything is stored that V-JEPA 2 does without: a V-JEPA of which a part is missing is still
+    one."""
+    stored = any(f"{root}pos_embed" in content.tensors for root in _parts(content).values())
+    return stored or any(key.startswith("predictor/") and key.endswith(_PLACES) for key in content.tensors)
 
 
 def _mask_tokens(content: Content) -> int:

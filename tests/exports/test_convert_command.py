@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def test_nothing_is_replaced(runs: Any, tmp_path: Path, refuse: Refuse) -> None:
     for to, out in (("timm", file), ("hub", folder), ("timm", link), ("onnx", tmp_path / "d.onnx")):
         assert "is there already" in refuse(runs["mae"].path, "--to", to, "--out", out)
     assert file.read_text() == (tmp_path / "d.onnx.data").read_text() == "mine"
+
+
+def test_what_came_meanwhile_is_not_replaced(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.safetensors"
+    chosen = formats.FORMATS["timm"]
+
+    def verify(*arguments: Any) -> Any:
+        out.write_text("mine")
+        return chosen.verify(*arguments)
+
+    monkeypatch.setitem(write.FORMATS, "timm", replace(chosen, verify=verify))
+    assert main([str(runs["mae"].path), "--to", "timm", "--out", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_what_is_no_model(runs: Any, tmp_path: Path, refuse: Refuse) -> None:

@@ -192,6 +192,11 @@ def test_damaged_record_is_told(runs: Any, tmp_path: Path, capsys: pytest.Captur
         (lambda config: config.update(about={}), "`identity` is None"),
         (lambda config: config["about"].update(step=10), "of another model than the config.json"),
         (lambda config: config["about"]["pretraining"]["model"].update(size="giant"), "config.json"),
+        (lambda config: config["about"]["pretraining"]["data"].update(frames=1 << 30), "more than 1048576"),
+        (
+            lambda config: config["about"]["pretraining"]["data"].update(frames=15),
+            "do not divide into tokens",
+        ),
     ],
 )
 def test_configuration_that_does_not_fit(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from surgrec.kernels.patchify import patchify
 from torch import Tensor
 
 from surgrec.exports.comparison import clips_for
+from surgrec.exports.model_file import about_of, header_of, write_model
 from surgrec.exports.names import convolution, fused_bias
 from surgrec.exports.source import open_source
 from surgrec.exports.video_vit import normalised
@@ -21,6 +25,7 @@ from surgrec.models.jepa import Jepa
 from surgrec.models.video_encoder import encoder_of
 from surgrec.training.tensor_file import write_tensors
 from surgrec.weights.errors import WeightsError
+from surgrec.weights.files import read_file
 from surgrec.weights.load import load_model
 
 Convert = Callable[..., Path]
@@ -113,6 +118,34 @@ def test_changed_file_of_ours_is_refused(runs: Any, convert: Convert, tmp_path: 
     for read in (load_model, open_source):
         with pytest.raises(WeightsError, match=r"changed.safetensors: damaged, or changed by hand"):
             read(changed)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"frames": 1 << 30}, "tokens, more than 1048576"),
+        ({"size": 1 << 25}, "tokens, more than 1048576"),
+        ({"frames": 15}, "do not divide into tokens"),
+    ],
+)
+@pytest.mark.parametrize("to", ["safetensors", "timm"])
+def test_headers_that_lie_of_clips(
+    to: str, data: dict[str, int], message: str, runs: Any, convert: Convert, tmp_path: Path
+) -> None:
+    """Whoever changes a header can also make its digest fit."""
+    file = convert(runs["mae"].path, to, "model.safetensors")
+    content = read_file(file)
+    about = about_of(header_of(content.about))
+    changed = replace(about, pretraining=about.pretraining | {"data": about.pretraining["data"] | data})
+    bad = tmp_path / "bad.safetensors"
+    if to == "safetensors":
+        write_model(bad, changed, content.tensors)
+    else:
+        header = header_of(content.about) | changed.plain()
+        save_file(dict(content.tensors), bad, {"surgrec": json.dumps(header)})
+    for read in (load_model, open_source) if to == "safetensors" else (load_model,):
+        with pytest.raises(WeightsError, match=rf"bad\.safetensors: damaged.*{message}"):
+            read(bad)
 
 
 def test_positions_of_another_table_are_kept(runs: Any, convert: Convert, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgrec.evaluation.manifest import Row, SplitManifest
@@ -86,6 +86,8 @@ def test_what_the_release_takes_it_for(name: str, meant: str, release: str, text
     assert letter(parse_as_release(text, question, classes, raw).label, question) == release
 
 
+UNHURRIED = settings(deadline=None)
+"""A busy machine is no failure."""
 CLASSES = st.integers(0, 6)
 ORDERS = st.permutations(range(7)).map(tuple)
 FRAMES = st.sampled_from(
@@ -105,6 +107,7 @@ FRAMES = st.sampled_from(
 )
 
 
+@UNHURRIED
 @given(order=ORDERS, one=CLASSES, two=CLASSES, frame=FRAMES, how=st.sampled_from(("letter", "name", "both")))
 def test_permuted_options_are_permuted_answers(
     order: tuple[int, ...], one: int, two: int, frame: str, how: str
@@ -124,6 +127,7 @@ def test_permuted_options_are_permuted_answers(
     assert said(order) == said(tuple(range(7)))
 
 
+@UNHURRIED
 @given(order=ORDERS, text=st.text(st.sampled_from("ABCDEFGH (),.:\n*-"), max_size=12))
 def test_letters_go_by_position_alone(order: tuple[int, ...], text: str) -> None:
     for parse in (parse_answer, parse_as_release):
@@ -142,6 +146,7 @@ WORDS = st.sampled_from(
 )
 
 
+@UNHURRIED
 @given(order=ORDERS, text=st.lists(WORDS, max_size=10).map(" ".join))
 def test_names_go_by_class_alone(order: tuple[int, ...], text: str) -> None:
     plain, moved = (
@@ -150,11 +155,72 @@ def test_names_go_by_class_alone(order: tuple[int, ...], text: str) -> None:
     assert moved == plain
 
 
+@UNHURRIED
 @given(st.text(max_size=60))
 def test_any_text_is_an_answer_or_none(text: str) -> None:
     question, classes, raw = asked("gi")
     found = parse_answer(text, question, classes, raw)
     assert (found.label is None) == (found.reason in ("empty", "several", "refusal", "nothing"))
+
+
+NAMED = [
+    (("polyp", "no polyp"), "No, polyps are visible.", 0),
+    (("polyp", "no polyp"), "no_polyp", 1),
+    (("polyp", "no polyp"), "Polyp: no", 1),
+    (("polyp", "no polyp"), "a polyp-free colon", 1),
+    (("polyp", "no polyp"), "polyps: none visible.", 1),
+    (("polyp", "no polyp"), '{"polyp": false}', 1),
+    (("polyp", "no polyp"), '{"polyp": true}', 0),
+    (("polyp", "no polyp"), "A polyp? No.", 1),
+    (("polyp", "no polyp"), "polyp: no doubt about it", 0),
+    (("clockwise", "anticlockwise"), "anti-clockwise", 1),
+    (("clockwise", "anticlockwise"), "It turns anti-clockwise.", 1),
+    (("clockwise", "growing"), "counter-clockwise", None),
+    (("clockwise", "growing"), "Non-growing, clockwise", 0),
+    (("clipping and cutting", "packaging"), "This is clipping and cutt", 0),
+    (("clipping and cutting", "packaging"), "This is not clipping and cutt", None),
+    (("stage 12", "healthy"), "stage 1", None),
+    (("stage 12", "healthy"), "stag", None),
+    (("stage 12", "healthy"), "stage", 0),
+    (("grade 1", "grade 10"), "grade 1", 0),
+    (("息肉", "无息肉", "正常"), "这是息肉。", 0),
+    (("息肉", "无息肉", "正常"), "图中显示无息肉。", 1),
+    (("息肉", "正常"), "图中未见息肉", None),
+    (("息肉", "正常"), "没有明显息肉，图像正常", 1),
+    (("息肉", "正常"), "无法判断是否有息肉", None),
+    (("ポリープ", "正常"), "これはポリープです", 0),
+    (("ポリープ", "正常"), "ポリープはありません", None),
+    (("용종", "궤양"), "궤양입니다", 1),
+    (("용종", "궤양"), "용종이 없습니다", None),
+    (("ติ่งเนื้อ", "ปกติ"), "ภาพนี้ปกติครับ", 1),
+    (("re\u0301section", "he\u0301mostase"), "C'est une r\u00e9section.", 0),
+    (("r\u00e9section", "h\u00e9mostase"), "C'est une he\u0301mostase.", 1),
+    (("Gefäßdissektion", "Naht"), "Man sieht hier die Gefäßdissektion am Rand.", 0),
+    (("полип", "нет полипа"), "Здесь нет полипа.", 1),
+]
+
+
+@pytest.mark.parametrize("style", ["default-plain", "default-names"])
+@pytest.mark.parametrize(("names", "text", "meant"), NAMED)
+def test_names_within_names_and_of_other_scripts(
+    style: str, names: tuple[str, ...], text: str, meant: int | None
+) -> None:
+    manifest = SplitManifest("own", names, (Row("a.mp4", 0, "test", "a"),))
+    prompts = load_prompts(style)
+    words, classes = class_words(prompts, manifest)
+    question = question_of(prompts, prompts.prompts[0], words, classes, tuple(range(len(names))), 0)
+    assert parse_answer(text, question, classes, names).label == meant
+
+
+def test_a_name_that_two_classes_share_is_no_third_one() -> None:
+    names = ("grade 1", "grade 1+", "grade 1 with bleeding")
+    manifest = SplitManifest("own", names, (Row("a.mp4", 0, "test", "a"),))
+    prompts = load_prompts("default-plain")
+    words, classes = class_words(prompts, manifest)
+    question = question_of(prompts, prompts.prompts[0], words, classes, (0, 1, 2), 0)
+    assert parse_answer("grade 1", question, classes, names).label is None
+    assert parse_answer("B. grade 1+", question, classes, names).label == 1
+    assert parse_answer("grade 1 with bleeding", question, classes, names).label == 2
 
 
 def test_more_than_26_options() -> None:
@@ -180,7 +246,7 @@ def test_more_than_26_options() -> None:
 )
 def test_long_answers_take_no_time(part: str) -> None:
     question, classes, raw = asked("chole")
-    start = time.monotonic()
+    start = time.process_time()
     parse_answer(part * 200_000, question, classes, raw)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert parse_answer(f"{'words ' * 50_000} The answer is C.", question, classes, raw).label == 2

@@ -20,7 +20,7 @@ from surgrec.configs.vlm import EndpointConfig
 
 from surgrec.vision_language.backend import BackendError, Failure, Request
 from surgrec.vision_language.endpoint import EndpointBackend, key_from
-from surgrec.vision_language.endpoint_reply import retry_after
+from surgrec.vision_language.endpoint_reply import quoted, retry_after
 from surgrec.vision_language.frames import Pictures
 from surgrec.vision_language.pacing import LONGEST, backoff
 from surgrec.vision_language.records import Question, Reply, Shown, Way
@@ -187,6 +187,23 @@ def test_what_every_request_would_have_ends_the_run(scripted: ModuleType, status
         assert "[key]" in failure.reason
 
 
+@pytest.mark.parametrize("key", [KEY, "sk/with/slashes", 'sk-"quote', r"sk\back"])
+def test_no_part_of_a_key_is_quoted(key: str) -> None:
+    """Wherever a message is cut, and as JSON has it."""
+    for before in range(170, 202):
+        said = quoted(b"x" * before + f" {key} was refused".encode(), key)
+        assert not any(key[:k] in said for k in range(4, len(key) + 1))
+    for body in (json.dumps({"error": key}), json.dumps({"error": key}).replace("/", r"\/")):
+        assert quoted(body.encode(), key) == repr('{"error": "[key]"}')
+
+
+def test_a_short_key_changes_no_name(scripted: ModuleType) -> None:
+    """Servers that need no key are given one such as `x`."""
+    with scripted.serve(lambda payload, number: scripted.Action(400, b"context length exceeded")) as server:
+        (failure,) = ask(server, FAST, request_of(1), key="x").values()
+        assert failure == Failure("context overflow: 'conte[key]t length e[key]ceeded'", passes=False)
+
+
 def ask_failing(scripted: ModuleType, key: str) -> Answers:
     """Of a server that quotes the key in an error that may pass."""
     with scripted.serve(lambda payload, number: scripted.Action(500, f"key {key}".encode())) as server:
@@ -234,11 +251,40 @@ def test_retry_after_is_obeyed_by_all(scripted: ModuleType) -> None:
         assert len(server.seen) == 4
 
 
+def test_a_wait_of_a_day_ends_the_run(scripted: ModuleType) -> None:
+    action = scripted.Action(429, b"daily limit", {"Retry-After": "86400"})
+    with scripted.serve(lambda payload, number: action) as server:
+        with pytest.raises(
+            BackendError, match=r"asks to wait 1 d.* \(rate limited: status 429: 'daily limit'\)"
+        ):
+            ask(server, FAST, request_of(1))
+        assert len(server.seen) == 1
+
+
+def test_a_clip_that_a_filter_refuses_does_not_end_it(scripted: ModuleType) -> None:
+    """In any number of wordings; where many clips are refused, it is not for their sake."""
+
+    def of_clip(number: int, clip: int) -> Request:
+        request = request_of(number)
+        return replace(
+            request,
+            pictures=replace(request.pictures, shown=replace(request.pictures.shown, digest=str(clip))),
+        )
+
+    with scripted.serve(lambda payload, number: scripted.Action(400, b"content_filter")) as server:
+        answers = ask(server, FAST, *(of_clip(number, number // 30) for number in range(90)))
+        assert len(answers) == len(server.seen) == 90
+        with pytest.raises(
+            BackendError, match="the last 34 requests have failed, the last one by: refused: "
+        ):
+            ask(server, FAST, *(of_clip(number, max(0, number - 30)) for number in range(90)))
+
+
 def test_retry_after_is_read_as_the_standard_has_it() -> None:
     assert retry_after(None) is None
     assert retry_after("12") == 12
     assert retry_after("-5") == 0
-    for junk in ("soon", "nan", "inf", ""):
+    for junk in ("soon", "nan", "inf", "", "Wed, 21 Oct 99999999999 07:28:00 GMT"):
         assert retry_after(junk) is None
     when = datetime.now(UTC) + timedelta(seconds=30)
     found = retry_after(format_datetime(when, usegmt=True))
@@ -292,6 +338,13 @@ def test_what_a_filter_holds_back_is_an_answer(scripted: ModuleType) -> None:
     action = scripted.Action(body=scripted.completion(None, "content_filter"))
     with scripted.serve(lambda payload, number: action) as server:
         assert ask(server, FAST, request_of(1)) == {"1": Reply("", (), (), "content_filter", 77, 3)}
+
+
+def test_thoughts_that_took_all_tokens_are_an_answer(scripted: ModuleType) -> None:
+    body = scripted.completion(None, "length")
+    with scripted.serve(lambda payload, number: scripted.Action(body=body)) as server:
+        assert ask(server, FAST, request_of(1)) == {"1": Reply("", (), (), "length", 77, 3)}
+        assert len(server.seen) == 1
 
 
 def test_usage_that_is_junk_is_not_known(scripted: ModuleType) -> None:

@@ -161,6 +161,28 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert "tidying up the liver bed is rinsed" in last.text
 
 
+def test_the_data_set_in_the_system_message_and_the_reply(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "prompts:\n"
+        "  - name: a\n"
+        "    system: You know {domain}.\n"
+        '    text: \'{options} {reply} As JSON: {"answer": "A"}\'\n'
+        "    reply: {letters: 'The letter of one {subject}.'}\n"
+        "datasets: {mine: {subject: kind, domain: '{toys}'}}\n"
+    )
+    (asked,) = questions(
+        load_prompts(path),
+        manifest("mine", ("one", "two")),
+        [0],
+        permutations=1,
+        seed=0,
+        content_free=False,
+    )
+    assert asked.system == "You know {toys}."
+    assert asked.text.endswith('The letter of one kind. As JSON: {"answer": "A"}')
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -177,6 +199,22 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (
             "prompts: [{name: a, text: '{options}', option: {letters: '{name}'}, reply: {letters: x}}]",
             r"an option \{letter\}",
+        ),
+        (
+            "prompts: [{name: a, text: '{options}', system: 'For {options}', reply: {letters: x}}]",
+            r"system has \{options\}; known are subject, domain",
+        ),
+        (
+            "prompts: [{name: a, text: '{options}', reply: {letters: 'One {letter}'}}]",
+            r"reply has \{letter\}; known are",
+        ),
+        (
+            "prompts: [{name: a, text: 'Which { subject }? {options}', reply: {letters: x}}]",
+            r"text has '\{ subject \}\?', which is no field",
+        ),
+        (
+            "prompts: [{name: a, text: 'Which {subject? {options}', reply: {letters: x}}]",
+            r"text has '\{subject\? \{', which is no field",
         ),
         ("extends: nothing", "nothing: no such file of prompts"),
         ("extends: bad.yaml", "extends itself"),
@@ -198,7 +236,7 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     assert "bad.yaml" in str(caught.value) or "nothing" in str(caught.value)
 
 
-def test_classes_that_cannot_be_shown() -> None:
+def test_classes_that_cannot_be_shown(tmp_path: Path) -> None:
     def ask(split: SplitManifest, name: str = "default") -> None:
         questions(load_prompts(name), split, [0], permutations=1, seed=0, content_free=False)
 
@@ -207,3 +245,15 @@ def test_classes_that_cannot_be_shown() -> None:
     ask(manifest("mine", ("one", "two")), "default-plain")
     with pytest.raises(PromptError, match="the classes 'a_b' and '01_aB' are both shown as 'a b'"):
         ask(manifest("mine", ("a_b", "01_aB")), "default-plain")
+    # A letter tells them apart, their names do not.
+    names_only = tmp_path / "names.yaml"
+    names_only.write_text("extends: default-plain\nstyle: names\n")
+    for classes, message in (
+        (("grade 1", "grade 1+"), "differ in signs alone"),
+        (("+", "positive"), "'\\+' is shown as '\\+', which has no letter"),
+    ):
+        ask(manifest("mine", classes), "default-plain")
+        with pytest.raises(PromptError, match=message):
+            ask(manifest("mine", classes), str(names_only))
+    with pytest.raises(PromptError, match="are both shown as"):  # one letter, written in two ways
+        ask(manifest("mine", ("\u00e9", "e\u0301")), "default-plain")

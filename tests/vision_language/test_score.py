@@ -372,7 +372,9 @@ def test_the_release_is_scored_by_its_rules(shades: Shades, tmp_path: Path) -> N
             text = f"A {CLASSES[(question.row or 0) % 4]} picture"
             answers.add(Asked(question, "generate", Reply(text)), str(number))
     config = ScoreConfig((store,), shades.manifest, ("release",), resamples=10)
-    together, *wordings = score(config)
+    shown: list[str] = []
+    together, *wordings = score(config, progress=shown.append)
+    assert shown == [f"read {store}", f"judge {store}, vlm-generate-release"]
     assert (together["mode"], len(wordings)) == ("vlm-generate-release", 2)
     assert values(together)["accuracy"] == 0.25
     assert together["positions"]["chosen"] == [24, 0, 0, 0]

@@ -60,6 +60,7 @@ ASKED = st.builds(Asked, QUESTIONS, WAYS, REPLIES, shown=st.none() | st.just(SHO
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ASKED, TEXTS, st.floats(0, 1e6))
 def test_a_line_and_back(asked: Asked, key: str, seconds: float) -> None:
     line = line_of(key, seconds, asked)

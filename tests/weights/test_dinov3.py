@@ -267,6 +267,15 @@ def test_without_biases(clips: Tensor, tmp_path: Path) -> None:
         ("hidden_act", "relu", "hidden_act is 'relu'"),
         ("num_attention_heads", "two", "num_attention_heads is 'two'"),
         ("num_attention_heads", 5, "does not divide into heads"),
+        ("rope_theta", "x", "rope_theta is 'x'"),
+        ("rope_theta", None, "rope_theta is None"),
+        ("rope_theta", 0, "rope_theta is 0 "),
+        ("layer_norm_eps", -1e-5, "layer_norm_eps is -1e-05"),
+        ("layer_norm_eps", "1e-5", "layer_norm_eps is '1e-5'"),
+        ("num_hidden_layers", 4, "num_hidden_layers is 4 in config.json, and 3 by the tensors"),
+        ("hidden_size", 1024, "hidden_size is 1024 in config.json"),
+        ("num_register_tokens", 0, "num_register_tokens is 0 in config.json, and 4 by the tensors"),
+        ("image_size", 1 << 30, "frames of 1073741824 pixels, more than 16384"),
     ],
 )
 def test_configurations_that_nobody_published(tmp_path: Path, entry: str, value: object, cause: str) -> None:

@@ -170,6 +170,10 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
     [
         ({}, "no `weight_map`"),
         ({"weight_map": {"a.weight": "../secret.safetensors"}}, "not in its folder"),
+        ({"weight_map": {"a.weight": "/secret.safetensors"}}, "not in its folder"),
+        ({"weight_map": {"a.weight": ".."}}, r"\.\.: cannot be read \(Is a directory"),
+        ({"weight_map": {"a.weight": "a\0b"}}, "cannot be read"),
+        ({"weight_map": {"a.weight": "\ud800"}}, "cannot be read"),
         (
             {"weight_map": {"a.weight": "one.safetensors", "b": "two.safetensors"}},
             r"two\.safetensors: cannot be",
@@ -188,6 +192,20 @@ def test_shards_that_do_not_fit(tmp_path: Path, index: dict[str, Any], message: 
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match=message):
         read_file(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b", "\udc80"])
+@pytest.mark.parametrize("kind", ["", "file:", "hf:"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, kind: str) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_model(f"{kind}{tmp_path}/{name}")
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path / "pipe.pth", Path("/dev/zero")):
+        with pytest.raises(WeightsError, match=f"{path}: a device or a pipe, no file"):
+            load_model(path)
 
 
 def test_tensors_of_no_layout(tmp_path: Path) -> None:
@@ -216,6 +234,17 @@ def test_names_with_options(tmp_path: Path) -> None:
     path, options, layout = parse_name("a b.pth#target_encoder,size=384,fps=2.5,layout=vjepa2")
     assert (path, layout) == ("a b.pth", "vjepa2")
     assert (options.part, options.size, options.fps, options.frames) == ("target_encoder", 384, 2.5, None)
+    for text in (
+        "a#encoder,target_encoder",
+        "a#size=32,size=64",
+        "a#layout=x,layout=y",
+        "a#pooling=x,pooling=y",
+    ):
+        with pytest.raises(WeightsError, match="is given twice"):
+            parse_name(text)
+    for text in ("a#size=20000", "a#frames=1000000000000000000000", "a#fps=1e9", "a#heads=5000"):
+        with pytest.raises(WeightsError, match=r"a number above 0 of size= \(to 16384\)"):
+            parse_name(text)
     for text in ("a#teacher", "a#size=-3", "a#size=x", "a#size=1.5", "a#fps=inf", "a#encoder,,", "a#frames="):
         with pytest.raises(WeightsError, match="there is no option"):
             parse_name(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,6 +98,15 @@ def test_fine_tuned_pools_as_theirs(restated: ModuleType, small_clips: Tensor, t
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_fine_tuned_model_without_the_norm_of_its_mean_is_refused(tmp_path: Path) -> None:
+    videomae("VideoMAEForVideoClassification", num_labels=5).save_pretrained(tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    state = {key: value for key, value in load_file(file).items() if not key.startswith("fc_norm.")}
+    save_file(state, file)
+    with pytest.raises(WeightsError, match=r"fc_norm\.weight is missing, fc_norm\.bias is missing"):
+        load_model(tmp_path / "hf")
+
+
 @torch.no_grad()
 def test_biases_of_either_storing_are_loaded(
     restated: ModuleType, small_clips: Tensor, tmp_path: Path
@@ -172,9 +182,42 @@ def test_the_preprocessor_says_the_colours(restated: ModuleType, small_clips: Te
     torch.testing.assert_close(ours.forward_features(small_clips), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_preprocessor_that_does_not_normalise(tmp_path: Path) -> None:
+    vjepa2().save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(
+        json.dumps({"do_normalize": False, "rescale_factor": 0.00392156862745098, "image_std": [9, 9, 9]})
+    )
+    ours = load_model(tmp_path / "hf")
+    assert (ours.mean, ours.std) == ((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"image_std": [0.2, 0, 0.2]}, "image_std"),
+        ({"image_std": [0.2, -1, 0.2]}, "image_std"),
+        ({"image_std": [0.2, True, 0.2]}, "image_std"),
+        ({"image_mean": [0.5, math.nan, 0.5]}, "image_mean"),
+        ({"image_mean": [0.5, 10**400, 0.5]}, "image_mean"),
+        ({"image_mean": 0.5}, "image_mean"),
+        ({"do_rescale": False}, "multiplies values by 1 "),
+        ({"rescale_factor": 1 / 127.5}, "multiplies values by 0.0078"),
+        ({"rescale_factor": "1/255"}, "multiplies values by '1/255'"),
+    ],
+)
+def test_preprocessors_that_cannot_be_followed(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    vjepa2().save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(WeightsError, match=f"preprocessor_config.*{message}|{message}.*preprocessor_config"):
+        load_model(tmp_path / "hf")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"mlp_ratio": math.nan}, "mlp_ratio"),
+        ({"mlp_ratio": 1e300}, "mlp_ratio"),
+        ({"crop_size": 1 << 19, "frames_per_clip": 1 << 19}, "more than 1048576"),
         ({"hidden_act": "gelu_new"}, "hidden_act.*'gelu_new'"),
         ({"hidden_size": "48"}, "hidden_size"),
         ({"num_hidden_layers": 3}, r"encoder\.layer\.2\.\S+ is missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,6 +149,89 @@ def test_unknown_and_misshaped_keys_are_errors(restated: ModuleType, tmp_path: P
     torch.save({"model": state, "ema_copy": {"weight": torch.ones(2)}}, tmp_path / "ema.pth")
     with pytest.raises(WeightsError, match=r"ema_copy/weight is unknown"):
         load_model(tmp_path / "ema.pth")
+
+
+FC1 = "encoder.blocks.0.mlp.fc1.weight"
+PATCHES = "encoder.patch_embed.proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (FC1, torch.zeros(768, 192, dtype=torch.int8), r"is \[768, 192\] of torch.int8;"),
+        (FC1, torch.zeros(768, 192, dtype=torch.complex64), r"is \[768, 192\] of torch.complex64;"),
+        (FC1, torch.zeros(768, 192).to_sparse(), r"of the layout sparse_coo;"),
+        (FC1, torch.zeros(768, 192, device="meta"), r"is \[768, 192\] without values;"),
+        (FC1, torch.tensor(1.0), r"fc1.weight is \[\]; 2 dimensions"),
+        (PATCHES, torch.zeros(192, 3, 2, 0, 0), r"proj.weight is \[192, 3, 2, 0, 0\]"),
+        (PATCHES, torch.zeros(192, 3, 0, 16, 16), r"proj.weight is \[192, 3, 0, 16, 16\]"),
+        (PATCHES, torch.zeros(0, 3, 2, 16, 16), r"proj.weight is \[0, 3, 2, 16, 16\]"),
+        ("encoder.blocks.0.attn.scale", torch.tensor(1.0), r"scale is \[\]; 3 dimensions"),
+        ("encoder.blocks.0.attn.scale", torch.zeros(0, 1, 1), r"scale is \[0, 1, 1\]"),
+    ],
+)
+def test_tensors_that_are_no_weights(
+    restated: ModuleType, tmp_path: Path, key: str, value: Tensor, message: str
+) -> None:
+    _, state = pretraining(restated)
+    torch.save({"model": state | {key: value}}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=rf"odd\.pth.*{message}"):
+        load_model(tmp_path / "odd.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_compressed_rows_are_no_weights(restated: ModuleType, tmp_path: Path) -> None:
+    """PyTorch calls only coordinates sparse."""
+    _, state = pretraining(restated)
+    torch.save({"model": state | {FC1: state[FC1].to_sparse_csr()}}, tmp_path / "csr.pth")
+    with pytest.raises(WeightsError, match=r"is \[768, 192\] of the layout sparse_csr;"):
+        load_model(tmp_path / "csr.pth")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_other_precisions_become_float32(restated: ModuleType, tmp_path: Path, dtype: torch.dtype) -> None:
+    _, state = pretraining(restated)
+    torch.save({"model": state | {FC1: state[FC1].to(dtype)}}, tmp_path / "half.pth")
+    found = load_model(tmp_path / "half.pth").encoder.transformer.blocks[0].mlp.fc1.weight
+    torch.testing.assert_close(found, state[FC1].to(dtype).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_are_not_finite(
+    restated: ModuleType, tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    """One of a matrix: features, and what is trained of them, would be worth nothing."""
+    _, state = pretraining(restated)
+    matrix = state[FC1].to(dtype, copy=True)
+    matrix[700, 100] = value
+    torch.save({"model": state | {FC1: matrix}}, tmp_path / "diverged.pth")
+    with pytest.raises(WeightsError, match=rf"diverged\.pth: model/{FC1} has values that are not finite"):
+        load_model(tmp_path / "diverged.pth")
+
+
+def test_a_table_of_positions_that_would_fill_the_memory(restated: ModuleType, tmp_path: Path) -> None:
+    """A hostile file repeats one number 8 x 40000 x 40000 x 192 times, which takes 4 bytes of it."""
+    encoder = restated.Encoder()
+    endless = torch.zeros(1).expand(1, 8 * 40000**2, 192)
+    torch.save({"model": encoder.state_dict() | {"pos_embed": endless}}, tmp_path / "bomb.pth")
+    with pytest.raises(WeightsError, match=r"bomb\.pth.*8 x 40000 x 40000 tokens, more than 1048576"):
+        load_model(tmp_path / "bomb.pth")
+
+
+def test_numbers_of_a_caller_that_are_none(restated: ModuleType, tmp_path: Path) -> None:
+    _, state = pretraining(restated)
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    for options in ({"size": 0}, {"size": -16}, {"frames": True}, {"size": 22.4}, {"frames": 10**30}):
+        with pytest.raises(
+            WeightsError, match=r"mae\.pth: (size|frames)=.* a whole number above 0, to 16384"
+        ):
+            load_model(tmp_path / "mae.pth", **options)
+    with pytest.raises(WeightsError, match=r"part='teacher'; it is encoder or target_encoder"):
+        load_model(tmp_path / "mae.pth", part="teacher")  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match=r"8 x 1024 x 1024 tokens"):
+        load_model(tmp_path / "mae.pth", size=16384)
 
 
 def test_a_second_copy_is_named(restated: ModuleType, tmp_path: Path) -> None:

@@ -141,6 +141,26 @@ def test_what_v_jepa_needs_is_missing(restated: ModuleType, tmp_path: Path, lost
         load_model(tmp_path / "part.pth", layout="vjepa")
 
 
+@pytest.mark.parametrize("lost", ["encoder", "target_encoder", "both"])
+def test_v_jepa_without_its_positions_is_not_taken_for_v_jepa_2(
+    restated: ModuleType, tmp_path: Path, lost: str
+) -> None:
+    """Nobody names the layout: the predictor, and the other encoder, tell that positions were stored."""
+    states = {
+        part: plain(restated, 1).state_dict() | {"pos_embed": torch.randn(1, 32, 192)}
+        for part in ("encoder", "target_encoder")
+    }
+    for part in states if lost == "both" else [lost]:
+        del states[part]["pos_embed"]
+    torch.save(checkpoint(states["encoder"], states["target_encoder"], 2), tmp_path / "part.pth")
+    for part in states:
+        if lost in (part, "both"):
+            with pytest.raises(WeightsError, match=rf"there is no {part}/module\.backbone\.pos_embed"):
+                load_model(f"file:{tmp_path / 'part.pth'}#{part}")
+        else:
+            assert load_model(f"file:{tmp_path / 'part.pth'}#{part}").identity.startswith("file:vjepa/")
+
+
 def test_positions_of_another_grid_are_refused(restated: ModuleType, tmp_path: Path) -> None:
     state = plain(restated, 1).state_dict() | {"pos_embed": torch.randn(1, 33, 192)}
     torch.save(checkpoint(state, None, 2), tmp_path / "odd.pth")
