@@ -155,22 +155,21 @@ def test_an_earlier_stage_that_is_missing_is_named(
         (("--segments.seconds", "0"), "must be above 0"),
         (("--segments.threshold", "-1"), "must be above 0"),
         (("--cluster.levels", "3", "8"), "falling numbers"),
+        (("--cluster.within", "case", "case"), "names a label twice"),
         (("--balance.video-cap", "0.01"), "raise the cap"),
+        (("--balance.case-floor", "0.5", "--balance.case-cap", "0.4"), "above their cap"),
+        (("--balance.priors", "dental", "0.5"), "priors for dental"),
         (("--workers", "-1"), "takes the cores"),
     ],
 )
 def test_options_that_make_no_sense(
-    corpus: PacketIndex,
-    finished: Curated,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    more: tuple[str, ...],
-    text: str,
+    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], text: str
 ) -> None:
-    finished.work_for(tmp_path / "plan.h5")
+    """They are said before the first stage, which may take hours."""
     line = ["--index", str(corpus.path), "--out", str(tmp_path / "plan.h5"), *OPTIONS, *CONTENT, *LEVELS]
     assert main(["all", *line, *more]) == 1
     assert text in capsys.readouterr().err
+    assert not list(tmp_path.glob("plan.h5.work/*.h5"))
 
 
 def test_bad_places(corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,14 +434,9 @@ def test_downstream_videos_that_cannot_be_compared(
     ],
 )
 def test_tables_of_clips_that_make_no_sense(
-    corpus: PacketIndex,
-    finished: Curated,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    text: str,
-    message: str,
+    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
-    finished.work_for(tmp_path / "plan.h5")
     (tmp_path / "clips.csv").write_text(text)
     assert run(corpus, tmp_path / "plan.h5", "--decontaminate.videos", str(tmp_path / "clips.csv")) == 1
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("plan.h5.work/*.h5"))
