@@ -67,7 +67,9 @@ def page(index: PacketIndex) -> Path:
 
 def nodes(browser: Any) -> list[Any]:
     """Of the tree's top, once the page has unpacked its data."""
-    there = WebDriverWait(browser, 60).until(lambda one: one.find_elements(By.CSS_SELECTOR, "#tree > details"))
+    there = WebDriverWait(browser, 60).until(
+        lambda one: one.find_elements(By.CSS_SELECTOR, "#tree > details")
+    )
     assert isinstance(there, list)
     return there
 
