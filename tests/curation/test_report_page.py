@@ -66,7 +66,7 @@ def page(index: PacketIndex) -> Path:
 
 
 def nodes(browser: Any) -> list[Any]:
-    """Of the tree's top, once the page has unpacked its data."""
+    """Of the tree's top, once the page is drawn."""
     there = WebDriverWait(browser, 60).until(
         lambda one: one.find_elements(By.CSS_SELECTOR, "#tree > details")
     )
