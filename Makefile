@@ -7,10 +7,10 @@ DEMO_ARGS ?=
 NAME ?= collapse
 SIZE ?= cpu
 ARGS ?=
-# Two processes, each with whole files of tests: fixtures of a
-# file are made once. One thread of OpenMP each: more of them than cores would wait for one another with all their
-# might.
-PYTEST_ARGS ?= -n 2 --dist loadfile --durations=20
+# Two processes, each with whole files of tests: fixtures of a file are made once. The files come in the order of
+# their names: in that of their numbers of tests, the few long ones would be last, and one process alone with them.
+# One thread of OpenMP each: more of them than cores would wait for one another with all their might.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 # Some machines forbid it; then each of the hundreds of processes of the tests compiles torch's modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -96,6 +96,15 @@ def browser() -> Iterator[Any]:
     found.quit()
 
 
+@pytest.fixture(scope="session")
+def warm_start() -> Iterator[Callable[..., Any]]:
+    """warm_start(module or file, *arguments, imports=modules, ...): a process that has nothing to import; see
+    Server.start of tests/warm_start.py."""
+    server = _load("surgrec_test_warm_start", ROOT / "tests" / "warm_start.py").Server()
+    yield server.start
+    server.close()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests that ask for `stream_kind` run once for each of STREAM_KINDS."""
     if "stream_kind" in metafunc.fixturenames:

@@ -11,7 +11,7 @@ Each level shares out as loaders/sampler.py has it: mass ** exponent, 0 for equa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +33,25 @@ class Labels:
     domain: Sequence[str]
     dataset: Sequence[str]
     case: Sequence[str]
+
+
+def check_options(labels: Labels, options: BalanceOptions, within: Sequence[Label]) -> None:
+    """What cannot be right whichever segments are kept, before hours are spent on finding out which.
+
+    labels: of all videos that may have some. Raises ValueError, as segment_weights would in the end.
+    """
+    outer_levels(labels, within)
+    check_priors(options.priors, {name or UNLABELLED for name in labels.domain})
+    for count, floor, cap, what in (
+        (len(labels.case), options.video_floor, options.video_cap, "videos"),
+        (len(set(_cases(labels.case))), options.case_floor, options.case_cap, "cases"),
+    ):
+        if floor > cap:
+            raise ValueError(f"the floor of {what}, {floor:g}, is above their cap, {cap:g}")
+        if cap * count < 1 - 1e-9:
+            raise ValueError(
+                f"{count} {what} with shares of at most {cap:g} together cannot have 1: raise the cap"
+            )
 
 
 def segment_weights(
@@ -123,18 +142,8 @@ def _with_priors(
     if not priors:
         return found
     names = np.array([name or UNLABELLED for name in domains], dtype=str)[video]
-    there = sorted(set(names.tolist()))
-    unknown = sorted(set(priors) - set(there))
-    if unknown:
-        raise ValueError(f"priors for {', '.join(unknown)}; the segments kept are of {', '.join(there)}")
-    for name, prior in priors.items():
-        if not 0 <= prior <= 1:
-            raise ValueError(f"the prior of {name} is {prior}; it is a share, between 0 and 1")
+    check_priors(priors, set(names.tolist()))
     total = sum(priors.values())
-    others = [name for name in there if name not in priors]
-    if total > 1 + 1e-9 or (not others and abs(total - 1) > 1e-9):
-        rule = "at most 1" if others else "exactly 1, for every domain has one"
-        raise ValueError(f"the priors add up to {total:g}; they must add up to {rule}")
     scaled = found.copy()
     rest = ~np.isin(names, list(priors))
     for name, prior in priors.items():
@@ -143,6 +152,25 @@ def _with_priors(
     if rest.any():
         scaled[rest] *= max(0.0, 1 - total) / found[rest].sum()
     return scaled
+
+
+def check_priors(priors: Mapping[str, float], there: Set[str]) -> None:
+    """there: the domains of which segments may be drawn. Raises ValueError."""
+    if not priors:
+        return
+    unknown = sorted(set(priors) - there)
+    if unknown:
+        raise ValueError(
+            f"priors for {', '.join(unknown)}; segments to be drawn are of {', '.join(sorted(there))}"
+        )
+    for name, prior in priors.items():
+        if not 0 <= prior <= 1:
+            raise ValueError(f"the prior of {name} is {prior}; it is a share, between 0 and 1")
+    total = sum(priors.values())
+    others = there - set(priors)
+    if total > 1 + 1e-9 or (not others and abs(total - 1) > 1e-9):
+        rule = "at most 1" if others else "exactly 1, for every domain has one"
+        raise ValueError(f"the priors add up to {total:g}; they must add up to {rule}")
 
 
 def _bounded(

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.configs.curate import CurateConfig
-from surgrec.curation.descriptor import DIMENSIONS, describe
+from surgrec.curation.describe_video import describe_video
 from surgrec.curation.embedders import embedder_of
 from surgrec.curation.local_workers import LocalWorkers
 from surgrec.curation.network_workers import NetworkWorkers
 from surgrec.curation.per_video import Progress, Task, Workers, find_all
-from surgrec.curation.pictures import NoPictures, PictureReader
-from surgrec.curation.quality_stage import Bounds, tasks_of
+from surgrec.curation.quality_stage import tasks_of
 from surgrec.curation.ranks import Ranks, start_ranks
 from surgrec.curation.records import Arrays, CurationError, Found, VideoRecords, digest_of, key_of
-from surgrec.loaders.engines.base import BadClip
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
@@ -107,7 +105,7 @@ def embed_segments(
     shown = 0
     if embedding.ranks.world.size > 1:
         shown = _by_ranks(tasks, embedding, records, index, progress)
-    found = find_all("embed", embed_video, tasks, records, index, embedding.workers or workers)
+    found = find_all("embed", describe_video, tasks, records, index, embedding.workers or workers)
     for done, finding in enumerate(found, 1):
         if finding.arrays is None:
             notes[index.videos.path[finding.video]], complete = finding.reason, False
@@ -148,45 +146,10 @@ def _by_ranks(
 def _share(
     tasks: Sequence[Task], records: VideoRecords, index: PacketIndex, workers: Workers, progress: Progress
 ) -> None:
-    for done, _ in enumerate(find_all("embed", embed_video, tasks, records, index, workers), 1):
+    for done, _ in enumerate(find_all("embed", describe_video, tasks, records, index, workers), 1):
         progress(done, len(tasks))
 
 
 def embed_key(index: PacketIndex, segments: Arrays, crop: NDArray[np.int32], identity: str) -> str:
     """Of the stage's table. identity: of the embedding."""
     return key_of("embed", VERSION, index.digest, digest_of(segments | {"crop": crop}), identity)
-
-
-def within(pictures: NDArray[np.uint8], size: tuple[int, int], crop: list[int]) -> NDArray[np.uint8]:
-    """Pictures [T, h, w, 3] cut to a crop (top, left, height, width) of pictures of another size (height,
-    width); whole where it is all 0."""
-    top, left, height, width = crop
-    if height == 0:
-        return pictures
-    down, along = pictures.shape[1] / size[0], pictures.shape[2] / size[1]
-    first, last = round(top * down), max(round(top * down) + 1, round((top + height) * down))
-    begin, end = round(left * along), max(round(left * along) + 1, round((left + width) * along))
-    return pictures[:, first:last, begin:end]
-
-
-def embed_video(index: PacketIndex, video: int, about: tuple[Bounds, list[int]]) -> Arrays:
-    """The descriptor of each segment of a video: what workers run."""
-    bounds, crop = about
-    vectors = np.zeros((len(bounds), DIMENSIONS), np.float16)
-    failed = np.ones(len(bounds), bool)
-    reason = ""
-    reader = PictureReader(index)
-    try:
-        for row, (start, end) in enumerate(bounds):
-            found: Any = reader.segment(video, start, end)
-            if isinstance(found, NoPictures):
-                reason = found.reason
-            else:
-                height, width = found.luma.shape[1:]
-                vectors[row] = describe(within(found.rgb, (height, width), crop))
-                failed[row] = False
-    finally:
-        reader.close()
-    if failed.all():
-        raise BadClip(reason)
-    return {"vectors": vectors, "failed": failed}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgrec.configs.curate import CurateConfig, Stage
-from surgrec.curation.balance import Labels, outer_levels, segment_weights
-from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of
+from surgrec.curation.balance import Labels, check_options, outer_levels, segment_weights
+from surgrec.curation.cluster_stage import cluster_key, cluster_segments, device_of, levels_for
 from surgrec.curation.decontaminate_stage import (
     contacts_key,
     contacts_of,
@@ -44,7 +44,7 @@ from surgrec.curation.report_stage import make_report, page_of
 from surgrec.curation.scenes import choose_detector
 from surgrec.curation.segment_stage import find_segments, segments_key
 from surgrec.curation.segment_video import seconds_of
-from surgrec.loaders.packet_index import PacketIndex
+from surgrec.loaders.packet_index import OK, SEQUENTIAL, PacketIndex
 from surgrec.loaders.segments import SegmentTable
 
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
@@ -115,6 +115,7 @@ def _lead(
             left_over.unlink()
         run = _Run(config, index, work, workers, processes, progress, stages, records, embedding)
         if stages != ("report",):  # a report needs no more than the plan
+            run.check()
             run.all()
         if "report" in stages:
             shown = run.shown("report")
@@ -162,6 +163,21 @@ class _Run:
         """Of the index's videos."""
         videos = self.index.videos
         return Labels(videos.domain, videos.dataset, videos.case)
+
+    def check(self) -> None:
+        """What is wrong with options of late stages is said before the first one begins. Raises as `all`."""
+        config = self.config
+        usable = np.isin(self.index.videos.status, (OK, SEQUENTIAL))
+        if "decontaminate" in self.stages and config.decontaminate.videos:
+            counted(find_clips(config.decontaminate.videos), config.decontaminate)
+        if "cluster" in self.stages:
+            device_of(config.cluster)
+            levels_for(len(self.index), config.cluster.levels)
+        if "balance" in self.stages and usable.any():
+            labels = self.labels
+            columns = (labels.domain, labels.dataset, labels.case)
+            own = Labels(*(list(compress(column, usable)) for column in columns))
+            check_options(own, config.balance, config.cluster.within)
 
     def all(self) -> Report:
         """Runs the stages."""

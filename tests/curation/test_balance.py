@@ -93,7 +93,7 @@ def test_priors_of_domains() -> None:
 @pytest.mark.parametrize(
     ("priors", "text"),
     [
-        ({"dental": 0.5}, "priors for dental; the segments kept are of cataract, robotic"),
+        ({"dental": 0.5}, "priors for dental; segments to be drawn are of cataract, robotic"),
         ({"robotic": 1.5}, "between 0 and 1"),
         ({"robotic": 0.7, "cataract": 0.7}, "add up to 1.4"),
         ({"robotic": 0.2, "cataract": 0.2}, "exactly 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import random
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,8 @@ OPTIONS = ("--workers", "1", "--segments.seconds", "1", "--segments.least-second
 OPTIONS += ("--quality.zero", "undecodable")  # drawn pictures look like defects
 CONTENT = ("--segments.detector", "content")
 LEVELS = ("--cluster.levels", "8", "3")
+IMPORTS = ("surgrec.curation.pipeline",)
+"""What the command imports before its first stage."""
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +55,37 @@ def run(corpus: PacketIndex, out: Path, *more: str) -> int:
     return main([*more, "--index", str(corpus.path), "--out", str(out), *OPTIONS, *CONTENT, *LEVELS])
 
 
-def test_from_an_index_to_a_plan(
-    corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "plan.h5"
-    assert run(corpus, out) == 0
-    said = capsys.readouterr()
-    assert "notes.mp4: status ERROR in the index" in said.err
+@dataclass(frozen=True)
+class Curated:
+    """A plan, the tables and records beside it, and what the command said."""
+
+    plan: Path
+    output: str
+    errors: str
+
+    def work_for(self, plan: Path) -> None:
+        """Tables and records for another plan: its run has only to do what its own options ask for."""
+        shutil.copytree(f"{self.plan}.work", f"{plan}.work")
+
+
+def curated(index: PacketIndex, plan: Path) -> Curated:
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        assert run(index, plan) == 0
+    return Curated(plan, output.getvalue(), errors.getvalue())
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: PacketIndex, tmp_path_factory: pytest.TempPathFactory) -> Curated:
+    """The corpus, curated by all stages."""
+    return curated(corpus, tmp_path_factory.mktemp("finished") / "plan.h5")
+
+
+def test_from_an_index_to_a_plan(corpus: PacketIndex, finished: Curated) -> None:
+    out = finished.plan
+    assert "notes.mp4: status ERROR in the index" in finished.errors
     plan = CorpusPlan.open(out, corpus)
-    assert f"digest {plan.digest}" in said.out
+    assert f"digest {plan.digest}" in finished.output
     assert plan.level_names == ("domain", "cluster0", "cluster1")
     assert plan.weight.sum() == pytest.approx(1)
     record = json.loads(plan.record)
@@ -96,8 +122,9 @@ def test_finished_stages_are_not_done_again(
     assert out.read_bytes() == before
 
 
-def test_labels_are_levels_above_clusters(corpus: PacketIndex, tmp_path: Path) -> None:
+def test_labels_are_levels_above_clusters(corpus: PacketIndex, finished: Curated, tmp_path: Path) -> None:
     out = tmp_path / "plan.h5"
+    finished.work_for(out)
     assert run(corpus, out, "all", "--cluster.within", "dataset", "case") == 0
     plan = CorpusPlan.open(out, corpus)
     assert plan.level_names[:2] == ("dataset", "case")
@@ -128,16 +155,21 @@ def test_an_earlier_stage_that_is_missing_is_named(
         (("--segments.seconds", "0"), "must be above 0"),
         (("--segments.threshold", "-1"), "must be above 0"),
         (("--cluster.levels", "3", "8"), "falling numbers"),
+        (("--cluster.within", "case", "case"), "names a label twice"),
         (("--balance.video-cap", "0.01"), "raise the cap"),
+        (("--balance.case-floor", "0.5", "--balance.case-cap", "0.4"), "above their cap"),
+        (("--balance.priors", "dental", "0.5"), "priors for dental"),
         (("--workers", "-1"), "takes the cores"),
     ],
 )
 def test_options_that_make_no_sense(
     corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], text: str
 ) -> None:
+    """They are said before the first stage, which may take hours."""
     line = ["--index", str(corpus.path), "--out", str(tmp_path / "plan.h5"), *OPTIONS, *CONTENT, *LEVELS]
     assert main(["all", *line, *more]) == 1
     assert text in capsys.readouterr().err
+    assert not list(tmp_path.glob("plan.h5.work/*.h5"))
 
 
 def test_bad_places(corpus: PacketIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,26 +202,28 @@ def test_videos_that_are_gone_are_reported_and_the_rest_goes_on(
     assert CorpusPlan.open(out, index).weight[plan.segments.video == 0].all()
 
 
-def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "surgrec.curate", "all", "--index", str(corpus.path), *OPTIONS, *CONTENT]
-    line += [*LEVELS, "--decontaminate.videos", str(tmp_path / "sets")]
+def test_a_run_killed_anywhere_ends_in_the_same_plan(
+    corpus: PacketIndex, tmp_path: Path, warm_start: Callable[..., Any]
+) -> None:
+    line = ["all", "--index", str(corpus.path), *OPTIONS, *CONTENT, *LEVELS]
+    line += ["--decontaminate.videos", str(tmp_path / "sets")]
     (tmp_path / "sets").mkdir()
     copy_clip("bigbuckbunny.mp4", tmp_path / "sets" / "bunny.mp4")
+
+    def start(out: Path) -> Any:
+        return warm_start("surgrec.curate", *line, "--out", out, imports=IMPORTS, new_session=True)
+
+    assert warm_start("surgrec.curate", "--help", imports=IMPORTS).wait(120) == 0  # no time of a run
     begin = time.monotonic()
-    subprocess.run([*line, "--out", str(tmp_path / "whole.h5")], check=True, capture_output=True)
+    assert start(tmp_path / "whole.h5").wait(300) == 0
     seconds = time.monotonic() - begin
     out = tmp_path / "killed.h5"
     chance = random.Random(4)
     for _ in range(4):
-        process = subprocess.Popen(
-            [*line, "--out", str(out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = start(out)
         time.sleep(chance.uniform(0.3, 1.0) * seconds)
         os.killpg(process.pid, 9)
-        process.wait()
+        process.wait(60)
     # As a run leaves them that is killed while it writes a table, or the plan.
     for left_over in (
         ".plan.tmp",
@@ -198,7 +232,7 @@ def test_a_run_killed_anywhere_ends_in_the_same_plan(corpus: PacketIndex, tmp_pa
         ".killed.html.1.tmp",
     ):
         (tmp_path / left_over).write_bytes(b"half")
-    subprocess.run([*line, "--out", str(out)], check=True, capture_output=True)
+    assert start(out).wait(300) == 0
     assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert [path.name for path in tmp_path.rglob("*.tmp")] == [".plan.tmp"]  # not this run's
 
@@ -243,10 +277,18 @@ def test_help_needs_nothing_heavy() -> None:
     assert "--balance.scheme" in done.stdout
 
 
-def test_records_that_are_torn_are_made_again(corpus: PacketIndex, tmp_path: Path) -> None:
-    out, again = tmp_path / "plan.h5", tmp_path / "again.h5"
-    assert run(corpus, out) == 0
-    shutil.copytree(tmp_path / "plan.h5.work", tmp_path / "again.h5.work")
+def test_processes_that_look_at_videos_need_no_torch() -> None:
+    """There are as many as cores: seconds and hundreds of megabytes of each."""
+    code = "import sys; from surgrec.curation import local_workers, describe_video, quality_stage\n"
+    code += "from surgrec.curation import report_thumbnails, segment_stage\n"
+    code += "print([name for name in ('torch', 'nvidia.dali', 'timm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_records_that_are_torn_are_made_again(corpus: PacketIndex, finished: Curated, tmp_path: Path) -> None:
+    out, again = finished.plan, tmp_path / "again.h5"
+    finished.work_for(again)
     for record in (tmp_path / "again.h5.work" / "videos").glob("*.npz"):
         record.write_bytes(record.read_bytes()[:-40])
     for table in (tmp_path / "again.h5.work").glob("*.h5"):
@@ -301,32 +343,39 @@ def test_defects_and_content_areas_reach_the_plan(
         assert not 72 <= clip.frames[0] < 125
 
 
-@pytest.fixture
+@dataclass(frozen=True)
+class WithCopies:
+    """A corpus of one street scene, twice; a downstream folder with a smaller copy of its last 5 s."""
+
+    index: PacketIndex
+    small: Path
+    curated: Curated
+
+
+@pytest.fixture(scope="module")
 def with_copies(
-    corpus: PacketIndex, build_index_of: Callable[..., PacketIndex], tmp_path: Path
-) -> tuple[PacketIndex, Path]:
-    """The street scene, the same file again, and a downstream folder with a smaller copy of its last 5 s."""
+    build_index_of: Callable[..., PacketIndex], tmp_path_factory: pytest.TempPathFactory
+) -> WithCopies:
+    folder = tmp_path_factory.mktemp("copies")
     for name in ("a.mp4", "b.mp4"):
-        copy_clip("bikes.mp4", tmp_path / name)
-    (tmp_path / "sets").mkdir()
-    small = tmp_path / "sets" / "small.mp4"
-    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(small), "w") as target:
+        copy_clip("bikes.mp4", folder / name)
+    (folder / "sets").mkdir()
+    small = folder / "sets" / "small.mp4"
+    with av.open(str(folder / "a.mp4")) as source, av.open(str(small), "w") as target:
         stream = target.add_stream("libx264", rate=25, options={"crf": "28"})
         stream.width, stream.height, stream.pix_fmt = 320, 136, "yuv420p"
         for number, frame in enumerate(source.decode(video=0)):
             if number >= 125:
                 target.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"))))
         target.mux(stream.encode())
-    return build_index_of([tmp_path / "a.mp4", tmp_path / "b.mp4"], tmp_path / "c.h5"), small
+    index = build_index_of([folder / "a.mp4", folder / "b.mp4"], folder / "c.h5")
+    return WithCopies(index, small, curated(index, folder / "plan.h5"))
 
 
-def test_duplicates_and_what_is_tested_on_are_not_drawn(
-    with_copies: tuple[PacketIndex, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    index, small = with_copies
-    out = tmp_path / "plan.h5"
-    assert run(index, out) == 0
-    assert "decontaminate: not done" in capsys.readouterr().out
+def test_duplicates_and_what_is_tested_on_are_not_drawn(with_copies: WithCopies, tmp_path: Path) -> None:
+    index, small, before = with_copies.index, with_copies.small, with_copies.curated
+    out = before.plan
+    assert "decontaminate: not done" in before.output
     plan = CorpusPlan.open(out, index)
     first = plan.segments.video == 0
     assert (plan.weight[first] > 0).all()
@@ -334,9 +383,11 @@ def test_duplicates_and_what_is_tested_on_are_not_drawn(
     with h5py.File(out) as file:
         assert file["segments/duplicate_of"][:].tolist() == [*[-1] * first.sum(), *range(first.sum())]
     # The clip is the first 2.5 s of the copy, frames 125 to 187 of the original.
+    out = tmp_path / "plan.h5"
+    before.work_for(out)
     table = tmp_path / "clips.csv"
-    rows_of_table = ("path,dataset,split,start,end", "sets/small.mp4,streets,test,0,2.4")
-    table.write_text("\n".join([*rows_of_table, "sets/small.mp4,streets,train,,"]))
+    rows_of_table = ("path,dataset,split,start,end", f"{small},streets,test,0,2.4")
+    table.write_text("\n".join([*rows_of_table, f"{small},streets,train,,"]))
     assert run(index, out, "--decontaminate.videos", str(table)) == 0
     plan = CorpusPlan.open(out, index)
     touched = (plan.segments.start < 185) & (plan.segments.end > 125)
@@ -352,11 +403,13 @@ def test_duplicates_and_what_is_tested_on_are_not_drawn(
 
 
 def test_downstream_videos_that_cannot_be_compared(
-    with_copies: tuple[PacketIndex, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    with_copies: WithCopies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index, small = with_copies
-    (small.parent / "notes.mp4").write_text("no video")
-    line = ("--decontaminate.videos", str(small.parent))
+    index = with_copies.index
+    with_copies.curated.work_for(tmp_path / "plan.h5")
+    shutil.copytree(with_copies.small.parent, tmp_path / "sets")
+    (tmp_path / "sets" / "notes.mp4").write_text("no video")
+    line = ("--decontaminate.videos", str(tmp_path / "sets"))
     assert run(index, tmp_path / "plan.h5", *line) == 1
     said = capsys.readouterr().err
     assert "1 downstream videos cannot be compared" in said
@@ -386,3 +439,4 @@ def test_tables_of_clips_that_make_no_sense(
     (tmp_path / "clips.csv").write_text(text)
     assert run(corpus, tmp_path / "plan.h5", "--decontaminate.videos", str(tmp_path / "clips.csv")) == 1
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("plan.h5.work/*.h5"))

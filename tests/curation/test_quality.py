@@ -33,7 +33,8 @@ from surgrec.curation.quality import (
 )
 
 SEED = 8
-EACH = 12
+EACH = 8
+"""Samples of each defect: one of every source."""
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,10 @@ from surgrec.loaders.packet_index import PacketIndex
 
 from surgrec.curate import main
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
-    """As ENVIRONMENT gives the ranks: the last bits of a network's vectors hang on it."""
+    """As the ranks have: the last bits of a network's vectors hang on it."""
     torch.set_num_threads(1)
 
 
@@ -62,19 +60,7 @@ def arguments(corpus: PacketIndex, out: Path, embedder: str) -> list[str]:
     return line
 
 
-def start(
-    corpus: PacketIndex, out: Path, embedder: str, *prefix: str, **environment: str
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *prefix, "-m", "surgrec.curate", *arguments(corpus, out, embedder)],
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def ended(process: Any) -> tuple[int, str, str]:
     """Exit status, output, errors; the process is no more, whatever happens."""
     try:
         out, error = process.communicate(timeout=200)
@@ -83,13 +69,28 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-def two_processes(corpus: PacketIndex, out: Path, embedders: list[str]) -> list[subprocess.Popen[str]]:
+@pytest.fixture
+def two_processes(
+    warm_start: Callable[..., Any], corpus: PacketIndex
+) -> Callable[[Path, list[str]], list[Any]]:
     """Ranks as torchrun would start them, without the seconds that it takes, and that it ends all at once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"} for rank in range(2)]
-    return [start(corpus, out, embedders[rank], **place, **ranks[rank]) for rank in range(2)]
+
+    def start(out: Path, embedders: list[str]) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
+        return [
+            warm_start(
+                "surgrec.curate",
+                *arguments(corpus, out, embedder),
+                imports=("surgrec.curation.pipeline", "timm"),
+                environment=place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank, embedder in enumerate(embedders)
+        ]
+
+    return start
 
 
 def test_torchrun_gives_the_plan_of_one_process(
@@ -98,15 +99,20 @@ def test_torchrun_gives_the_plan_of_one_process(
     embedder = f"timm:test_vit@{weights[0]}"
     one, two = tmp_path / "one.h5", tmp_path / "two.h5"
     assert main(arguments(corpus, one, embedder)) == 0
-    status, out, error = ended(start(corpus, two, embedder, *TORCHRUN))
-    assert status == 0, error
-    assert out.count("written, digest") == 1
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "surgrec.curate", *arguments(corpus, two, embedder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written, digest") == 1
     assert two.read_bytes() == one.read_bytes()
 
 
-def test_a_rank_that_is_lost(corpus: PacketIndex, tmp_path: Path) -> None:
+def test_a_rank_that_is_lost(
+    corpus: PacketIndex, two_processes: Callable[..., list[Any]], tmp_path: Path
+) -> None:
     out = tmp_path / "lost.h5"
-    first, second = two_processes(corpus, out, ["descriptor"] * 2)
+    first, second = two_processes(out, ["descriptor"] * 2)
     deadline = time.monotonic() + 100
     while not (tmp_path / "lost.h5.work" / "segments.h5").exists():
         assert first.poll() is None, ended(first)
@@ -119,16 +125,18 @@ def test_a_rank_that_is_lost(corpus: PacketIndex, tmp_path: Path) -> None:
     assert "run the same command again" in error
     assert "Traceback" not in error
     ended(second)
-    answers = [ended(process) for process in two_processes(corpus, out, ["descriptor"] * 2)]
+    answers = [ended(process) for process in two_processes(out, ["descriptor"] * 2)]
     assert [status for status, _, _ in answers] == [0, 0], answers
     alone = tmp_path / "alone.h5"
     assert main(arguments(corpus, alone, "descriptor")) == 0
     assert out.read_bytes() == alone.read_bytes()
 
 
-def test_ranks_with_other_weights(corpus: PacketIndex, weights: list[Path], tmp_path: Path) -> None:
+def test_ranks_with_other_weights(
+    two_processes: Callable[..., list[Any]], weights: list[Path], tmp_path: Path
+) -> None:
     embedders = [f"timm:test_vit@{path}" for path in weights]
-    answers = [ended(process) for process in two_processes(corpus, tmp_path / "plan.h5", embedders)]
+    answers = [ended(process) for process in two_processes(tmp_path / "plan.h5", embedders)]
     assert [status for status, _, _ in answers] == [1, 1]
     assert "rank 1: it computes by timm:test_vit@" in answers[0][2]
     assert "all must have the same weights" in answers[1][2]

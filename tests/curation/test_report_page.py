@@ -66,7 +66,12 @@ def page(index: PacketIndex) -> Path:
 
 
 def nodes(browser: Any) -> list[Any]:
-    return browser.find_elements(By.CSS_SELECTOR, "#tree > details")
+    """Of the tree's top, once the page is drawn."""
+    there = WebDriverWait(browser, 60).until(
+        lambda one: one.find_elements(By.CSS_SELECTOR, "#tree > details")
+    )
+    assert isinstance(there, list)
+    return there
 
 
 def test_it_opens_without_errors_or_requests(browser: Any, page: Path) -> None:

@@ -68,7 +68,7 @@ def test_both_ranks_compute_what_is_missing_alone(root: Path, tmp_path: Path, tw
     """Ranks with other weights fail after their turn; what rank 0 computed is kept and not done again."""
     models = [f"timm:test_vit@{root / f'vit{seed}.safetensors'}" for seed in range(2)]
     out = tmp_path / "f.h5"
-    commands = [["-m", "surgrec.extract", *arguments(root, out, model)] for model in models]
+    commands = [["surgrec.extract", *arguments(root, out, model)] for model in models]
     answers = two_ranks(*commands)
     assert [status for status, _, _ in answers] == [1, 1], answers
     assert "rank 1: it computes by timm" in answers[0][2].replace("\n", " ")
@@ -89,7 +89,7 @@ def test_what_is_there_already_is_not_computed(root: Path, tmp_path: Path, two_r
     out = tmp_path / "f.h5"
     assert main(arguments(root, out, "random:demo")) == 0
     before = out.read_bytes()
-    command = ["-m", "surgrec.extract", *arguments(root, out, "random:demo")]
+    command = ["surgrec.extract", *arguments(root, out, "random:demo")]
     answers = two_ranks(command, command)
     assert [status for status, _, _ in answers] == [0, 0], answers
     assert "holds these features already" in answers[0][1]
@@ -98,9 +98,7 @@ def test_what_is_there_already_is_not_computed(root: Path, tmp_path: Path, two_r
 
 def test_a_rank_that_cannot_even_begin(root: Path, tmp_path: Path, two_ranks: Callable) -> None:
     out = tmp_path / "f.h5"
-    commands = [
-        ["-m", "surgrec.extract", *arguments(root, out, model)] for model in ("random:demo", "random:none")
-    ]
+    commands = [["surgrec.extract", *arguments(root, out, model)] for model in ("random:demo", "random:none")]
     answers = two_ranks(*commands)
     assert [status for status, _, _ in answers] == [1, 1], answers
     assert "another rank was lost" in answers[0][2]

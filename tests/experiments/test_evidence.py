@@ -62,7 +62,7 @@ def test_tables_hold_means_intervals_and_every_run(tmp_path: Path) -> None:
     assert (
         runs.index("| old |")
         < runs.index("| new |")
-        < runs.index("failed: step x ended badly: for a reason |")
+        < runs.index("failed: step x ended badly: for a reason")
     )
     assert "more" not in runs
     assert evidence.section("collapse", tmp_path) == "Not run yet."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,16 +119,25 @@ def test_missing_extra_is_explained(
 def test_from_nothing_to_a_picture(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str],
+    warm_start: Callable[..., Any],
     request: pytest.FixtureRequest,
 ) -> None:
     """The whole demo, on short operations and for two steps, with the real commands."""
+
+    def run_command(arguments: list[str]) -> int:
+        _, module, *rest = arguments
+        imports = ("surgrec.curation.pipeline", "surgrec.training.session", "torch.utils.tensorboard")
+        command = warm_start(module, *rest, imports=imports)
+        print(*command.communicate(timeout=300), sep="\n")
+        return command.returncode
+
+    monkeypatch.setattr(demo, "run_command", run_command)
     short = tuple(replace(each, seconds=3) for each in {o.domain: o for o in operations()}.values())
     for module in (drawn, gather):
         monkeypatch.setattr(module, "operations", lambda: short)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert demo.main(["--out", str(tmp_path), "--steps", "2", "--workers", "2"]) == 0
-    text = capfd.readouterr().out
+    text = capsys.readouterr().out
     assert "loss at the end (step 2)" in text
     assert (tmp_path / "plan.html").as_uri() in text
     with Image.open(tmp_path / "reconstruction.png") as picture:

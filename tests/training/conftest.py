@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import runpy
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +35,9 @@ from surgrec.training.optim import build_adamw
 from surgrec.training.parallel import wrap
 from surgrec.training.resolve import BatchShape, batch_shape
 from surgrec.training.step import Parts
+
+COMMAND_IMPORTS = ("surgrec.training.session", "torch.utils.tensorboard")
+"""What a run imports before its first step."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -171,18 +169,14 @@ def synthetic_parts() -> Callable[..., Parts]:
 
 
 class Ranks:
-    """Starts processes that run a script of this folder as the ranks of one group.
+    """Starts processes that run a script of this folder as the ranks of one group."""
 
-    They are forked from a server that has imported the slow modules: a launch costs a fraction of a second.
-    """
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm_start: Callable[..., Any]) -> None:
         self._folder = folder
+        self._warm_start = warm_start
         self._launches = 0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["surgrec.training.session", "torch.utils.tensorboard"])
 
-    def __call__(self, script: str, size: int, timeout: float = 120, **job: Any) -> list[Any]:
+    def __call__(self, script: str, size: int, timeout: float = 300, **job: Any) -> list[Any]:
         """What SCRIPT.py's `main(job)` returned on each of `size` ranks, as plain values."""
         self._launches += 1
         with socket.socket() as free:
@@ -191,17 +185,19 @@ class Ranks:
         results, processes = [], []
         for rank in range(size):
             results.append(self._folder / f"{self._launches}-{rank}.json")
-            place = address | {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            arguments = [
-                str(Path(__file__).with_name("rank.py")),
-                {"CALL": (script, place, job, results[-1])},
-            ]
-            processes.append(self._context.Process(target=runpy.run_path, args=arguments))
-            processes[-1].start()
+            place = {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                self._warm_start(
+                    Path(__file__).with_name("rank.py"),
+                    *(script, json.dumps(job), results[-1]),
+                    imports=COMMAND_IMPORTS,
+                    environment=address | place | {"CUDA_VISIBLE_DEVICES": ""},
+                )
+            )
         deadline = time.monotonic() + timeout
-        for process in processes:
-            process.join(max(deadline - time.monotonic(), 0))
-        alive = [process for process in processes if process.is_alive()]
+        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+            time.sleep(0.02)
+        alive = [process for process in processes if process.poll() is None]
         for process in alive:
             process.kill()
         answers = [json.loads(path.read_text()) if path.exists() else {"error": "died"} for path in results]
@@ -212,26 +208,19 @@ class Ranks:
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+def ranks(tmp_path_factory: pytest.TempPathFactory, warm_start: Callable[..., Any]) -> Ranks:
     """ranks("script", 2, key=value) runs `main` of tests/training/script.py on two ranks."""
-    return Ranks(tmp_path_factory.mktemp("ranks"))
+    return Ranks(tmp_path_factory.mktemp("ranks"), warm_start)
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., subprocess.Popen[str]]:
-    """Starts `python -m surgrec.pretrain ARGUMENTS` in a folder, one thread, output as text."""
+def command(warm_start: Callable[..., Any]) -> Callable[..., Any]:
+    """command(*arguments, cwd=folder): `python -m surgrec.pretrain` as a process, without its imports."""
 
-    def start(
-        *arguments: object, cwd: Path, prefix: tuple[str, ...] = (), **options: Any
-    ) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *prefix, "-m", "surgrec.pretrain", *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
+    def start(*arguments: object, cwd: Path, **environment: str) -> Any:
+        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+        return warm_start(
+            "surgrec.pretrain", *arguments, imports=COMMAND_IMPORTS, environment=environment, cwd=cwd
         )
 
     return start

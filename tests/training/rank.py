@@ -1,4 +1,7 @@
-"""Run by `Ranks` of conftest.py in a fresh process: takes its place among the ranks, calls main(job)."""
+"""A rank, started by `Ranks` of conftest.py: calls SCRIPT's main(job), writes what it returned to a file.
+
+rank.py SCRIPT JOB RESULT
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,13 @@ import sys
 import traceback
 from pathlib import Path
 
-script, place, job, result = globals()["CALL"]
-os.environ.update(place, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+import torch
+
+script, job, result = sys.argv[1:]
 sys.path.insert(0, str(Path(__file__).parent))
-
-import torch  # noqa: E402  # the variables above are read when it is imported
-
 torch.set_num_threads(1)
 try:
-    answer = {"result": importlib.import_module(script).main(job)}
+    answer = {"result": importlib.import_module(script).main(json.loads(job))}
 except BaseException:
-    answer = {"error": f"rank {place['RANK']}: {traceback.format_exc()}"}
-result.write_text(json.dumps(answer))
+    answer = {"error": f"rank {os.environ['RANK']}: {traceback.format_exc()}"}
+Path(result).write_text(json.dumps(answer))

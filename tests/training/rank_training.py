@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from conftest import JEPA, MAE, make_parts
+from surgrec.configs.model import VIT_SHAPES, ViTShape
 from surgrec.configs.pretrain import BlockWay, Parallel, PretrainConfig
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,7 +34,9 @@ CONFIGS: dict[str, PretrainConfig] = {
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs by name, "mae-ddp" for example, and those resumed from the checkpoints in job["resume"]."""
+    """Runs by name, "mae-ddp" for example, and those resumed from the checkpoints in job["resume"]; a model
+    of size "tiny" has the shape job["tiny"]."""
+    VIT_SHAPES["tiny"] = ViTShape(**job["tiny"])
     world = start_world("cpu")
     results: dict[str, Any] = {}
     for kind in CONFIGS:

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,38 +24,15 @@ from surgrec.training.distributed import World, start_world
 from surgrec.training.errors import UserError
 from surgrec.training.session import pretrain
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-
-def start(folder: Path, arguments: list[object], prefix: list[str], **added: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *prefix, "-m", "surgrec.pretrain", *map(str, arguments)],
-        cwd=folder,
-        env=ENVIRONMENT | added,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def two_processes(folder: Path, *arguments: object) -> list[subprocess.Popen[str]]:
+def two_processes(command, folder: Path, *arguments: object) -> list[Any]:
     """Two ranks as torchrun would start them, without the seconds that it takes itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [
-        start(
-            folder,
-            list(arguments),
-            [],
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-        )
-        for rank in range(2)
+        command(*arguments, cwd=folder, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
     ]
 
 
@@ -122,10 +100,15 @@ def test_torchrun_restarts_a_run_of_which_a_rank_has_died(mae, tmp_path):
     )
     (tmp_path / "config.yaml").write_text(dump_yaml(to_document(config)))
     run = tmp_path / "run"
-    launcher = start(
-        tmp_path,
-        ["--config", tmp_path / "config.yaml", "--out", run],
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"],
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    arguments = ["-m", "surgrec.pretrain", "--config", tmp_path / "config.yaml", "--out", run]
+    launcher = subprocess.Popen(
+        [sys.executable, *torchrun, *map(str, arguments)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not saved(run):
@@ -151,11 +134,11 @@ def test_torchrun_restarts_a_run_of_which_a_rank_has_died(mae, tmp_path):
     assert losses(run) == pytest.approx(losses(tmp_path / "undisturbed"), rel=1e-3)
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(mae, tmp_path):
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(mae, command, tmp_path):
     config = replace(mae, steps=100_000, checkpoint=replace(mae.checkpoint, every=100_000))
     (tmp_path / "config.yaml").write_text(dump_yaml(to_document(config)))
     run = tmp_path / "run"
-    first, second = two_processes(tmp_path, "--config", tmp_path / "config.yaml", "--out", run)
+    first, second = two_processes(command, tmp_path, "--config", tmp_path / "config.yaml", "--out", run)
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
         assert first.poll() is None, first.communicate()
@@ -164,8 +147,8 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(mae, tmp_path):
     # The rank that does not write: its request has to reach the other.
     second.send_signal(signal.SIGUSR1)
     for process in (first, second):
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 128 + signal.SIGUSR1, output
+        said = process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGUSR1, said
     assert len(list((run / "checkpoints").glob("step-*"))) == 1
     ended = json.loads((run / "run.json").read_text())["starts"][0]["ended"]
     assert ended["reason"] == "SIGUSR1"

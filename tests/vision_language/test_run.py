@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,8 @@ QUESTIONS = 8 * 2
 """Rows of test and prompts; in each of two ways, and two prompts of the grey picture in one way."""
 UNREADABLE = 2 * 2
 """Of QUESTIONS."""
+IMPORTS = ("surgrec.vision_language.run", "surgrec.vision_language.endpoint")
+"""What the command imports before its first question."""
 
 
 def arguments(config: Any, *more: str) -> list[str]:
@@ -179,7 +182,9 @@ def test_a_server_that_is_not_there(
     assert all(each.passes for each in read_answers(config.out)[1])
 
 
-def test_kill_and_resume_repeat_no_request(clips: Any, scripted: ModuleType, tmp_path: Path) -> None:
+def test_kill_and_resume_repeat_no_request(
+    clips: Any, scripted: ModuleType, warm_start: Callable[..., Any], tmp_path: Path
+) -> None:
     """The server goes silent at the tenth request; the run is killed there, twice."""
     silent = [9, 20]
 
@@ -190,15 +195,12 @@ def test_kill_and_resume_repeat_no_request(clips: Any, scripted: ModuleType, tmp
         config = clips.config(tmp_path, "api:m")
         given = arguments(config, *at(server), "--endpoint.concurrency", "1")
         for stop in silent:
-            command = [sys.executable, "-m", "surgrec.vlm", *given]
-            run = subprocess.Popen(
-                command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-            )
+            run = warm_start("surgrec.vlm", *given, imports=IMPORTS)
             try:
                 wait_for(lambda stop=stop: len(server.seen) > stop)
             finally:
-                run.send_signal(signal.SIGKILL)
-                run.wait()
+                run.kill()
+                run.wait(20)
             assert len(server.answered) == stop - silent.index(stop)
             with config.out.open("ab") as file:
                 file.write(b'{"key": "torn')
