@@ -60,9 +60,7 @@ def test_tables_hold_means_intervals_and_every_run(tmp_path: Path) -> None:
     assert text.count("**cpu** (a chip") == 1
     runs = text.split("Every run:")[1]
     assert (
-        runs.index("| old |")
-        < runs.index("| new |")
-        < runs.index("failed: step x ended badly: for a reason")
+        runs.index("| old |") < runs.index("| new |") < runs.index("failed: step x ended badly: for a reason")
     )
     assert "more" not in runs
     assert evidence.section("collapse", tmp_path) == "Not run yet."
