@@ -1,6 +1,6 @@
 """Runs an experiment, writes down what was measured, and says whether it bears out what is claimed.
 
-    python experiments/run.py motion_digits                 # two cores, about ten minutes
+    python experiments/run.py motion_digits                 # two cores, fifteen minutes
     python experiments/run.py motion_digits --size gpu      # one GPU, about eight minutes
 
 The result goes to experiments/NAME/results/, whether it is as expected or not. The exit status is 0 where all
@@ -36,7 +36,7 @@ class Options:
 
     name: Annotated[Name, tyro.conf.Positional]
     size: Literal["cpu", "gpu"] = "cpu"
-    """cpu: two cores and about ten minutes. gpu: one GPU and about eight."""
+    """cpu: two cores, up to fifteen minutes. gpu: made for one GPU and about eight."""
     config: Path | None = None
     """Another configuration than experiments/NAME/SIZE.yaml."""
     seeds: tuple[int, ...] = ()
