@@ -27,8 +27,6 @@ CURVES: Final = ("loss", "monitor/feature_std", "monitor/rankme", "monitor/colla
 TAIL: Final = 20
 """Lines of a failed command's output that are shown."""
 
-Size = Literal["cpu", "gpu"]
-
 
 class ExperimentError(RuntimeError):
     """An experiment that cannot go on; the message names the step, the cause and the remedy."""
@@ -73,11 +71,13 @@ class Step:
 
 @dataclass
 class Lab:
-    """One experiment under way. out: its folder. curves: by name of a run, columns of CURVES and `step`."""
+    """One experiment under way. out: its folder. videos: of the command line. curves: by name of
+    a run, columns of CURVES and `step`."""
 
     out: Path
     device: Literal["auto", "cpu", "cuda"]
     workers: int
+    videos: tuple[Path, ...] = ()
     steps: list[Step] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -157,6 +157,11 @@ class Lab:
             file.write(f"\n{json.dumps(asdict(step))}\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def untrained(name: str) -> str:
+    """Name of a model's twin with first weights."""
+    return f"{name}, untrained"
 
 
 def measure_of(subject: str, task: str, result: Result, seed: int, amount: float | None = None) -> Measure:

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     module = import_module(f"experiments.{options.name}.experiment")
     path = options.config or ROOT / "experiments" / options.name / f"{options.size}.yaml"
-    if options.videos and not hasattr(module, "takes_videos"):
+    if options.videos and options.name != "real_video":
         print(f"experiments: --videos is of real_video; leave it out for {options.name}", file=sys.stderr)
         return 2
     try:
@@ -71,16 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"experiments: {path}: {error}", file=sys.stderr)
         return 2
     out = (options.out or ROOT / "build" / "experiments" / f"{options.name}-{options.size}").absolute()
-    lab = Lab(
-        out, "cpu" if options.size == "cpu" else "cuda", options.workers or len(os.sched_getaffinity(0))
-    )
+    workers = options.workers or len(os.sched_getaffinity(0))
+    lab = Lab(out, "cpu" if options.size == "cpu" else "cuda", workers, options.videos)
     seeds = options.seeds or tuple(config.seeds)
     checks: list[Check] = []
     failure = ""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if options.videos:
-            module.takes_videos(lab, options.videos)
         for seed in seeds:
             module.measure(lab, config, seed)
         checks = module.check(lab, config)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from experiments.digits import few_labels, labelled_set, shots_of, unlabelled_index
-from experiments.lab import Check, Lab, Measure
+from experiments.lab import Check, Lab, Measure, untrained
 from surgrec.evaluation.manifest import read_manifest
 from surgrec.evaluation.results import read_documents
 
@@ -22,11 +22,6 @@ TASKS: Final = ("digit", "motion")
 LEARNT: Final = ("MAE", "JEPA")
 STILL: Final = "MAE of single frames"
 SUPERVISED: Final = "supervised from scratch"
-
-
-def untrained(name: str) -> str:
-    """Name of a model's twin with first weights."""
-    return f"{name}, untrained"
 
 
 @dataclass(frozen=True)

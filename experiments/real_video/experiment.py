@@ -9,13 +9,12 @@ over all windows are subtracted before cosines, for all alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.lab import Check, Lab, Measure
+from experiments.lab import Check, Lab, Measure, untrained
 from experiments.real_video.footage import Windows, blocks, by_blocks, cut, descriptors, gather, hits
 from surgrec.evaluation.features import open_features
 from surgrec.evaluation.manifest import read_manifest
@@ -23,12 +22,6 @@ from surgrec.evaluation.manifest import read_manifest
 LEARNT: Final = ("MAE", "JEPA")
 DESCRIPTOR: Final = "descriptor without weights"
 QUESTIONS: Final = ("same source", "neighbouring time")
-_videos: list[Path] = []
-
-
-def untrained(name: str) -> str:
-    """Name of a model's twin with first weights."""
-    return f"{name}, untrained"
 
 
 @dataclass(frozen=True)
@@ -44,14 +37,9 @@ class Config:
     jepa: str
 
 
-def takes_videos(lab: Lab, videos: tuple[Path, ...]) -> None:
-    """Footage of the command line, beside that of the packages."""
-    _videos[:] = videos
-
-
 def measure(lab: Lab, config: Config, seed: int) -> None:
     """All models of one seed."""
-    proxies = gather(lab, _videos, config.size)
+    proxies = gather(lab, lab.videos, config.size)
     index = lab.out / "corpus.h5"
     table = proxies / "videos.csv"
     lab.run("index", ["-m", "surgrec.index", "--manifest", table, "--out", index, "--workers", lab.workers])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,7 +45,7 @@ class Windows:
     names: tuple[str, ...]
 
 
-def gather(lab: Lab, videos: list[Path], short_side: int) -> Path:
+def gather(lab: Lab, videos: Sequence[Path], short_side: int) -> Path:
     """Proxies of the packages' videos and of `videos`; returns their folder. Raises ExperimentError."""
     folder = lab.out / "footage"
     folder.mkdir(parents=True, exist_ok=True)
