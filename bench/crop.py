@@ -2,9 +2,10 @@
 
     python bench/crop.py [--sources 480p 1080p] [--sweep]
 
-`crop_clips` converts, crops and resizes in one kernel; `to_rgb` converts only, clip by clip; `to_rgb+dali` is
-`to_rgb` and then the DALI graph, which waits for its result. Each batch has a random window per clip. What
-the contestants return is compared first. The metric `host_us` is what a call of `crop_clips` costs the
+`crop_clips` converts, crops, mirrors and resizes in one kernel; `crop_clips+dali` leaves the mirroring to a
+DALI graph; `to_rgb` converts only, clip by clip; `to_rgb+dali` is `to_rgb` and then the DALI graph of the
+loader. Graphs wait for their result. Each batch has a random window per clip. What the contestants return is
+compared first. The metric `host_us` is what a call of `crop_clips` costs the
 calling thread, with nothing to wait for. Without a GPU the plain PyTorch twins are measured on the CPU, which
 says nothing about the kernels.
 """
@@ -127,7 +128,17 @@ def measure(source: str, args: Args, device: torch.device) -> list[Row]:
     def through_dali() -> torch.Tensor:
         return graph(clips, windows)
 
-    apart = (crop_clips(clips, boxes, args.size).float() - through_dali().float()).abs()
+    flip = flip_graph(args, device)
+    plain = (*boxes[:4], windows.flip & False)
+
+    def then_dali() -> torch.Tensor:
+        crop_clips(clips, plain, args.size, out)
+        return flip(out, windows.flip)
+
+    whole = crop_clips(clips, boxes, args.size)
+    if not torch.equal(whole, then_dali()):
+        raise RuntimeError("crop_clips and crop_clips+dali give different pictures")
+    apart = (whole.float() - through_dali().float()).abs()
     if apart.mean() > TOLERANCE:
         raise RuntimeError(
             f"crop_clips and to_rgb+dali differ by {apart.mean():.2f} levels, not the same pictures"
@@ -135,6 +146,7 @@ def measure(source: str, args: Args, device: torch.device) -> list[Row]:
 
     contestants: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         "crop_clips": (partial(crop_clips, clips, boxes, args.size, out), {}),
+        "crop_clips+dali": (then_dali, {}),
         "to_rgb": (lambda: [to_rgb(clip) for clip in clips], {}),
         "to_rgb+dali": (through_dali, {"levels_apart": round(float(apart.mean()), 3)}),
     }
@@ -153,6 +165,33 @@ def measure(source: str, args: Args, device: torch.device) -> list[Row]:
         host = repeat(lambda: host_time(contestants["crop_clips"][0], 20), runs=args.runs)
         rows.append(row("crop_clips", source, "host_us", host))
     return rows
+
+
+def flip_graph(args: Args, device: torch.device) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+    """A DALI graph that mirrors clips [B, T, S, S, 3] where it is told to; gives DALI's own memory."""
+    import numpy as np
+    import torch
+    from nvidia.dali import fn
+    from nvidia.dali.pipeline import Pipeline
+    from torch.utils.dlpack import from_dlpack
+
+    gpu = device.type == "cuda"
+    number = device.index if gpu else None
+    graph = Pipeline(args.clips, args.threads, number, prefetch_queue_depth=1, exec_dynamic=True)
+    with graph:
+        clips = fn.external_source(name="clips", layout="FHWC", device="gpu" if gpu else "cpu", no_copy=True)
+        mirrored = fn.external_source(name="mirrored", no_copy=True)
+        graph.set_outputs(fn.flip(clips, horizontal=mirrored, vertical=0))
+    graph.build()
+
+    def flip(frames: torch.Tensor, mirrored: Any) -> torch.Tensor:
+        if gpu:
+            torch.cuda.current_stream(device).synchronize()  # DALI does not wait for it
+        content = frames if gpu else frames.numpy()
+        (result,) = graph.run(clips=content, mirrored=mirrored.astype(np.int32))
+        return from_dlpack(result.as_tensor())
+
+    return flip
 
 
 def many(work: Callable[[], Any], calls: int, gpu: bool) -> None:

@@ -27,7 +27,7 @@ from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK, ClipProducer, Limits
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.corpus_plan import CorpusPlan
-from surgrec.loaders.dali_graph import CropGraph, choose_way
+from surgrec.loaders.crop_way import make_crop
 from surgrec.loaders.engines.base import Engine
 from surgrec.loaders.engines.select import make_engine
 from surgrec.loaders.failure_watch import ClipLoaderError, FailureWatch
@@ -124,8 +124,7 @@ class ClipLoader:
         self._source = ClipSource(index, data, seed, global_batch, content_area)
         self._watch = FailureWatch(data.max_failures, ledger)
         threads = data.threads or threads_of_this_rank()
-        way = choose_way(data.crop, self.device)
-        graph = CropGraph(data.size, min(CHUNK, micro_batch), self.device, threads, way)
+        crop = make_crop(data.size, min(CHUNK, micro_batch), self.device, threads, data.crop)
         if engine is None:
             engine = make_engine(index, data, threads, self.device)
         limits = Limits(
@@ -135,7 +134,7 @@ class ClipLoader:
             in_flight=SPARE + AHEAD * parallel_clips(engine, threads),
             picture_bytes=data.picture_mib << 20,
         )
-        self._producer = ClipProducer(self._source, engine, graph, self._watch, limits)
+        self._producer = ClipProducer(self._source, engine, crop, self._watch, limits)
         self._finalizer = weakref.finalize(self, _shut_down, self._producer, engine)
         self._next = 0  # first sample, of all ranks, of the next micro-batch
         self._counted = 0
@@ -182,9 +181,11 @@ class ClipLoader:
             self._producer.start(self._next + self._offset)
         made, waited = self._producer.get()
         first = self._next + self._offset
-        if made.frames.is_cuda:
+        if made.done is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(made.done)
             # Made on another stream; freed only when the work queued on this one is done.
-            made.frames.record_stream(torch.cuda.current_stream(self.device))
+            made.frames.record_stream(stream)
         self._next += self._rows
         samples = range(first, first + self.micro_batch)
         return Batch(

@@ -1,13 +1,14 @@
 """The thread behind ClipLoader: keeps the engine busy, replaces clips that fail, crops, makes batches.
 
-    decodes --submit--> engine (many at a time) --in sample order--> CropGraph --> this batch
-                                                                              \\-> pool --> later batches
+    decodes --submit--> engine (many at a time) --in sample order--> crop --> this batch
+                                                                         \\-> pool --> later batches
 
 Clips are cropped many at a time: each call that gives the interpreter's lock away may wait long to have it
-back where dozens of threads decode, so that the crop's calls are counted by the chunk, not by the clip. Large
-pictures are cropped earlier: most of the memory is for clips that the engine works on. Where several samples
-share a decode, all of them that are this rank's are cropped when the first is due; those of later batches
-wait in the pool, finished.
+back where dozens of threads decode, so that the crop's calls are counted by the chunk, not by the clip. Nor
+does the thread wait for the GPU: it holds pictures until they are read, and a batch comes with the event
+behind its last crop. Large pictures are cropped earlier: most of the memory is for clips that the engine
+works on. Where several samples share a decode, all of them that are this rank's are cropped when the first is
+due; those of later batches wait in the pool, finished.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from dataclasses import dataclass, field
 import torch
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_source import ClipSource
-from surgrec.loaders.dali_graph import CropGraph
+from surgrec.loaders.crop_way import Crop
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Engine
 from surgrec.loaders.failure_watch import ClipLoaderError, FailureWatch
 from surgrec.loaders.picture_bytes import picture_bytes
+from surgrec.loaders.pictures import length_of
 from surgrec.loaders.shared_decode import SharedDecode
+from surgrec.loaders.streams import loader_stream
 from torch import Tensor
 
 MAX_ATTEMPTS = 16
@@ -50,9 +53,13 @@ class _Stopped(Exception):  # noqa: N818 - no error: the way out of the thread's
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """One batch, before the consumer's waiting time is known. Rows in the order of their samples."""
+    """One batch, before the consumer's waiting time is known. Rows in the order of their samples.
+
+    done: on a GPU, when the frames are there.
+    """
 
     frames: Tensor
+    done: torch.cuda.Event | None
     requests: list[ClipRequest]
     substitutes: int
     decoded_frames: int
@@ -82,12 +89,22 @@ class _Submitted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Finished:
-    """A cropped clip [T, S, S, 3] of a later batch."""
+class _Cropped:
+    """Cropped clips of one batch: frames [n, T, S, S, 3], and the row of each."""
 
     frames: Tensor
-    request: ClipRequest
-    substitute: bool
+    rows: list[int]
+    requests: list[ClipRequest]
+    substitutes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Decoded clips that the GPU still reads, and their bytes."""
+
+    done: torch.cuda.Event
+    clips: list[DecodedClip]
+    nbytes: int
 
 
 @dataclass(slots=True)
@@ -105,8 +122,9 @@ class _Batch:
 class _Run:
     """What one run of the thread holds.
 
-    decoded: by sample, what is to be cropped, and whether it is a substitute. held: bytes of `waiting` and
-    `decoded`.
+    decoded: by sample, what is to be cropped, and whether it is a substitute. reading: what was cropped, as
+    long as the GPU reads it. held: bytes of `waiting`, `decoded` and `reading`. pool: by the first sample of
+    the batch, cropped clips of later ones.
     """
 
     decodes: Iterator[SharedDecode]
@@ -115,19 +133,21 @@ class _Run:
     waiting: deque[_Submitted] = field(default_factory=deque)
     decoded: dict[int, tuple[DecodedClip, bool]] = field(default_factory=dict)
     decoded_bytes: int = 0
+    reading: deque[_Reading] = field(default_factory=deque)
     held: int = 0
-    pool: dict[int, _Finished] = field(default_factory=dict)
+    pool: dict[int, list[_Cropped]] = field(default_factory=dict)
+    pooled: int = 0
 
 
 class ClipProducer:
     """Produces the batches of one rank in order, in a thread of its own, from `start` until `stop`."""
 
     def __init__(
-        self, source: ClipSource, engine: Engine, graph: CropGraph, watch: FailureWatch, limits: Limits
+        self, source: ClipSource, engine: Engine, crop: Crop, watch: FailureWatch, limits: Limits
     ) -> None:
         self._source = source
         self._engine = engine
-        self._graph = graph
+        self._cropper = crop
         self._watch = watch
         self._limits = limits
         self._changed = threading.Condition()
@@ -135,10 +155,9 @@ class ClipProducer:
         self._error: BaseException | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        cuda = graph.device.type == "cuda"
-        self._stream = torch.cuda.Stream(graph.device) if cuda else None
+        self._stream = loader_stream(crop.device) if crop.device.type == "cuda" else None
         self.most_pooled = 0
-        """Finished clips that have waited for a later batch at a time, at most."""
+        """Cropped clips that have waited for a later batch at a time, at most."""
         self.most_held = 0
         """Bytes of pictures, submitted and not yet cropped, at most."""
 
@@ -193,7 +212,7 @@ class ClipProducer:
             with self._on_stream():
                 self._submit(run)
                 # While the engine makes its first decoders.
-                self._graph.prepare(len(run.waiting[0].decode.clips[0][0].frames))
+                self._cropper.prepare(len(run.waiting[0].decode.clips[0][0].frames))
                 for number in itertools.count():
                     begin = first + number * self._limits.stride
                     batch = self._make(run, range(begin, begin + self._limits.batch))
@@ -232,12 +251,9 @@ class ClipProducer:
     def _make(self, run: _Run, samples: range) -> Produced:
         """One batch."""
         batch = _Batch(samples)
-        for sample in samples:
-            finished = run.pool.pop(sample, None)
-            if finished is not None:
-                self._frames(batch, finished.frames.shape)[sample - samples.start] = finished.frames
-                batch.requests[sample] = finished.request
-                batch.substitutes += finished.substitute
+        for cropped in run.pool.pop(samples.start, ()):
+            run.pooled -= len(cropped.rows)
+            self._take(batch, cropped)
         for sample in samples:
             if sample not in batch.requests and sample not in run.decoded:
                 self._decode(run, batch)
@@ -245,12 +261,10 @@ class ClipProducer:
                 if full or len(run.decoded) >= CHUNK:
                     self._crop(run, batch)
         self._crop(run, batch)
-        if self._stream is not None:
-            self._stream.synchronize()  # the consumer reads on another stream
-        self.most_pooled = max(self.most_pooled, len(run.pool))
+        self.most_pooled = max(self.most_pooled, run.pooled)
         assert batch.frames is not None
         requests = [batch.requests[sample] for sample in samples]
-        return Produced(batch.frames, requests, batch.substitutes, batch.decoded_frames)
+        return Produced(batch.frames, self._mark(), requests, batch.substitutes, batch.decoded_frames)
 
     def _decode(self, run: _Run, batch: _Batch) -> None:
         """Wait for the next decode, and take its clips to those that are to be cropped."""
@@ -258,6 +272,8 @@ class ClipProducer:
         if not run.waiting:
             # The next one is so large that it needs the bytes of what is decoded.
             self._crop(run, batch)
+            for reading in run.reading:
+                reading.done.synchronize()
             self._submit(run)
         submitted = run.waiting.popleft()
         decode, clip, attempts = self._resolve(submitted, run.stop)
@@ -268,10 +284,12 @@ class ClipProducer:
 
     def _submit(self, run: _Run) -> None:
         """Give the engine as many decodes as the limits allow; run.next is the one that must wait."""
+        while run.reading and run.reading[0].done.query():
+            run.held -= run.reading.popleft().nbytes
         while len(run.waiting) < self._limits.in_flight:
             decode = run.next or next(run.decodes)
             run.next = None
-            nbytes = picture_bytes(self._source.index, decode.request, self._graph.device)
+            nbytes = picture_bytes(self._source.index, decode.request, self._cropper.device)
             if run.held and run.held + nbytes > self._limits.picture_bytes:
                 run.next = decode
                 return
@@ -305,35 +323,76 @@ class ClipProducer:
 
     def _crop(self, run: _Run, batch: _Batch) -> None:
         """Crop what is decoded: into the batch, or into the pool for a later one."""
-        first, count = batch.samples.start, len(batch.samples)
+        if not run.decoded:
+            return
         decoded = list(run.decoded.values())
-        for start in range(0, len(decoded), self._graph.max_clips):
-            part = decoded[start : start + self._graph.max_clips]
-            clips = [clip for clip, _ in part]
-            cropped = self._graph([clip.frames for clip in clips], self._source.windows(clips))
-            rows = [clip.request.sample - first for clip in clips]
-            frames = self._frames(batch, cropped.shape[1:])
-            together = rows == list(range(rows[0], rows[0] + len(rows))) and rows[-1] < count
-            if together:
-                frames[rows[0] : rows[0] + len(rows)] = cropped
-            for k, (clip, substitute) in enumerate(part):
-                request = clip.request
-                if rows[k] >= count:
-                    run.pool[request.sample] = _Finished(cropped[k].clone(), request, substitute)
-                    continue
-                if not together:
-                    frames[rows[k]] = cropped[k]
-                batch.requests[request.sample] = request
-                batch.substitutes += substitute
-            if self._stream is not None:
-                self._stream.synchronize()  # DALI takes `cropped` back without regard to the copies
-        run.held -= run.decoded_bytes
+        for start in range(0, len(decoded), self._cropper.max_clips):
+            by_batch: dict[int, list[tuple[DecodedClip, bool]]] = {}
+            for clip, substitute in decoded[start : start + self._cropper.max_clips]:
+                number = (clip.request.sample - batch.samples.start) // self._limits.stride
+                by_batch.setdefault(number, []).append((clip, substitute))
+            for number, clips in by_batch.items():
+                first = batch.samples.start + number * self._limits.stride
+                if number == 0:
+                    self._take(batch, self._cropped(clips, first, batch))
+                else:
+                    run.pool.setdefault(first, []).append(self._cropped(clips, first))
+                    run.pooled += len(clips)
+        done = self._mark()
+        if done is None:
+            run.held -= run.decoded_bytes
+        else:
+            run.reading.append(_Reading(done, [clip for clip, _ in decoded], run.decoded_bytes))
         run.decoded_bytes = 0
         run.decoded.clear()
 
-    def _frames(self, batch: _Batch, clip: torch.Size) -> Tensor:
+    def _cropped(
+        self, decoded: list[tuple[DecodedClip, bool]], first: int, batch: _Batch | None = None
+    ) -> _Cropped:
+        """Clips of the batch whose first sample is `first`; where it is at hand, in its memory if they lie
+        there one behind the other."""
+        clips = [clip for clip, _ in decoded]
+        rows = [clip.request.sample - first for clip in clips]
+        place = None
+        if batch is not None and _step(rows) == 1:
+            shape = (length_of(clips[0].frames), self._cropper.size, self._cropper.size, 3)
+            place = self._frames(batch, shape)[rows[0] : rows[-1] + 1]
+        cropped = self._cropper([clip.frames for clip in clips], self._source.windows(clips), place)
+        requests = [clip.request for clip in clips]
+        return _Cropped(cropped, rows, requests, sum(substitute for _, substitute in decoded))
+
+    def _take(self, batch: _Batch, cropped: _Cropped) -> None:
+        """Takes cropped clips into a batch; copies those that do not lie there."""
+        frames, rows = self._frames(batch, cropped.frames.shape[1:]), cropped.rows
+        step = _step(rows)
+        if step:
+            place = frames[rows[0] : rows[-1] + 1 : step]
+            if place.data_ptr() != cropped.frames.data_ptr():
+                place.copy_(cropped.frames)
+        else:
+            for row, clip in zip(rows, cropped.frames, strict=True):
+                frames[row] = clip
+        for request in cropped.requests:
+            batch.requests[request.sample] = request
+        batch.substitutes += cropped.substitutes
+
+    def _frames(self, batch: _Batch, clip: tuple[int, ...]) -> Tensor:
         """The batch's frames, made for clips of that shape. On a GPU it is torch's own memory."""
         if batch.frames is None:
             shape = (len(batch.samples), *clip)
-            batch.frames = torch.empty(shape, dtype=torch.uint8, device=self._graph.device)
+            batch.frames = torch.empty(shape, dtype=torch.uint8, device=self._cropper.device)
         return batch.frames
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """On a GPU, when all is done that was queued so far. Who waits for it sleeps."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event(blocking=True)
+        event.record(self._stream)
+        return event
+
+
+def _step(rows: list[int]) -> int:
+    """From each row to the next, where that is the same upwards everywhere; 0 otherwise."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    return step if step > 0 and rows == list(range(rows[0], rows[-1] + 1, step)) else 0

@@ -2,9 +2,9 @@
 
 What reads a corpus through (embedding, features, fine-tuning) wants every clip that it asks for, or the
 reason why there is none; ClipLoader, which pretrains, draws clips without end and substitutes those that
-fail. Both decode and crop by the same engines and the same graph:
+fail. Both decode and crop by the same engines and the same crops:
 
-    groups of requests --submit, some ahead--> engine --in order--> CropGraph --> group by group
+    groups of requests --submit, some ahead--> engine --in order--> crop --> group by group
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE
 from surgrec.loaders.clip_source import check_areas, content_of
 from surgrec.loaders.crop import CropWindows, RandomCrop, centre_windows
-from surgrec.loaders.dali_graph import CropGraph, choose_way
+from surgrec.loaders.crop_way import make_crop
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip, Outcome
 from surgrec.loaders.engines.select import make_engine
 from surgrec.loaders.packet_index import PacketIndex
 from surgrec.loaders.picture_bytes import picture_bytes
+from surgrec.loaders.streams import loader_stream
 from torch import Tensor
 
 
@@ -63,13 +64,12 @@ class ClipStream:
         self.index = index
         self.device = checked_device(device)
         self._areas = None if content_area is None else check_areas(index, content_area)
-        way = choose_way(data.crop, self.device)
-        self._graph = CropGraph(data.size, chunk, self.device, threads, way)
+        self._cropper = make_crop(data.size, chunk, self.device, threads, data.crop)
         self._chunk = chunk
         self._bytes = data.picture_mib << 20
         self._engine = make_engine(index, data, threads, self.device)
         self._ahead = SPARE + AHEAD * parallel_clips(self._engine, threads)
-        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._side = loader_stream(self.device) if self.device.type == "cuda" else None
 
     def read(
         self, groups: Iterable[Sequence[ClipRequest]], crop: RandomCrop | None = None
@@ -131,7 +131,7 @@ class ClipStream:
             inside.top + areas[:, 0], inside.left + areas[:, 1], inside.height, inside.width, inside.flip
         )
         with self._on_side():
-            cropped = self._graph([clip.frames for clip in clips], windows).clone()
+            cropped = self._cropper([clip.frames for clip in clips], windows)
             if self._side is not None:
                 self._side.synchronize()
         if cropped.is_cuda:

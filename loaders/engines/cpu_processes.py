@@ -24,6 +24,7 @@ from surgrec.loaders.engines.decode_process import Answer, Pictures, Setup, Wron
 from surgrec.loaders.engines.pixels import Layout
 from surgrec.loaders.engines.threads import WorkerThreads
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex
+from surgrec.loaders.streams import loader_stream
 
 SEQUENTIAL_PATIENCE: Final = 60
 """Times the timeout that a video without random access is given: it is decoded from its start."""
@@ -57,7 +58,7 @@ class CpuProcesses(PooledEngine):
         self.index = index
         self.threads = count_threads(threads)
         setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
-        memory = torch.cuda.Stream(device) if device.type == "cuda" else None
+        memory = loader_stream(device) if device.type == "cuda" else None
         self._pool: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
             self.threads,
             "surgrec-cpu",
@@ -102,7 +103,7 @@ class ProcessWorker:
         self._device = device
         self._timeout = timeout
         self._memory = memory
-        self._stream = None if memory is None else torch.cuda.Stream(device)
+        self._stream = None if memory is None else loader_stream(device)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._arena: Arena | None = None

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from surgrec.loaders.streams import loader_stream
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -37,7 +38,7 @@ class DaliDecoder:
         self.device = with_index(device)
         self._threads = threads
         self._most = most
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = loader_stream(device) if device.type == "cuda" else None
         self._pipeline: Any = None
 
     def __call__(

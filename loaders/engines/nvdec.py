@@ -48,6 +48,7 @@ from surgrec.loaders.engines.pixels import MATRIX_NAMES
 from surgrec.loaders.engines.threads import PassedOn, WorkerThreads, WorkQueue
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex, VideoInfo
+from surgrec.loaders.streams import loader_stream
 
 FORMATS: Final = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
 """Pixel formats that NVDEC decodes, and their depth."""
@@ -108,7 +109,7 @@ class NvdecEngine(PooledEngine):
         self._lock = threading.Lock()
         pool = SessionPool(self._make_session, _StreamSession.nbytes, session_memory)
         self._pool = pool
-        self.memory_stream = torch.cuda.Stream(device)
+        self.memory_stream = loader_stream(device)
         """Whose memory pictures come from: one for all threads, so that each can use what any gave back."""
         queue: WorkQueue[ClipRequest, Outcome] = WorkQueue(lanes=2)
         self._gpu: WorkerThreads[_NvdecWorker, ClipRequest, Outcome] = WorkerThreads(
@@ -247,7 +248,7 @@ class _StreamSession:
     """An NVDEC session and the stream that it copies on."""
 
     def __init__(self, driver: Driver, codec: str, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # kept: the session knows its handle only
+        self._stream = loader_stream(device)  # kept: the session knows its handle only
         self.session = NvdecSession(driver, CODECS[codec], codec in IN_ORDER_CODECS, self._stream.cuda_stream)
 
     def nbytes(self) -> int:

@@ -19,6 +19,7 @@ from surgrec.loaders.engines.nvdec_feed import Feed, FeedReader, describer
 from surgrec.loaders.engines.nvdec_session import NvdecSession
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import PacketIndex
+from surgrec.loaders.streams import loader_stream
 
 STRETCH = 250
 """Frames that are fed between two looks at the clock."""
@@ -40,7 +41,7 @@ def sequential_rate(index: PacketIndex, device: torch.device, sessions: int, sec
     def decode(number: int) -> None:
         torch.cuda.set_device(device)
         torch.zeros(1, device=device)  # makes the GPU's context current in this thread
-        stream = torch.cuda.Stream(device)
+        stream = loader_stream(device)
         video = number % len(index)
         info = reader.info(ClipRequest(0, video, (0,)))
         in_order = info.codec in IN_ORDER_CODECS

@@ -17,7 +17,8 @@ from surgrec.loaders.clip_loader import ClipLoader
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.crop import RandomCrop
-from surgrec.loaders.dali_graph import CropGraph, Way
+from surgrec.loaders.crop_way import Way, make_crop
+from surgrec.loaders.dali_graph import CropGraph
 from surgrec.loaders.engines.base import DecodedClip
 from surgrec.loaders.engines.cpu_processes import CpuProcesses
 from surgrec.loaders.packet_index import PacketIndex
@@ -61,7 +62,7 @@ class OnTheCpu:
             boxes = (windows.top, windows.left, windows.height, windows.width, windows.flip)
             return crop_clips([clip.frames for clip in clips], boxes, self._size)
         graph = CropGraph(self._size, len(clips), torch.device("cpu"), threads=2)
-        return graph([to_rgb(clip.frames).numpy() for clip in clips], windows).clone()
+        return graph([to_rgb(clip.frames).numpy() for clip in clips], windows)
 
     def __enter__(self) -> OnTheCpu:
         return self
@@ -78,12 +79,12 @@ def test_both_devices_give_the_same_pictures(way: Way) -> None:
     windows = crop.windows(range(4), widths, heights, [1.0, 1.0, 2.0, 0.9])
     assert len(set(windows.flip.tolist())) == 2
     on_cpu = CropGraph(112, 4, torch.device("cpu"), threads=2)(frames, windows)
-    graph = CropGraph(112, 4, torch.device("cuda", 0), threads=2, way=way)
-    on_gpu = graph(frames, windows)
+    cropper = make_crop(112, 4, torch.device("cuda", 0), threads=2, crop=way)
+    on_gpu = cropper(frames, windows)
     assert on_gpu.is_cuda
     assert on_gpu.shape == on_cpu.shape
     assert_alike(on_gpu, on_cpu)
-    assert torch.equal(graph(frames, windows), on_gpu)
+    assert torch.equal(cropper(frames, windows), on_gpu)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -93,8 +94,8 @@ def test_planes_are_read_on_the_stream_at_hand(way: Way) -> None:
     crop = RandomCrop(2, (0.3, 1.0), (0.75, 4 / 3), flip=True)
     windows = crop.windows(range(2), [w for w, _ in sizes], [h for _, h in sizes], [1.0, 1.0])
     arrays = [clip(*size, seed) for seed, size in enumerate(sizes)]
-    graph = CropGraph(112, 4, torch.device("cuda", 0), threads=2, way=way)
-    expected = graph(arrays, windows).clone()
+    cropper = make_crop(112, 4, torch.device("cuda", 0), threads=2, crop=way)
+    expected = cropper(arrays, windows)
     busy = torch.randn(5000, 5000, device="cuda")
     host = [torch.from_numpy(array).pin_memory() for array in arrays]
     torch.cuda.synchronize()
@@ -106,7 +107,7 @@ def test_planes_are_read_on_the_stream_at_hand(way: Way) -> None:
             for pixels in host:
                 red, green, blue = pixels.to("cuda", non_blocking=True).unbind(3)
                 clips.append(Planes((red, green, blue), (0, 1, 2, 3), Colour("rgb", full_range=True)))
-            result = graph(clips, windows)
+            result = cropper(clips, windows)
             for planes in clips:
                 planes.planes[0].zero_()
             assert torch.equal(result, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,10 @@ from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.crop import CropWindows
-from surgrec.loaders.dali_graph import CropGraph, Way
+from surgrec.loaders.crop_way import Crop, Way
+from surgrec.loaders.dali_graph import CropGraph
 from surgrec.loaders.engines.base import ClipFailure, DecodedClip
+from surgrec.loaders.fused_crop import FusedCrop
 from surgrec.loaders.packet_index import PacketIndex
 
 DATA = DataConfig(frames=4, stride=2, size=64, flip=True, threads=2, max_failures=1.0)
@@ -245,7 +248,9 @@ def test_a_unit_that_fails_is_replaced_as_a_whole(make: Make) -> None:
 def test_planes_give_the_pictures_of_arrays(make: Make, index: PacketIndex, way: Way) -> None:
     arrays = take(make(2, 2, 1), 2)
     loader = make(2, 2, 1, engine=NoiseEngine(index, planes=True))
-    loader._producer._graph = CropGraph(64, CHUNK, torch.device("cpu"), 1, way)
+    cpu = torch.device("cpu")
+    crop = FusedCrop(64, CHUNK, cpu) if way == "fused" else CropGraph(64, CHUNK, cpu, 1)
+    loader._producer._cropper = crop
     for one, two in zip(arrays, take(loader, 2), strict=True):
         difference = (one.frames.int() - two.frames.int()).abs()
         assert difference.max() <= 3
@@ -269,19 +274,21 @@ def test_pictures_that_wait_are_bounded(make: Make, index: PacketIndex) -> None:
     assert whole._producer.most_held == (SPARE + AHEAD * 3 + CHUNK - 1) * one
 
 
-class CountingGraph:
-    """A graph that notes, for each call, its clips and the decodes that are with the engine meanwhile."""
+class CountingCrop:
+    """A crop that notes, for each call, its clips and the decodes that are with the engine meanwhile."""
 
-    def __init__(self, graph: CropGraph, engine: NoiseEngine) -> None:
-        self.graph, self.engine = graph, engine
-        self.device, self.max_clips = graph.device, graph.max_clips
+    def __init__(self, crop: Crop, engine: NoiseEngine) -> None:
+        self.crop, self.engine = crop, engine
+        self.size, self.device, self.max_clips = crop.size, crop.device, crop.max_clips
         self.calls: list[tuple[int, int]] = []
-        self.prepare = graph.prepare
+        self.prepare = crop.prepare
 
-    def __call__(self, clips: Sequence[Any], windows: CropWindows) -> torch.Tensor:
+    def __call__(
+        self, clips: Sequence[Any], windows: CropWindows, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         taken = sum(count for count, _ in self.calls) + len(clips)
         self.calls.append((len(clips), len(self.engine.submitted) - taken))
-        return self.graph(clips, windows)
+        return self.crop(clips, windows, out)
 
 
 def test_large_pictures_are_cropped_early(make: Make, index: PacketIndex) -> None:
@@ -292,11 +299,11 @@ def test_large_pictures_are_cropped_early(make: Make, index: PacketIndex) -> Non
         engine = NoiseEngine(index)
         engine.parallel = 30
         loader = make(engine=engine, data=replace(data, picture_mib=mib), global_batch=2 * CHUNK + 5)
-        graph = CountingGraph(loader._producer._graph, engine)
-        loader._producer._graph = graph  # type: ignore[assignment]  # all that the producer asks of a graph
+        crop = CountingCrop(loader._producer._cropper, engine)
+        loader._producer._cropper = crop
         batches.append(take(loader, 2))
         loader.close()
-        calls.append(graph.calls)
+        calls.append(crop.calls)
         assert loader._producer.most_held <= mib << 20
         assert same(batches[0], batches[-1])
     early, late = calls
@@ -304,6 +311,72 @@ def test_large_pictures_are_cropped_early(make: Make, index: PacketIndex) -> Non
     assert {count for count, _ in early} == {1, 2}  # 1 at the end of a batch
     assert min(waiting for _, waiting in early) == (1 << 20) // one - 2
     assert {count for count, _ in late} == {CHUNK, 5}
+
+
+class Mark:
+    """An event of a GPU that has done nothing until it is waited for."""
+
+    def __init__(self, clips: list[Any]) -> None:
+        self.clips = clips
+        self.reached = False
+        self.waits = 0
+
+    def query(self) -> bool:
+        return self.reached
+
+    def synchronize(self) -> None:
+        assert all(clip() is not None for clip in self.clips)  # what the GPU reads is still there
+        self.reached = True
+        self.waits += 1
+
+
+class WeakCrop:
+    """A crop that notes what it read, and forgets it."""
+
+    def __init__(self, crop: Crop) -> None:
+        self.crop = crop
+        self.size, self.device, self.max_clips, self.prepare = (
+            crop.size,
+            crop.device,
+            crop.max_clips,
+            crop.prepare,
+        )
+        self.read: list[Any] = []
+
+    def __call__(
+        self, clips: Sequence[Any], windows: CropWindows, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        self.read = [weakref.ref(clip) for clip in clips]
+        return self.crop(clips, windows, out)
+
+
+@pytest.mark.parametrize(("clips", "repeats"), [(1, 1), (2, 2)])
+def test_pictures_are_held_and_counted_until_the_gpu_has_read_them(
+    make: Make, index: PacketIndex, clips: int, repeats: int
+) -> None:
+    """A GPU that is behind holds up decoding where memory is short, and never longer than it must."""
+    data = replace(DATA, picture_mib=1, frames=8)
+    expected = take(make(clips, repeats, data=data, global_batch=40), 3)
+    loader = make(clips, repeats, data=data, global_batch=40)
+    producer, marks = loader._producer, []
+    crop = WeakCrop(producer._cropper)
+
+    def mark() -> Mark:
+        marks.append(Mark(crop.read))
+        return marks[-1]
+
+    producer._cropper = crop
+    producer._mark = mark  # type: ignore[method-assign,assignment]  # there is no GPU here
+    producer.start(0)
+    made = [producer.get()[0] for _ in range(3)]
+    producer.stop()
+    for one, two in zip(made, expected, strict=True):
+        assert torch.equal(one.frames, two.frames)
+        assert one.requests == two.requests
+        assert isinstance(one.done, Mark)
+        assert not one.done.waits
+    assert 0 < producer.most_held <= 1 << 20
+    assert any(mark.waits for mark in marks)
 
 
 def test_a_clip_larger_than_the_bound_is_let_through(make: Make, index: PacketIndex) -> None:

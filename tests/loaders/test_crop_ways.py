@@ -1,4 +1,4 @@
-"""The DALI graph on the CPU: the pictures of a plain antialiased resize, any sizes together, no copies."""
+"""The crops on the CPU: the pictures of a plain antialiased resize, any sizes together, both ways alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from numpy.typing import NDArray
 from surgrec.kernels.planes import Colour, Planes
 from surgrec.loaders.crop import CropWindows, RandomCrop
-from surgrec.loaders.dali_graph import CropGraph, Way, choose_way
+from surgrec.loaders.crop_way import Way, choose_way, make_crop
+from surgrec.loaders.dali_graph import CropGraph
+from surgrec.loaders.fused_crop import FusedCrop
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -110,8 +112,8 @@ def test_a_view_that_is_not_contiguous_is_read_rightly(graph: CropGraph) -> None
 
 
 @pytest.fixture(scope="module")
-def fused() -> CropGraph:
-    return CropGraph(SIZE, 4, CPU, threads=2, way="fused")
+def fused() -> FusedCrop:
+    return FusedCrop(SIZE, 4, CPU)
 
 
 def as_planes(frames: NDArray[np.uint8], rotation: int = 0) -> Planes:
@@ -121,7 +123,7 @@ def as_planes(frames: NDArray[np.uint8], rotation: int = 0) -> Planes:
     return Planes((red, green, blue), tuple(range(len(frames))), Colour("rgb", full_range=True), rotation)
 
 
-def test_both_ways_give_the_same_pictures(graph: CropGraph, fused: CropGraph) -> None:
+def test_both_ways_give_the_same_pictures(graph: CropGraph, fused: FusedCrop) -> None:
     frames = [clip(640, 480, seed=k) for k in range(4)]
     expected = graph(frames, windows(*BOXES))
     result = fused(frames, windows(*BOXES))
@@ -136,14 +138,14 @@ def test_both_ways_give_the_same_pictures(graph: CropGraph, fused: CropGraph) ->
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 @pytest.mark.parametrize("way", ["fused", "dali"])
-def test_planes_and_arrays_mix(graph: CropGraph, fused: CropGraph, way: Way, rotation: int) -> None:
+def test_planes_and_arrays_mix(graph: CropGraph, fused: FusedCrop, way: Way, rotation: int) -> None:
     used = fused if way == "fused" else graph
     frames = [clip(64, 48), clip(320, 240, seed=1)]
     boxes = windows((2, 4, 40, 50, False), (30, 50, 160, 170, True))
     assert torch.equal(used([as_planes(frames[0], rotation), frames[1]], boxes), used(frames, boxes))
 
 
-def test_memory_used_again_keeps_earlier_results(fused: CropGraph) -> None:
+def test_memory_used_again_keeps_earlier_results(fused: FusedCrop) -> None:
     """Calls of fewer and of more clips, and of other lengths, write where earlier ones did."""
     calls = []
     for seed, (count, length) in enumerate([(4, 3), (1, 3), (4, 5), (2, 3), (4, 3)]):
@@ -153,18 +155,34 @@ def test_memory_used_again_keeps_earlier_results(fused: CropGraph) -> None:
         calls.append((frames, boxes, result, result.clone()))
     for frames, boxes, result, kept in calls:
         assert torch.equal(result, kept)
-        fresh = CropGraph(SIZE, len(frames), CPU, threads=1, way="fused")
+        fresh = FusedCrop(SIZE, len(frames), CPU)
         assert torch.equal(fresh([as_planes(part) for part in frames], boxes), kept)
 
 
-def test_rows_of_planes_are_frames(fused: CropGraph) -> None:
+@pytest.mark.parametrize("way", ["fused", "dali"])
+def test_results_go_where_they_are_wanted(graph: CropGraph, fused: FusedCrop, way: Way) -> None:
+    used = fused if way == "fused" else graph
+    frames, boxes = (
+        [clip(90, 70, seed=k) for k in range(2)],
+        windows((0, 1, 50, 60, True), (3, 0, 40, 70, False)),
+    )
+    batch = torch.zeros((5, 3, SIZE, SIZE, 3), dtype=torch.uint8)
+    assert used(frames, boxes, batch[1:3]).data_ptr() == batch[1:3].data_ptr()
+    assert torch.equal(batch[1:3], used(frames, boxes))
+    assert not batch[[0, 3, 4]].any()
+    for wrong in (batch, batch[:2, :2], batch[:2].int()):
+        with pytest.raises(ValueError, match="out is torch"):
+            used(frames, boxes, wrong)
+
+
+def test_rows_of_planes_are_frames(fused: FusedCrop) -> None:
     frames = clip(64, 48, frames=5)
     planes = Planes(as_planes(frames).planes, (4, 1, 1), Colour("rgb", full_range=True))
     box = windows((0, 0, 48, 64, False))
     assert torch.equal(fused([planes], box), fused([frames[[4, 1, 1]]], box))
 
 
-def test_planes_are_checked(graph: CropGraph, fused: CropGraph) -> None:
+def test_planes_are_checked(graph: CropGraph, fused: FusedCrop) -> None:
     whole = windows((0, 0, 48, 64, False), (0, 0, 48, 64, False))
     for used in (graph, fused):
         with pytest.raises(ValueError, match="clip 1 has 2 frames on cpu; 3 on cpu are needed"):
@@ -179,6 +197,8 @@ def test_the_way_follows_the_device() -> None:
     assert [choose_way(crop, CPU) for crop in ("auto", "fused", "dali")] == ["dali"] * 3
     with pytest.raises(ValueError, match="crop is 'nearest'; choose from auto, fused, dali"):
         choose_way("nearest", gpu)
+    assert isinstance(make_crop(SIZE, 4, CPU, 1, "auto"), CropGraph)
+    assert isinstance(make_crop(SIZE, 4, gpu, 1, "auto"), FusedCrop)
 
 
 def test_refusals(graph: CropGraph) -> None:
@@ -197,3 +217,5 @@ def test_refusals(graph: CropGraph) -> None:
         graph([frames.astype(np.float32)], windows(whole))  # type: ignore[list-item]  # what is tested
     with pytest.raises(ValueError, match="each must be at least 1"):
         CropGraph(0, 1, CPU, threads=1)
+    with pytest.raises(ValueError, match="size=5, max_clips=0: each must be at least 1"):
+        FusedCrop(5, 0, CPU)
