@@ -284,18 +284,24 @@ class ClipProducer:
 
     def _submit(self, run: _Run) -> None:
         """Give the engine as many decodes as the limits allow; run.next is the one that must wait."""
-        while run.reading and run.reading[0].done.query():
-            run.held -= run.reading.popleft().nbytes
         while len(run.waiting) < self._limits.in_flight:
             decode = run.next or next(run.decodes)
             run.next = None
             nbytes = picture_bytes(self._source.index, decode.request, self._cropper.device)
+            if run.held + nbytes > self._limits.picture_bytes:
+                self._let_go(run)
             if run.held and run.held + nbytes > self._limits.picture_bytes:
                 run.next = decode
                 return
             run.held += nbytes
             self.most_held = max(self.most_held, run.held)
             run.waiting.append(_Submitted(decode, self._engine.submit(decode.request), nbytes))
+
+    def _let_go(self, run: _Run) -> None:
+        """Drops the pictures that the GPU has read. It is asked seldom: whoever asks holds the interpreter's
+        lock, and waits for the threads that are with the driver."""
+        while run.reading and run.reading[0].done.query():
+            run.held -= run.reading.popleft().nbytes
 
     def _resolve(self, submitted: _Submitted, stop: threading.Event) -> tuple[SharedDecode, DecodedClip, int]:
         """A decode that succeeded, its pictures, and how many substitutes it took, 0 where none."""
@@ -325,6 +331,7 @@ class ClipProducer:
         """Crop what is decoded: into the batch, or into the pool for a later one."""
         if not run.decoded:
             return
+        self._let_go(run)
         decoded = list(run.decoded.values())
         for start in range(0, len(decoded), self._cropper.max_clips):
             by_batch: dict[int, list[tuple[DecodedClip, bool]]] = {}
