@@ -106,13 +106,16 @@ def main() -> int:
             return 1
         starts.append(found[0])
         samples = found[1]
+    stopped = not args.seconds and samples[-1][1] < args.clips
+    if stopped:
+        print(f"stopped after {samples[-1][1]} of {args.clips} clips", file=sys.stderr)
     rows, problems = judge(args, device, starts, samples)
     print_table(rows)
     for problem in problems:
         print(f"TOO MUCH {problem}")
     if args.save:
         print(f"written: {write_results(__file__, args, rows, args.out)}")
-    return 1 if problems else 0
+    return 130 if stopped else int(bool(problems))
 
 
 def make_index(args: Args) -> Path:
@@ -145,7 +148,10 @@ def make_index(args: Args) -> Path:
 
 
 def soak(args: Args, index_path: Path, device: str) -> tuple[float, list[Sample]] | str:
-    """Runs the loader in a fresh process: (seconds to the first batch, samples), or why it failed."""
+    """Runs the loader in a fresh process: (seconds to the first batch, samples), or why it failed.
+
+    Ctrl-C ends it early, with the samples that there are.
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_soak, args=(there, args, index_path, device, time.time()), daemon=True)
@@ -153,36 +159,47 @@ def soak(args: Args, index_path: Path, device: str) -> tuple[float, list[Sample]
     there.close()
     first = -1.0
     samples: list[Sample] = []
-    while True:
-        if not here.poll(300):
-            process.kill()
-            return f"no batch for 300 s after {samples[-1][1] if samples else 0} clips"
-        try:
-            message = here.recv()
-        except EOFError:
-            process.join()
-            return f"the process died, exit code {process.exitcode}"
-        if isinstance(message, str):
-            process.join(10)
-            return message
-        if message is None:
-            process.join(60)
-            if process.is_alive():
+    try:
+        while True:
+            if not here.poll(300):
                 process.kill()
-                return "the process does not end after the loader was closed"
-            return first, samples
-        if isinstance(message, float):
-            first = message
-            print(f"first batch after {first:.1f} s", flush=True)
-        else:
-            samples.append(message)
-            if len(samples) % 20 == 1:
-                seconds, clips, host, gpu, sessions = message
-                print(
-                    f"{seconds:6.0f} s {clips:8d} clips, host {host:.3f} GiB, device {gpu:.3f} GiB"
-                    f" ({sessions:.3f} of sessions)",
-                    flush=True,
-                )
+                return f"no batch for 300 s after {samples[-1][1] if samples else 0} clips"
+            try:
+                message = here.recv()
+            except EOFError:
+                process.join()
+                return f"the process died, exit code {process.exitcode}"
+            if isinstance(message, str):
+                process.join(10)
+                return message
+            if message is None:
+                process.join(60)
+                if process.is_alive():
+                    process.kill()
+                    return "the process does not end after the loader was closed"
+                return first, samples
+            if isinstance(message, float):
+                first = message
+                print(f"first batch after {first:.1f} s", flush=True)
+            else:
+                samples.append(message)
+                if len(samples) % 20 == 1:
+                    tell(message)
+    except KeyboardInterrupt:
+        process.kill()
+        if not samples:
+            raise
+        return first, samples
+
+
+def tell(sample: Sample) -> None:
+    """Prints how far the loader is and what it holds."""
+    seconds, clips, host, gpu, sessions = sample
+    print(
+        f"{seconds:6.0f} s {clips:8d} clips, host {host:.3f} GiB, device {gpu:.3f} GiB"
+        f" ({sessions:.3f} of sessions)",
+        flush=True,
+    )
 
 
 def _soak(pipe: Connection, args: Args, index_path: Path, device: str, start: float) -> None:

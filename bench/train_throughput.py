@@ -47,6 +47,9 @@ INPUTS: Final = ("synthetic", "cached", *PROXIES)
 BATCHES: Final = {"mae-vitb": 128, "mae-vitl": 256, "jepa-vitl": 64, "jepa-vitl-256": 64}
 """Clips of a batch, where none is given; 32 for other presets."""
 CACHED_BATCHES: Final = 4
+WARM_SECONDS: Final = 6.0
+"""For which steps are taken before the first run where clips come from files: by then a loader has found how
+many processes help it (loaders/engines/crew_size.py), and the queues of others are as full as they get."""
 PATIENCE: Final = 300.0
 """Seconds without a word from a measurement after which it counts as hanging."""
 
@@ -66,7 +69,7 @@ class Args:
     steps: int = 20
     """Steps of one measured run."""
     warmup: int = 5
-    """Steps before the first run; the very first is measured by itself."""
+    """Steps before the first run; the very first is measured by itself. From proxies, as many as take 6 s."""
     runs: int = 3
     """Measured runs."""
     blocks: BlockWay = "auto"
@@ -240,7 +243,10 @@ def measure(args: Args, work: Work) -> Measured:
     try:
         step = peer.open(setup, peer.compiled) if peer else surgrec(setup, args.blocks)
         first = seconds_of(step, 1, device)[0]
+        until = time.perf_counter() + (WARM_SECONDS if work.source in PROXIES else 0.0)
         seconds_of(step, args.warmup, device)
+        while time.perf_counter() < until:
+            seconds_of(step, 1, device)
         with gpu_clocks() as clocks:
             runs = [seconds_of(step, args.steps, device) for _ in range(args.runs)]
     finally:

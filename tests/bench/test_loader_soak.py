@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,18 +50,46 @@ def test_a_leak_and_a_loader_that_is_too_large_are_told(bench_module):
     assert script.judge(script.Args(), "cpu", [9.5, 4.5], leaking)[1] == problems[:1]
 
 
-def test_the_script_runs_the_loader_over_linked_files(tmp_path):
-    command = [sys.executable, str(ROOT / "bench" / "loader_soak.py"), "--clips", "24", "--batch", "4"]
-    command += ["--engine", "cpu", "--device", "cpu", "--files", "12", "--copies", "3", "--size", "32"]
-    command += ["--frames", "4", "--interval", "0", "--max-growth", "1000"]
-    command += ["--cache", str(tmp_path), "--out", str(tmp_path / "results")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("soak")
+
+
+def command(cache, out, clips):
+    words = [sys.executable, str(ROOT / "bench" / "loader_soak.py"), "--clips", str(clips), "--batch", "4"]
+    words += ["--engine", "cpu", "--device", "cpu", "--files", "12", "--copies", "3", "--size", "32"]
+    words += ["--frames", "4", "--interval", "0", "--max-growth", "1000"]
+    return [*words, "--cache", str(cache), "--out", str(out)]
+
+
+def rows_in(out):
+    (path,) = out.glob("loader_soak-*.json")
+    return {entry["metric"]: entry for entry in json.loads(path.read_text())["rows"]}
+
+
+def test_the_script_runs_the_loader_over_linked_files(cache, tmp_path):
+    words = command(cache, tmp_path, 24)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    videos = sorted((tmp_path / "soak-12-3" / "videos").iterdir())
+    videos = sorted((cache / "soak-12-3" / "videos").iterdir())
     assert len(videos) == 12
     assert len({video.stat().st_ino for video in videos}) == 3
-    (path,) = (tmp_path / "results").glob("loader_soak-*.json")
-    rows = {entry["metric"]: entry for entry in json.loads(path.read_text())["rows"]}
+    rows = rows_in(tmp_path)
     assert rows["clips_per_s"]["clips"] == 24
     assert rows["first_batch_s"]["value"] > 0
     assert 0.05 < rows["host_gib"]["value"] < 20
+
+
+def test_what_was_measured_until_ctrl_c_is_kept(cache, tmp_path):
+    words = command(cache, tmp_path, 10**8)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        looks = (line for line in process.stdout if " clips, host " in line)
+        for _ in range(3):  # of both processes that the script starts
+            assert next(looks)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    reached = rows_in(tmp_path)["clips_per_s"]["clips"]
+    assert 0 < reached < 10**8
+    assert f"stopped after {reached} of {10**8} clips" in said
