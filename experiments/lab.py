@@ -1,7 +1,8 @@
 """What the experiments share: SurgRec's commands run one after the other, their record, measures and checks.
 
 A folder of an experiment holds what it made. A command that has ended well there is not run again, so that an
-experiment which was stopped goes on; one that fails ends it, and stands in the record as what it was.
+experiment which was stopped goes on; one that fails ends it, and stands in the record as what it was. Parts
+that need nothing of each other run side by side, as many commands at a time as a lab has jobs.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,6 +28,8 @@ from surgrec.evaluation.results import Interval, Result, read_results
 ROOT: Final = Path(__file__).resolve().parents[1]
 CURVES: Final = ("loss", "monitor/feature_std", "monitor/rankme", "monitor/collapsed")
 """Scalars of a run that are kept."""
+STOP_SECONDS: Final = 30.0
+"""For commands to end after Ctrl-C."""
 TAIL: Final = 20
 """Lines of a failed command's output that are shown."""
 
@@ -61,26 +67,108 @@ class Check:
 
 @dataclass(frozen=True)
 class Step:
-    """A command that was run. seconds: of wall time. status: its exit status."""
+    """A command that was run. seconds: of wall time. status: its exit status. began: seconds since 1970."""
 
     name: str
     command: str
     status: int
     seconds: float
+    began: float
+
+
+class _Commands:
+    """The commands that run at the moment, `jobs` of them at most."""
+
+    def __init__(self, jobs: int) -> None:
+        self.slots = threading.BoundedSemaphore(jobs)
+        self.lock = threading.Lock()
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def run(self, words: Sequence[str], log: Path) -> int:
+        """The exit status. Raises KeyboardInterrupt where commands are to be stopped."""
+        with self.lock:
+            if self.stopped:
+                raise KeyboardInterrupt
+            with open(log, "w", encoding="utf-8") as file:
+                process = subprocess.Popen(
+                    [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                )
+            self.running.add(process)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        finally:
+            with self.lock:
+                self.running.discard(process)
+
+    def stop(self) -> None:
+        """Lets none begin from now on, and ends those that run as Ctrl-C would."""
+        with self.lock:
+            self.stopped = True
+            running = list(self.running)
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @dataclass
 class Lab:
-    """One experiment under way. out: its folder. videos: of the command line. curves: by name of
-    a run, columns of CURVES and `step`."""
+    """One experiment under way. out: its folder. workers: decoding threads and processes of a command.
+    videos: of the command line. jobs: commands at a time. curves: by name of a run, columns of CURVES and
+    `step`."""
 
     out: Path
     device: Literal["auto", "cpu", "cuda"]
     workers: int
     videos: tuple[Path, ...] = ()
+    jobs: int = 1
     steps: list[Step] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    commands: _Commands = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.commands = _Commands(self.jobs)
+
+    def together(self, parts: Sequence[Callable[[Lab], None]]) -> None:
+        """Runs parts that need nothing of each other, and takes over what they found in this order.
+
+        Where a part fails, commands that run beside it end as they would, and no other begins.
+        """
+
+        def guarded(part: Callable[[Lab], None], lab: Lab) -> None:
+            try:
+                part(lab)
+            except BaseException:
+                self.commands.stopped = True
+                raise
+
+        labs = [replace(self, steps=[], measures=[], curves={}) for _ in parts]
+        for lab in labs:
+            lab.commands = self.commands
+        with ThreadPoolExecutor(max(1, len(parts))) as pool:
+            futures = [pool.submit(guarded, part, lab) for part, lab in zip(parts, labs, strict=True)]
+            try:
+                errors = [future.exception() for future in futures]
+            except KeyboardInterrupt:
+                self.commands.stop()
+                raise
+        for lab in labs:
+            self.steps += [step for step in lab.steps if step not in self.steps]
+            self.measures += lab.measures
+            self.curves |= lab.curves
+        found = [error for error in errors if error is not None]
+        # Whoever was kept from beginning has KeyboardInterrupt.
+        for error in sorted(found, key=lambda error: isinstance(error, KeyboardInterrupt)):
+            raise error
 
     def run(self, name: str, arguments: Sequence[object]) -> None:
         """A command of Python, unless it has ended well here before.
@@ -98,22 +186,18 @@ class Lab:
             return
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{name}: {shown}", flush=True)
-        began = time.monotonic()
-        with open(log, "w", encoding="utf-8") as file:
-            done = subprocess.run(
-                [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=False
-            )
-        step = Step(name, shown, done.returncode, round(time.monotonic() - began, 1))
+        with self.commands.slots:
+            print(f"{name}: {shown}", flush=True)
+            began, ticks = time.time(), time.monotonic()
+            status = self.commands.run(words, log)
+            step = Step(name, shown, status, round(time.monotonic() - ticks, 1), round(began, 1))
         self.steps.append(step)
         print(f"{name}: {step.seconds:.0f} s, exit status {step.status}", flush=True)
-        if done.returncode in (130, -2):
+        if status in (130, -2):
             raise KeyboardInterrupt
-        if done.returncode:
+        if status:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-            raise ExperimentError(
-                "\n".join([f"step {name} ended with status {done.returncode} ({log}):", *lines])
-            )
+            raise ExperimentError("\n".join([f"step {name} ended with status {status} ({log}):", *lines]))
         self._finish(step)
 
     def pretrain(
@@ -147,16 +231,26 @@ class Lab:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 step = Step(**json.loads(line))
-            except ValueError:  # torn by a kill; its command is run again
+            except (ValueError, TypeError):  # torn by a kill; its command is run again
                 continue
             found[step.command] = step
         return found
 
     def _finish(self, step: Step) -> None:
-        with open(self.out / "steps.jsonl", "a", encoding="utf-8") as file:
+        with self.commands.lock, open(self.out / "steps.jsonl", "a", encoding="utf-8") as file:
             file.write(f"\n{json.dumps(asdict(step))}\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def wall_seconds(steps: Sequence[Step]) -> float:
+    """Time in which at least one of the steps ran."""
+    total = end = 0.0
+    for step in sorted(steps, key=lambda step: step.began):
+        begin = max(end, step.began)
+        end = max(end, step.began + step.seconds)
+        total += max(0.0, end - begin)
+    return total
 
 
 def untrained(name: str) -> str:

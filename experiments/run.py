@@ -3,6 +3,9 @@
     python experiments/run.py motion_digits                 # two cores, fifteen minutes
     python experiments/run.py motion_digits --size gpu      # one GPU, about eight minutes
 
+A module of experiments has a Config and three functions: prepare(lab, config) makes the data that all seeds
+share, measure(lab, config, data, seed) trains and asks, check(lab, config) compares with what is claimed.
+
 The result goes to experiments/NAME/results/, whether it is as expected or not. The exit status is 0 where all
 claims hold, 1 where one does not or a step failed, 130 after Ctrl-C; the same command then goes on.
 """
@@ -13,7 +16,8 @@ import datetime
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,6 +31,8 @@ sys.path += [str(ROOT), str(ROOT / "bench")]
 if TYPE_CHECKING:
     from experiments.lab import Check, Lab
 
+GPU_JOBS = 4
+"""A GPU has room for several small models, and a command spends half its time with imports and compiling."""
 Name = Literal["motion_digits", "balance", "real_video", "collapse"]
 
 
@@ -46,7 +52,9 @@ class Options:
     videos: tuple[Path, ...] = ()
     """Your own footage, for real_video."""
     workers: int = 0
-    """Decoding threads and processes; 0 takes the cores of this machine."""
+    """Decoding threads and processes of a command; 0 takes the cores of this machine, shared by its jobs."""
+    jobs: int = 0
+    """Commands at a time; 0 takes one for cpu and four for gpu."""
     save: bool = True
     """Write the result to `results`."""
     results: Path | None = None
@@ -71,15 +79,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"experiments: {path}: {error}", file=sys.stderr)
         return 2
     out = (options.out or ROOT / "build" / "experiments" / f"{options.name}-{options.size}").absolute()
-    workers = options.workers or len(os.sched_getaffinity(0))
-    lab = Lab(out, "cpu" if options.size == "cpu" else "cuda", workers, options.videos)
+    jobs = options.jobs or (1 if options.size == "cpu" else GPU_JOBS)
+    workers = options.workers or max(1, len(os.sched_getaffinity(0)) // jobs)
+    if min(jobs, workers) < 1:
+        print(f"experiments: --jobs {jobs} and --workers {workers} must be at least 1", file=sys.stderr)
+        return 2
+    lab = Lab(out, "cpu" if options.size == "cpu" else "cuda", workers, options.videos, jobs)
     seeds = options.seeds or tuple(config.seeds)
     checks: list[Check] = []
     failure = ""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for seed in seeds:
-            module.measure(lab, config, seed)
+        data = module.prepare(replace(lab, workers=jobs * workers), config)
+        lab.together([partial(module.measure, config=config, data=data, seed=seed) for seed in seeds])
         checks = module.check(lab, config)
     except (ExperimentError, OSError, ValueError) as error:
         failure = str(error)
@@ -101,6 +113,7 @@ def document(options: Options, lab: Lab, checks: list[Check], failure: str) -> d
     """The record of an experiment, as plain values."""
     import harness
 
+    from experiments.lab import wall_seconds
     from surgrec.training.run_record import package_versions
 
     return {
@@ -111,7 +124,7 @@ def document(options: Options, lab: Lab, checks: list[Check], failure: str) -> d
         "machine": harness.machine(),
         "versions": package_versions(),
         # Of an experiment that went on after a stop, all of it.
-        "seconds": round(sum(step.seconds for step in lab.steps), 1),
+        "seconds": round(wall_seconds(lab.steps), 1),
         "failure": failure,
         "checks": [asdict(check) for check in checks],
         "measures": [asdict(measure) for measure in lab.measures],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -45,22 +46,55 @@ class Config:
     probe: str
 
 
-def measure(lab: Lab, config: Config, seed: int) -> None:
-    """Both schemes with one seed of training."""
+@dataclass(frozen=True)
+class Data:
+    """manifests: of TASKS. index, plans: of the corpus, plans by scheme."""
+
+    manifests: tuple[Path, ...]
+    index: Path
+    plans: dict[str, Path]
+
+
+def prepare(lab: Lab, config: Config) -> Data:
+    """Draws the corpus and curates it by both schemes."""
     samples = {"train": config.train, "val": config.val, "test": config.test}
     manifests = make(lab.out, config.rarest, samples, SET_SEED, lab.workers)  # type: ignore[arg-type]
     index = lab.out / "corpus.h5"
     lab.run("index", ["-m", "surgrec.index", lab.out / "corpus", "--out", index, "--workers", lab.workers])
+    plans = {}
     for name, (short, options) in SCHEMES.items():
-        plan = lab.out / f"{short}.h5"
+        plan = plans[name] = lab.out / f"{short}.h5"
         curate = ["-m", "surgrec.curate", "all", "--index", index, "--out", plan, "--seed", SET_SEED]
         curate += ["--segments.detector", "content", "--workers", lab.workers, *options]
         lab.run(f"curate-{short}", curate)
-        share = 100 * rare_share(index, plan)
-        lab.measures.append(Measure(name, "rare sources", "share of draws", seed, share))
-        run = lab.pretrain(f"{short}-{seed}", config.pretrain, {"index": index, "plan": plan}, seed)
-        for task, manifest in zip(TASKS, manifests, strict=True):
-            _probe(lab, config, name, f"{short}-{seed}-{task}", task, manifest, run, seed)
+    return Data(tuple(manifests), index, plans)
+
+
+def measure(lab: Lab, config: Config, data: Data, seed: int) -> None:
+    """Both schemes with one seed of training."""
+    lab.together([partial(_scheme, config=config, data=data, name=name, seed=seed) for name in SCHEMES])
+
+
+def _scheme(lab: Lab, config: Config, data: Data, name: str, seed: int) -> None:
+    short, plan = SCHEMES[name][0], data.plans[name]
+    share = 100 * rare_share(data.index, plan)
+    lab.measures.append(Measure(name, "rare sources", "share of draws", seed, share))
+    run = lab.pretrain(f"{short}-{seed}", config.pretrain, {"index": data.index, "plan": plan}, seed)
+    lab.together(
+        [
+            partial(
+                _probe,
+                config=config,
+                name=name,
+                stem=f"{short}-{seed}-{task}",
+                task=task,
+                manifest=manifest,
+                run=run,
+                seed=seed,
+            )
+            for task, manifest in zip(TASKS, data.manifests, strict=True)
+        ]
+    )
 
 
 def _probe(

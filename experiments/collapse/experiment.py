@@ -8,6 +8,7 @@ only watched: nothing is claimed of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,25 +33,37 @@ class Config:
     """Of all runs; the collapse must be flagged within 200."""
 
 
-def measure(lab: Lab, config: Config, seed: int) -> None:
-    """The three runs of one seed: the step at which each was flagged first, and its last monitors."""
+RUNS: Final = {
+    HEALTHY: ("healthy", "", ()),
+    COLLAPSING: ("broken", NO_TEACHER, (BROKEN,)),
+    WATCHED: ("ema0", NO_TEACHER, ()),
+}
+"""Name -> short name, what is changed of the recipe, and what is run in the place of surgrec.pretrain."""
+
+
+def prepare(lab: Lab, config: Config) -> Path:
+    """An index of the videos."""
     samples = {"train": config.train, "val": 1, "test": 1}
     digits = labelled_set(lab, samples)  # type: ignore[arg-type]
-    data = {"index": unlabelled_index(lab, digits, samples, 0)}  # type: ignore[arg-type]
-    recipe = f"{config.jepa} --steps {config.steps}"
-    for name, short, options, module in (
-        (HEALTHY, "healthy", recipe, ()),
-        (COLLAPSING, "broken", f"{recipe} {NO_TEACHER}", (BROKEN,)),
-        (WATCHED, "ema0", f"{recipe} {NO_TEACHER}", ()),
-    ):
-        run = f"{short}-{seed}"
-        lab.pretrain(run, options, data, seed, module)
-        curves = lab.curves[run]
-        for figure in ("feature_std", "rankme"):
-            lab.measures.append(Measure(name, "last step", figure, seed, curves[f"monitor/{figure}"][-1]))
-        flagged = first_flag(curves)
-        if flagged is not None:
-            lab.measures.append(Measure(name, "collapse", "flagged at step", seed, flagged))
+    return unlabelled_index(lab, digits, samples, 0)  # type: ignore[arg-type]
+
+
+def measure(lab: Lab, config: Config, data: Path, seed: int) -> None:
+    """The three runs of one seed."""
+    lab.together([partial(_run, config=config, index=data, name=name, seed=seed) for name in RUNS])
+
+
+def _run(lab: Lab, config: Config, index: Path, name: str, seed: int) -> None:
+    """The step at which a run was flagged first, and its last monitors."""
+    short, change, module = RUNS[name]
+    run = f"{short}-{seed}"
+    lab.pretrain(run, f"{config.jepa} --steps {config.steps} {change}", {"index": index}, seed, module)
+    curves = lab.curves[run]
+    for figure in ("feature_std", "rankme"):
+        lab.measures.append(Measure(name, "last step", figure, seed, curves[f"monitor/{figure}"][-1]))
+    flagged = first_flag(curves)
+    if flagged is not None:
+        lab.measures.append(Measure(name, "collapse", "flagged at step", seed, flagged))
 
 
 def first_flag(curves: dict[str, list[float]]) -> float | None:

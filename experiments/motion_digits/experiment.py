@@ -10,8 +10,9 @@ from __future__ import annotations
 import shlex
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from experiments.digits import few_labels, labelled_set, shots_of, unlabelled_index
 from experiments.lab import Check, Lab, Measure, untrained
@@ -57,46 +58,61 @@ class Config:
     """Whether it is claimed that with the fewest labels features beat training from scratch."""
 
 
-def measure(lab: Lab, config: Config, seed: int) -> None:
-    """All models of one seed."""
+@dataclass(frozen=True)
+class Data:
+    """digits: the labelled set. index: of the videos without labels."""
+
+    digits: Path
+    index: Path
+
+
+def prepare(lab: Lab, config: Config) -> Data:
+    """Draws the videos."""
     samples = {"train": config.train, "val": config.val, "test": config.test}
     digits = labelled_set(lab, samples)  # type: ignore[arg-type]
-    data = {"index": unlabelled_index(lab, digits, samples, config.unlabelled)}  # type: ignore[arg-type]
-    runs = {
-        name: lab.pretrain(f"{short}-{seed}", options, data, seed)
-        for name, short, options in (
-            ("MAE", "mae", config.mae),
-            ("JEPA", "jepa", config.jepa),
-            (STILL, "still", config.still),
-        )
-    }
+    return Data(digits, unlabelled_index(lab, digits, samples, config.unlabelled))  # type: ignore[arg-type]
+
+
+def measure(lab: Lab, config: Config, data: Data, seed: int) -> None:
+    """All models of one seed."""
+    recipes = {"MAE": ("mae", config.mae), "JEPA": ("jepa", config.jepa), STILL: ("still", config.still)}
+    runs = {name: lab.out / "runs" / f"{short}-{seed}" for name, (short, _) in recipes.items()}
+
+    def pretrain(lab: Lab, name: str) -> None:
+        lab.pretrain(runs[name].name, recipes[name][1], {"index": data.index}, seed)
+
+    lab.together([partial(pretrain, name=name) for name in recipes])
+    parts = []
     for name, run in runs.items():
-        clips = config.frames if name == STILL else 1
-        _probe(lab, config, digits, name, f"ckpt:{run}", seed, clips)
-        if name in LEARNT:
-            _probe(lab, config, digits, untrained(name), f"random:{run}", seed, clips)
+        models = {name: f"ckpt:{run}"} | ({untrained(name): f"random:{run}"} if name in LEARNT else {})
+        for subject, model in models.items():
+            about: dict[str, Any] = {"config": config, "digits": data.digits, "seed": seed}
+            about |= {"name": subject, "model": model}
+            parts += [partial(_probe, task=task, **about) for task in TASKS]
     for task in TASKS:
         for per_cent in config.labels:
-            _from_scratch(lab, config, digits, task, per_cent, runs["MAE"], seed)
+            about = {"config": config, "digits": data.digits, "seed": seed, "run": runs["MAE"]}
+            parts.append(partial(_from_scratch, task=task, per_cent=per_cent, **about))
+    lab.together(parts)
 
 
-def _probe(lab: Lab, config: Config, digits: Path, name: str, model: str, seed: int, clips: int) -> None:
+def _probe(lab: Lab, config: Config, digits: Path, name: str, model: str, task: str, seed: int) -> None:
     short = name.lower().replace(",", "").replace(" ", "-")
-    for task in TASKS:
-        manifest, features = digits / f"{task}.json", lab.out / "features" / f"{short}-{seed}-{task}.h5"
-        extract = ["-m", "surgrec.extract", "--manifest", manifest, "--data-root", digits, "--model", model]
-        extract += ["--tokens", "--clips", clips, "--out", features, "--seed", seed, "--batch", 64]
-        lab.run(f"extract-{features.stem}", [*extract, "--workers", lab.workers, "--device", lab.device])
-        results = lab.out / "results" / f"{features.stem}.jsonl"
-        probe = ["-m", "surgrec.probe", features, "--manifest", manifest, "--kind", "attentive"]
-        probe += [*shlex.split(config.probe), "--seed", seed, "--out", results, "--device", lab.device]
-        shots = {shots_of(manifest, per_cent): per_cent for per_cent in config.labels}
-        if name in LEARNT:
-            probe += ["--shots", *shots, "--draws", config.draws]
-        lab.run(f"probe-{features.stem}", probe)
-        lab.keep(name, task, results, seed)
-        for entry in read_documents(results)[-1].get("few_shot", []):
-            lab.measures.append(_of_draws(name, task, seed, shots[entry["shots"]], entry["draws"]))
+    clips = config.frames if name == STILL else 1
+    manifest, features = digits / f"{task}.json", lab.out / "features" / f"{short}-{seed}-{task}.h5"
+    extract = ["-m", "surgrec.extract", "--manifest", manifest, "--data-root", digits, "--model", model]
+    extract += ["--tokens", "--clips", clips, "--out", features, "--seed", seed, "--batch", 64]
+    lab.run(f"extract-{features.stem}", [*extract, "--workers", lab.workers, "--device", lab.device])
+    results = lab.out / "results" / f"{features.stem}.jsonl"
+    probe = ["-m", "surgrec.probe", features, "--manifest", manifest, "--kind", "attentive"]
+    probe += [*shlex.split(config.probe), "--seed", seed, "--out", results, "--device", lab.device]
+    shots = {shots_of(manifest, per_cent): per_cent for per_cent in config.labels}
+    if name in LEARNT:
+        probe += ["--shots", *shots, "--draws", config.draws]
+    lab.run(f"probe-{features.stem}", probe)
+    lab.keep(name, task, results, seed)
+    for entry in read_documents(results)[-1].get("few_shot", []):
+        lab.measures.append(_of_draws(name, task, seed, shots[entry["shots"]], entry["draws"]))
 
 
 def _of_draws(name: str, task: str, seed: int, per_cent: float, draws: list[dict[str, float]]) -> Measure:

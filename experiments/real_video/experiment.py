@@ -9,6 +9,8 @@ over all windows are subtracted before cosines, for all alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -37,18 +39,40 @@ class Config:
     jepa: str
 
 
-def measure(lab: Lab, config: Config, seed: int) -> None:
-    """All models of one seed."""
+@dataclass(frozen=True)
+class Data:
+    """index: of the proxies. rival: float32 [windows, D], features that need no weights."""
+
+    index: Path
+    windows: Windows
+    rival: NDArray[np.float32]
+
+
+def prepare(lab: Lab, config: Config) -> Data:
+    """Makes proxies and windows."""
     proxies = gather(lab, lab.videos, config.size)
     index = lab.out / "corpus.h5"
     table = proxies / "videos.csv"
     lab.run("index", ["-m", "surgrec.index", "--manifest", table, "--out", index, "--workers", lab.workers])
     windows = cut(lab, proxies, index, config.frames)
-    found = {DESCRIPTOR: descriptors(index, windows, config.frames, config.size)}
-    for name, short, options in (("MAE", "mae", config.mae), ("JEPA", "jepa", config.jepa)):
-        run = lab.pretrain(f"{short}-{seed}", options, {"index": index}, seed)
-        found[name] = _features(lab, windows, f"{short}-{seed}", f"ckpt:{run}", seed)
-        found[untrained(name)] = _features(lab, windows, f"{short}-{seed}-untrained", f"random:{run}", seed)
+    return Data(index, windows, descriptors(index, windows, config.frames, config.size))
+
+
+def measure(lab: Lab, config: Config, data: Data, seed: int) -> None:
+    """All models of one seed."""
+    windows, learnt = data.windows, {}
+
+    def train(lab: Lab, name: str, options: str) -> None:
+        short = name.lower()
+        run = lab.pretrain(f"{short}-{seed}", options, {"index": data.index}, seed)
+        trained = _features(lab, windows, f"{short}-{seed}", f"ckpt:{run}", seed)
+        learnt[name] = trained, _features(lab, windows, f"{short}-{seed}-untrained", f"random:{run}", seed)
+
+    recipes = zip(LEARNT, (config.mae, config.jepa), strict=True)
+    lab.together([partial(train, name=name, options=options) for name, options in recipes])
+    found = {DESCRIPTOR: data.rival}
+    for name in LEARNT:
+        found[name], found[untrained(name)] = learnt[name]
     answers = {name: hits(features, windows) for name, features in found.items()}
     for name, answer in answers.items():
         for question in QUESTIONS:

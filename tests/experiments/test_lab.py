@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from experiments import run
-from experiments.lab import Check, ExperimentError, Lab, Measure, read_curves
+from experiments.lab import Check, ExperimentError, Lab, Measure, Step, read_curves, wall_seconds
 
 COUNTS = "import sys; open(sys.argv[1], 'a').write('x'); print('said'); sys.exit(int(sys.argv[2]))"
 
@@ -18,6 +24,13 @@ COUNTS = "import sys; open(sys.argv[1], 'a').write('x'); print('said'); sys.exit
 @dataclass(frozen=True)
 class Config:
     seeds: tuple[int, ...] = (3,)
+
+
+def experiment_of(measure: Callable[..., None]) -> SimpleNamespace:
+    """A module of an experiment that prepares and claims nothing."""
+    return SimpleNamespace(
+        Config=Config, prepare=lambda lab, config: None, measure=measure, check=lambda lab, config: []
+    )
 
 
 def test_a_step_that_has_ended_well_is_not_run_again(tmp_path: Path) -> None:
@@ -76,11 +89,13 @@ def test_curves(tmp_path: Path) -> None:
 def test_the_exit_status_says_whether_all_claims_hold(
     claims: tuple[bool, ...], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(lab: Lab, config: Config, seed: int) -> None:
+    def measure(lab: Lab, config: Config, data: str, seed: int) -> None:
+        assert data == "made"
         lab.measures.append(Measure("model", "task", "accuracy", seed, 50.0))
 
     module = SimpleNamespace(
         Config=Config,
+        prepare=lambda lab, config: "made",
         measure=measure,
         check=lambda lab, config: [Check("it works", "so so", held) for held in claims],
     )
@@ -103,10 +118,10 @@ def test_the_exit_status_says_whether_all_claims_hold(
 def test_a_failed_experiment_leaves_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(lab: Lab, config: Config, seed: int) -> None:
+    def measure(lab: Lab, config: Config, data: None, seed: int) -> None:
         lab.run("bad", ["-c", "raise SystemExit('out of luck')"])
 
-    module = SimpleNamespace(Config=Config, measure=measure, check=lambda lab, config: [])
+    module = experiment_of(measure)
     monkeypatch.setattr(run, "import_module", lambda name: module)
     config = tmp_path / "config.yaml"
     config.write_text("{}\n")
@@ -134,11 +149,11 @@ def test_ctrl_c_in_a_step_stops_the_experiment_and_keeps_what_is_done(
 ) -> None:
     mark = tmp_path / "mark"
 
-    def measure(lab: Lab, config: Config, seed: int) -> None:
+    def measure(lab: Lab, config: Config, data: None, seed: int) -> None:
         lab.run("first", ["-c", COUNTS, mark, 0])
         lab.run("second", ["-c", COUNTS, mark, 130])
 
-    module = SimpleNamespace(Config=Config, measure=measure, check=lambda lab, config: [])
+    module = experiment_of(measure)
     monkeypatch.setattr(run, "import_module", lambda name: module)
     config = tmp_path / "config.yaml"
     config.write_text("{}\n")
@@ -148,3 +163,87 @@ def test_ctrl_c_in_a_step_stops_the_experiment_and_keeps_what_is_done(
     assert mark.read_text() == "xxx"  # the first step once, the second twice
     assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+WAITS_FOR = (
+    "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch()\n"
+    "while not all(pathlib.Path(path).exists() for path in sys.argv[2:]): time.sleep(0.01)"
+)
+
+
+def test_parts_run_side_by_side_and_are_recorded_in_their_order(tmp_path: Path) -> None:
+    """Each waits for the mark of the other."""
+    lab = Lab(tmp_path / "out", "cpu", 1, jobs=2)
+    marks = [tmp_path / name for name in "abc"]
+
+    def part(lab: Lab, number: int) -> None:
+        lab.run(f"part{number}", ["-c", WAITS_FOR, marks[number], marks[1 - number]])
+        if number == 0:
+            lab.run("later", ["-c", WAITS_FOR, marks[2]])
+        lab.measures.append(Measure("model", "task", "accuracy", number, 1.0))
+        lab.curves[f"run{number}"] = {"step": [number]}
+
+    lab.together([partial(part, number=number) for number in (0, 1)])
+    assert [step.name for step in lab.steps] == ["part0", "later", "part1"]
+    assert [measure.seed for measure in lab.measures] == [0, 1]
+    assert list(lab.curves) == ["run0", "run1"]
+
+
+def test_no_more_commands_run_than_there_are_jobs(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; f = sys.argv[1]; n = len(os.listdir(f)); open(f + '/' + sys.argv[2], 'w')\n"
+        "time.sleep(0.05); os.remove(f + '/' + sys.argv[2]); sys.exit(n > 1)"
+    )
+    (tmp_path / "now").mkdir()
+    lab = Lab(tmp_path / "out", "cpu", 1, jobs=2)
+
+    def part(lab: Lab, number: int) -> None:
+        lab.together(
+            [
+                lambda lab, k=k: lab.run(f"{number}-{k}", ["-c", code, tmp_path / "now", f"{number}-{k}"])
+                for k in (0, 1)
+            ]
+        )
+
+    lab.together([partial(part, number=number) for number in range(3)])
+    assert len(lab.steps) == 6
+
+
+def test_a_part_that_fails_lets_no_other_command_begin(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "out", "cpu", 1, jobs=2)
+    mark = tmp_path / "mark"
+
+    def fails(lab: Lab) -> None:
+        lab.run("fails", ["-c", "raise SystemExit('out of luck')"])
+
+    def goes_on(lab: Lab) -> None:
+        lab.run("slow", ["-c", "import time; time.sleep(1.5)"])
+        lab.run("next", ["-c", COUNTS, mark, 0])
+
+    with pytest.raises(ExperimentError, match="out of luck"):
+        lab.together([goes_on, fails])
+    assert not mark.exists()
+    assert {step.name: step.status for step in lab.steps} == {"slow": 0, "fails": 1}
+
+
+def test_ctrl_c_stops_all_commands_that_run(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "out", "cpu", 1, jobs=2)
+    marks = [tmp_path / name for name in "ab"]
+    code = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+
+    def interrupt() -> None:
+        while not all(mark.exists() for mark in marks):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        lab.together([lambda lab, mark=mark: lab.run(mark.name, ["-c", code, mark]) for mark in marks])
+    assert time.monotonic() - began < 30
+    assert not lab.commands.running
+
+
+def test_the_time_of_an_experiment_counts_what_ran_side_by_side_once() -> None:
+    steps = [Step("", "", 0, 10.0, 100.0), Step("", "", 0, 5.0, 102.0), Step("", "", 0, 10.0, 105.0)]
+    assert wall_seconds([*steps, Step("", "", 0, 1.0, 500.0)]) == 16
