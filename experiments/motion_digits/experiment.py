@@ -2,7 +2,8 @@
 
 Both are pretrained on videos without labels, and an attentive probe is asked for digit and motion: beside
 the same networks untrained, beside an MAE that was pretrained on single frames (each of which looks the same
-way under every motion), and with few labels beside the same network trained from scratch on these labels.
+way under every motion), and with few labels beside the same network trained from scratch on these labels:
+features as they are, and the pretrained networks trained on like the other.
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ class Config:
     """Per cent of the labels of train."""
     draws: int
     """Of few labels."""
+    tuned: tuple[str, ...]
+    """Which of LEARNT are fine-tuned on few labels, by the very command of training from scratch."""
     mae_digit: float | None
     mae_motion: float | None
     jepa_digit: float | None
     jepa_motion: float | None
     """Points by which features must beat those of the untrained network; None claims nothing."""
     few_labels: bool
-    """Whether it is claimed that with the fewest labels features beat training from scratch."""
+    """Whether it is claimed that with the fewest labels those that are `tuned` beat training from scratch."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,28 @@ def measure(lab: Lab, config: Config, data: Data, seed: int) -> None:
             about: dict[str, Any] = {"config": config, "digits": data.digits, "seed": seed}
             about |= {"name": subject, "model": model}
             parts += [partial(_probe, task=task, **about) for task in TASKS]
-    for task in TASKS:
-        for per_cent in config.labels:
-            about = {"config": config, "digits": data.digits, "seed": seed, "run": runs["MAE"]}
-            parts.append(partial(_from_scratch, task=task, per_cent=per_cent, **about))
+    few = {SUPERVISED: f"random:{runs['MAE']}"} | {tuned(name): f"ckpt:{runs[name]}" for name in config.tuned}
+    for name, model in few.items():
+        about = {"config": config, "digits": data.digits, "seed": seed, "name": name, "model": model}
+        parts += [
+            partial(_on_few_labels, task=task, per_cent=per_cent, **about)
+            for task in TASKS
+            for per_cent in config.labels
+        ]
     lab.together(parts)
 
 
+def tuned(name: str) -> str:
+    """Name of a pretrained model that was fine-tuned."""
+    return f"{name}, fine-tuned"
+
+
+def _short(name: str) -> str:
+    return name.lower().replace(",", "").replace(" ", "-")
+
+
 def _probe(lab: Lab, config: Config, digits: Path, name: str, model: str, task: str, seed: int) -> None:
-    short = name.lower().replace(",", "").replace(" ", "-")
+    short = _short(name)
     clips = config.frames if name == STILL else 1
     manifest, features = digits / f"{task}.json", lab.out / "features" / f"{short}-{seed}-{task}.h5"
     extract = ["-m", "surgrec.extract", "--manifest", manifest, "--data-root", digits, "--model", model]
@@ -122,22 +138,22 @@ def _of_draws(name: str, task: str, seed: int, per_cent: float, draws: list[dict
     return Measure(name, task, "accuracy", seed, mean, min(values), max(values), amount=per_cent)
 
 
-def _from_scratch(
-    lab: Lab, config: Config, digits: Path, task: str, per_cent: float, run: Path, seed: int
+def _on_few_labels(
+    lab: Lab, config: Config, digits: Path, task: str, per_cent: float, name: str, model: str, seed: int
 ) -> None:
-    """The MAE's encoder with first weights, trained on the rows that the probes have in each draw."""
+    """A network trained on the rows that the probes have in each draw."""
     shots, draws = shots_of(digits / f"{task}.json", per_cent), []
     for draw in range(config.draws):
-        name = f"scratch-{seed}-{task}-{shots}-{draw}"
-        manifest = lab.out / "few" / f"{name}.json"
+        step = f"{_short(name)}-{seed}-{task}-{shots}-{draw}"
+        manifest = lab.out / "few" / f"{step}.json"
         few_labels(digits / f"{task}.json", shots, draw, seed, manifest)
-        results = lab.out / "results" / f"{name}.jsonl"
+        results = lab.out / "results" / f"{step}.jsonl"
         words = ["-m", "surgrec.finetune", "--manifest", manifest, "--data-root", digits, "--seed", seed]
-        words += ["--model", f"random:{run}", "--out", lab.out / "finetune" / name, "--results", results]
+        words += ["--model", model, "--out", lab.out / "finetune" / step, "--results", results]
         words += [*shlex.split(config.finetune), "--workers", lab.workers, "--device", lab.device]
-        lab.run(name, words)
+        lab.run(step, words)
         draws.append({"accuracy": read_documents(results)[-1]["figures"]["accuracy"]["value"]})
-    lab.measures.append(_of_draws(SUPERVISED, task, seed, per_cent, draws))
+    lab.measures.append(_of_draws(name, task, seed, per_cent, draws))
 
 
 def check(lab: Lab, config: Config) -> list[Check]:
@@ -155,9 +171,9 @@ def check(lab: Lab, config: Config) -> list[Check]:
             if least_gain is not None:
                 claim = f"{name} beats its untrained twin on {task} by {least_gain:g} points"
                 found.append(Check(claim, f"{gain:+.1f} points", gain >= least_gain))
-            if config.few_labels:
+            if config.few_labels and name in config.tuned:
                 least = min(config.labels)
-                ahead = mean(name, task, least) - mean(SUPERVISED, task, least)
+                ahead = mean(tuned(name), task, least) - mean(SUPERVISED, task, least)
                 claim = f"with {least:g} % of the labels {name} beats training from scratch on {task}"
                 found.append(Check(claim, f"{ahead:+.1f} points", ahead > 0))
     chance = 100 / len(read_manifest(lab.out / "digits" / "motion.json").classes)

@@ -192,7 +192,13 @@ def test_motion_digits_judges_by_means_over_seeds(tmp_path: Path) -> None:
     texts: dict[str, Any] = dict.fromkeys(("mae", "jepa", "still", "probe", "finetune"), "")
     gains = dict.fromkeys(("mae_digit", "mae_motion", "jepa_digit", "jepa_motion"), 20.0)
     all_claims = motion_digits.Config(
-        (0, 1), labels=(1.0, 10.0), few_labels=True, **gains, **entries, **texts
+        (0, 1),
+        labels=(1.0, 10.0),
+        tuned=motion_digits.LEARNT,
+        few_labels=True,
+        **gains,
+        **entries,
+        **texts,
     )
     (tmp_path / "digits").mkdir()
     row = Row("a.mp4", 0, "test", "a")
@@ -206,7 +212,8 @@ def test_motion_digits_judges_by_means_over_seeds(tmp_path: Path) -> None:
             (motion_digits.SUPERVISED, "scratch", 1.0),
         ]
         for name in motion_digits.LEARNT:
-            given += [(name, name, None), (motion_digits.untrained(name), "twin", None), (name, "few", 1.0)]
+            given += [(name, name, None), (motion_digits.untrained(name), "twin", None)]
+            given.append((motion_digits.tuned(name), "few", 1.0))
         measures = [
             Measure(subject, task, "accuracy", seed, values[name] + shift, amount=amount)
             for seed, shift in ((0, -5.0), (1, 5.0))
