@@ -80,6 +80,8 @@ class Args:
     """Recompute activations."""
     attention: str = "auto"
     """Attention backend of this project's step."""
+    repeats: int = 1
+    """Crops of each decoded clip (data.repeats) that this project's loader gives from proxies."""
     workers: int = 0
     """Processes that load for peers from proxies; 0 takes all cores."""
     cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "surgrec-bench")
@@ -123,6 +125,9 @@ def main(args: Args) -> int:
     unknown = [case for case in args.cases if case not in PRESETS]
     unknown += [name for name in args.inputs if name not in INPUTS]
     unknown += [name for name in args.peers if name not in PEERS]
+    if args.repeats < 1:
+        print(f"--repeats is {args.repeats}; it must be at least 1", file=sys.stderr)
+        return 2
     if unknown:
         print(f"unknown: {unknown}; inputs are {INPUTS}, peers {tuple(PEERS)}", file=sys.stderr)
         return 2
@@ -276,6 +281,8 @@ def seconds_of(step: Any, count: int, device: torch.device) -> tuple[float, floa
 
 def open_batches(args: Args, work: Work, config: MaePretrain | JepaPretrain, device: torch.device) -> Any:
     """What gives the clips."""
+    import dataclasses
+
     import torch
 
     data = config.data
@@ -291,6 +298,8 @@ def open_batches(args: Args, work: Work, config: MaePretrain | JepaPretrain, dev
     from surgrec.loaders.clip_loader import ClipLoader
     from surgrec.loaders.packet_index import PacketIndex
 
+    if work.source in PROXIES:
+        data = dataclasses.replace(data, repeats=args.repeats)
     loader = ClipLoader(PacketIndex.open(data.index), data, 0, work.batch, device=device)
     if work.source in PROXIES:
         return loader
@@ -307,6 +316,8 @@ def rows_of(args: Args, work: Work, found: Measured) -> list[Row]:
     same: dict[str, Any] = {"batch": work.batch, "case": work.case}
     if work.name not in PEERS:
         same |= {"blocks": args.blocks, "graph": args.graph}
+        if work.source in PROXIES and args.repeats > 1:
+            same["repeats"] = args.repeats
     about = PEERS[work.name].about if work.name in PEERS else "this project"
     rows = [row(work.name, work.source, "clips_per_s", found.rates, **same, about=about, **found.clocks)]
     peak = peak_flops(found.device, torch.bfloat16)

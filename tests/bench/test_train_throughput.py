@@ -107,6 +107,26 @@ def test_clips_from_disk(bench: ModuleType, tmp_path: Path, streams: ModuleType)
             getattr(batches, "close", lambda: None)()
 
 
+def test_crops_of_one_decode_are_named_in_the_rows(
+    bench: ModuleType, tmp_path: Path, streams: ModuleType
+) -> None:
+    from surgrec.corpus.build import build_index
+    from surgrec.corpus.discovery import find_entries
+
+    path = streams.make_stream("h264_default", tmp_path / "a", frames=40)
+    build_index(find_entries([str(path)]), tmp_path / "c.h5", workers=1)
+    args = bench.Args(**QUICK, repeats=2)
+    config = replace(PRESETS["demo"][1], batch=4, micro_batch=4)
+    data = replace(config.data, index=tmp_path / "c.h5", stride=1, threads=1, shuffle_mib=0)
+    work = bench.Work("demo", "demo", "proxy16", 4, tmp_path / "c.h5", (path,))
+    with bench.open_batches(args, work, replace(config, data=data), torch.device("cpu")) as batches:
+        assert next(batches).decode_repetition == 1
+    found = bench.Measured(1.0, [2.0], [0.0], 1.0, 0.0, "a CPU")
+    assert {row.extra.get("repeats") for row in bench.rows_of(args, work, found)} == {2}
+    synthetic = replace(work, source="synthetic")
+    assert {row.extra.get("repeats") for row in bench.rows_of(args, synthetic, found)} == {None}
+
+
 def test_the_script_leaves_out_what_fails(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "bench" / "train_throughput.py", "--out", tmp_path, "--cases", "demo"]
     quick = ["--steps", "1", "--warmup", "0", "--runs", "1"]
