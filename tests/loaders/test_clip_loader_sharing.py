@@ -181,6 +181,17 @@ def test_resume_is_exact(make: Make, clips: int, repeats: int, mib: int) -> None
         assert same(take(second, 5 - taken), whole[taken:])
 
 
+@pytest.mark.parametrize("chunk", [2, 7])
+def test_batches_do_not_depend_on_the_chunk(make: Make, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Clips of several batches in a chunk, rows that lie apart, and those of a batch in several chunks."""
+    for shared in SHARED:
+        whole = take(make(*shared, global_batch=10, broken=[1, 2, 3]), 4)
+        monkeypatch.setattr("surgrec.loaders.clip_producer.CHUNK", chunk)
+        parts = make(*shared, global_batch=10, broken=[1, 2, 3])
+        assert same(take(parts, 4), whole)
+        monkeypatch.undo()
+
+
 def test_members_of_a_decode_are_what_was_asked_for(make: Make, index: PacketIndex) -> None:
     engine = NoiseEngine(index)
     loader = make(2, 3, engine=engine)
