@@ -47,7 +47,8 @@ SPARE: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """frames: uint8 [b, T, S, S, 3], RGB, on the loader's device. samples: int64 [b], on the CPU.
+    """frames: uint8 [b, T, S, S, 3], RGB, on the loader's device; on a GPU complete for what is queued, after
+    it was asked for, on the stream that was current then. samples: int64 [b], on the CPU.
 
     requests: the clip in each row; where a sample could not be decoded, its substitute, with its number.
     substitutes: rows that hold a substitute. decoded_frames: frames decoded for this batch; those of a decode

@@ -55,7 +55,7 @@ class _Stopped(Exception):  # noqa: N818 - no error: the way out of the thread's
 class Produced:
     """One batch, before the consumer's waiting time is known. Rows in the order of their samples.
 
-    done: on a GPU, when the frames are there.
+    done: on a GPU, the event behind the work that makes the frames.
     """
 
     frames: Tensor
@@ -71,7 +71,7 @@ class Limits:
 
     batch: clips of a batch. stride: samples from one batch of this rank to the next. ahead: finished batches
     that wait at most. in_flight: decodes that are with the engine at most. picture_bytes: of the pictures of
-    decodes that are submitted and not yet cropped; one decode is always let through.
+    decodes that are submitted and that the crop has not read yet; one decode is always let through.
     """
 
     batch: int
@@ -159,7 +159,7 @@ class ClipProducer:
         self.most_pooled = 0
         """Cropped clips that have waited for a later batch at a time, at most."""
         self.most_held = 0
-        """Bytes of pictures, submitted and not yet cropped, at most."""
+        """Bytes of pictures, from their submission until the crop has read them, at most."""
 
     @property
     def running(self) -> bool:
@@ -233,6 +233,11 @@ class ClipProducer:
         finally:
             for submitted in run.waiting:
                 submitted.future.cancel()
+            # What the engine decodes next can get the memory of pictures that go with this run, while batches
+            # that were given away are still made of them.
+            with suppress(RuntimeError):  # a GPU that failed: whoever waits for a batch is told
+                if (done := self._mark()) is not None:
+                    done.synchronize()
 
     def _on_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -56,8 +56,8 @@ class ClipStream:
     ) -> None:
         """data: size, engine and the bounds of memory; nothing is drawn. threads: of the CPU that decode.
         content_area: int32 [V, 4] as in ClipSource; windows are the largest square, as displayed, at its
-        centre. chunk: clips that are cropped at once; a GPU keeps room for as many, so that long ones are
-        better cropped one by one.
+        centre. chunk: clips that are cropped at once; their pictures are held until then, so that long ones
+        are better cropped one by one.
 
         Raises ValueError for a field of `data` that makes no sense, or a device that is not there.
         """

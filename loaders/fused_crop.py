@@ -51,7 +51,8 @@ class FusedCrop:
 
     def __call__(self, clips: Sequence[Pictures], windows: CropWindows, out: Tensor | None = None) -> Tensor:
         """Crop, mirror and resize B clips. As CropGraph, but that the work is only queued on the current
-        stream: planes must stay as they are until it is done."""
+        stream: planes must stay as they are until it is done. (Arrays are copied to a GPU first, which is
+        waited for.)"""
         length = check_clips(clips, windows, self.max_clips, self.device)
         planes = [clip if isinstance(clip, Planes) else self._planes(clip) for clip in clips]
         slot = self._slot(length)

@@ -24,7 +24,7 @@ from surgrec.loaders.engines.decode_process import Answer, Pictures, Setup, Wron
 from surgrec.loaders.engines.pixels import Layout
 from surgrec.loaders.engines.threads import WorkerThreads
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex
-from surgrec.loaders.streams import loader_stream
+from surgrec.loaders.streams import loader_stream, memory_stream
 
 SEQUENTIAL_PATIENCE: Final = 60
 """Times the timeout that a video without random access is given: it is decoded from its start."""
@@ -58,7 +58,7 @@ class CpuProcesses(PooledEngine):
         self.index = index
         self.threads = count_threads(threads)
         setup = Setup(str(index.path.absolute()), self.name, drop_disposable, open_files)
-        memory = loader_stream(device) if device.type == "cuda" else None
+        memory = memory_stream(device) if device.type == "cuda" else None
         self._pool: WorkerThreads[ProcessWorker, ClipRequest, Outcome] = WorkerThreads(
             self.threads,
             "surgrec-cpu",

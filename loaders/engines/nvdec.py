@@ -48,7 +48,7 @@ from surgrec.loaders.engines.pixels import MATRIX_NAMES
 from surgrec.loaders.engines.threads import PassedOn, WorkerThreads, WorkQueue
 from surgrec.loaders.file_cache import FileCache
 from surgrec.loaders.packet_index import SEQUENTIAL, PacketIndex, VideoInfo
-from surgrec.loaders.streams import loader_stream
+from surgrec.loaders.streams import loader_stream, memory_stream
 
 FORMATS: Final = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
 """Pixel formats that NVDEC decodes, and their depth."""
@@ -109,7 +109,7 @@ class NvdecEngine(PooledEngine):
         self._lock = threading.Lock()
         pool = SessionPool(self._make_session, _StreamSession.nbytes, session_memory)
         self._pool = pool
-        self.memory_stream = loader_stream(device)
+        self.memory_stream = memory_stream(device)
         """Whose memory pictures come from: one for all threads, so that each can use what any gave back."""
         queue: WorkQueue[ClipRequest, Outcome] = WorkQueue(lanes=2)
         self._gpu: WorkerThreads[_NvdecWorker, ClipRequest, Outcome] = WorkerThreads(
@@ -276,8 +276,8 @@ class _NvdecWorker:
         self._pool = pool
         self._patience = patience
         torch.cuda.set_device(engine.device)
-        torch.cuda.set_stream(engine.memory_stream)
         torch.zeros(1, device=engine.device)  # makes the GPU's context current in this thread
+        torch.cuda.set_stream(engine.memory_stream)
 
     def run(self, request: ClipRequest) -> Outcome | PassedOn:
         """Decodes one clip, or passes it on to FFmpeg. ClipFailure where its file cannot be read."""

@@ -22,6 +22,7 @@ from surgrec.loaders.dali_graph import CropGraph
 from surgrec.loaders.engines.base import DecodedClip
 from surgrec.loaders.engines.cpu_processes import CpuProcesses
 from surgrec.loaders.packet_index import PacketIndex
+from surgrec.loaders.streams import loader_stream, memory_stream
 
 from surgrec.index import main as index_command
 
@@ -188,3 +189,31 @@ def test_queued_kernels_read_a_batch_that_is_no_longer_held(index: PacketIndex, 
                 del frames
             torch.cuda.synchronize()
             assert [total.item() for total in sums] == expected
+
+
+def test_nobody_queues_work_where_decoders_get_memory() -> None:
+    """PyTorch hands its streams out again and again."""
+    device = torch.device("cuda", 0)
+    others = [loader_stream(device) for _ in range(70)] + [torch.cuda.Stream() for _ in range(70)]
+    assert len({stream.cuda_stream for stream in others}) < len(others)
+    memory = {memory_stream(device).cuda_stream for _ in range(70)}
+    assert memory.isdisjoint(stream.cuda_stream for stream in [*others, torch.cuda.current_stream()])
+    for stream in others:
+        assert stream.priority in (0, -1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_batches_stay_when_the_loader_goes_on_elsewhere(index: PacketIndex, way: Way) -> None:
+    """Decoders get the memory of pictures that the GPU may not have read yet."""
+    data = replace(DATA, crop=way)
+    with ClipLoader(index, data, 3, 16, device="cuda") as loader:
+        expected = [next(loader).frames.clone() for _ in range(4)]
+    with ClipLoader(index, data, 3, 16, device="cuda") as loader:
+        begin = loader.state_dict()
+        for _ in range(20):
+            loader.load_state_dict(begin)
+            taken = [next(loader).frames for _ in range(4)]
+            loader.load_state_dict(begin | {"next_sample": 160})
+            later = next(loader).frames
+            assert all(torch.equal(one, two) for one, two in zip(taken, expected, strict=True))
+            del taken, later

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from surgrec.configs.data import DataConfig
 from surgrec.kernels.planes import Colour, Planes
 from surgrec.loaders.clip_loader import AHEAD, SPARE, Batch, ClipLoader
 from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE
+from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE, _step
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.crop import CropWindows
 from surgrec.loaders.crop_way import Crop, Way
@@ -179,6 +181,17 @@ def test_resume_is_exact(make: Make, clips: int, repeats: int, mib: int) -> None
         assert same(take(second, 5 - taken), whole[taken:])
 
 
+@pytest.mark.parametrize("chunk", [2, 7])
+def test_batches_do_not_depend_on_the_chunk(make: Make, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Clips of several batches in a chunk, rows that lie apart, and those of a batch in several chunks."""
+    for shared in SHARED:
+        whole = take(make(*shared, global_batch=10, broken=[1, 2, 3]), 4)
+        monkeypatch.setattr("surgrec.loaders.clip_producer.CHUNK", chunk)
+        parts = make(*shared, global_batch=10, broken=[1, 2, 3])
+        assert same(take(parts, 4), whole)
+        monkeypatch.undo()
+
+
 def test_members_of_a_decode_are_what_was_asked_for(make: Make, index: PacketIndex) -> None:
     engine = NoiseEngine(index)
     loader = make(2, 3, engine=engine)
@@ -314,24 +327,25 @@ def test_large_pictures_are_cropped_early(make: Make, index: PacketIndex) -> Non
 
 
 class Mark:
-    """An event of a GPU that has done nothing until it is waited for."""
+    """An event behind the crops so far, of a GPU that does nothing until it is waited for."""
 
-    def __init__(self, clips: list[Any]) -> None:
-        self.clips = clips
-        self.reached = False
+    def __init__(self, crop: WeakCrop) -> None:
+        self.crop = crop
+        self.behind = len(crop.read)
         self.waits = 0
 
     def query(self) -> bool:
-        return self.reached
+        return self.crop.done >= self.behind
 
     def synchronize(self) -> None:
-        assert all(clip() is not None for clip in self.clips)  # what the GPU reads is still there
-        self.reached = True
+        # What the GPU reads is still there.
+        assert all(clip() is not None for clip in self.crop.read[self.crop.done : self.behind])
+        self.crop.done = max(self.crop.done, self.behind)
         self.waits += 1
 
 
 class WeakCrop:
-    """A crop that notes what it read, and forgets it."""
+    """A crop that notes what it was given, and forgets it. done: how many of it the GPU has read."""
 
     def __init__(self, crop: Crop) -> None:
         self.crop = crop
@@ -341,12 +355,13 @@ class WeakCrop:
             crop.max_clips,
             crop.prepare,
         )
-        self.read: list[Any] = []
+        self.read: list[weakref.ref[Any]] = []
+        self.done = 0
 
     def __call__(
         self, clips: Sequence[Any], windows: CropWindows, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        self.read = [weakref.ref(clip) for clip in clips]
+        self.read += [weakref.ref(clip) for clip in clips]
         return self.crop(clips, windows, out)
 
 
@@ -362,7 +377,7 @@ def test_pictures_are_held_and_counted_until_the_gpu_has_read_them(
     crop = WeakCrop(producer._cropper)
 
     def mark() -> Mark:
-        marks.append(Mark(crop.read))
+        marks.append(Mark(crop))
         return marks[-1]
 
     producer._cropper = crop
@@ -376,7 +391,43 @@ def test_pictures_are_held_and_counted_until_the_gpu_has_read_them(
         assert isinstance(one.done, Mark)
         assert not one.done.waits
     assert 0 < producer.most_held <= 1 << 20
-    assert any(mark.waits for mark in marks)
+    assert any(mark.waits for mark in marks[:-1])
+
+
+def test_a_run_ends_when_the_gpu_has_read_its_pictures(make: Make, index: PacketIndex) -> None:
+    """Batches that were given away are made of them, and the next run's get their memory."""
+    for stop in (True, False):
+        loader = make(2, 2, data=replace(DATA, picture_mib=100), global_batch=12, engine=NoiseEngine(index))
+        producer = loader._producer
+        crop = WeakCrop(producer._cropper)
+        producer._cropper = crop
+        producer._mark = partial(Mark, crop)  # type: ignore[method-assign,assignment]  # there is no GPU here
+        producer.start(0)
+        thread = producer._thread
+        made, _ = producer.get()
+        assert isinstance(made.done, Mark)
+        assert not made.done.query()
+        if stop:
+            producer.stop()
+        else:
+            producer._engine.close()
+            with pytest.raises(RuntimeError, match="shutdown"):  # of the thread that submits
+                deque(iter(producer.get, None), maxlen=0)
+        assert thread is not None
+        thread.join(20)
+        assert not thread.is_alive()
+        assert crop.done == len(crop.read) > 0
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=6))
+def test_steps_are_those_of_slices(rows: list[int]) -> None:
+    step = _step(rows)
+    if step:
+        assert list(range(30))[rows[0] : rows[-1] + 1 : step] == rows
+    else:
+        assert len(rows) > 1
+        differences = {after - before for before, after in pairwise(rows)}
+        assert len(differences) > 1 or max(differences) <= 0
 
 
 def test_a_clip_larger_than_the_bound_is_let_through(make: Make, index: PacketIndex) -> None:
