@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
+from surgrec.loaders.batch_rows import BatchRows, Cropped
 from surgrec.loaders.clip_plan import ClipRequest
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.crop_way import Crop
@@ -89,33 +90,12 @@ class _Submitted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cropped:
-    """Cropped clips of one batch: frames [n, T, S, S, 3], and the row of each."""
-
-    frames: Tensor
-    rows: list[int]
-    requests: list[ClipRequest]
-    substitutes: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Reading:
     """Decoded clips that the GPU still reads, and their bytes."""
 
     done: torch.cuda.Event
     clips: list[DecodedClip]
     nbytes: int
-
-
-@dataclass(slots=True)
-class _Batch:
-    """A batch in the making: the frames once the first clip is there, and what is known of each row."""
-
-    samples: range
-    frames: Tensor | None = None
-    requests: dict[int, ClipRequest] = field(default_factory=dict)
-    substitutes: int = 0
-    decoded_frames: int = 0
 
 
 @dataclass(slots=True)
@@ -135,7 +115,7 @@ class _Run:
     decoded_bytes: int = 0
     reading: deque[_Reading] = field(default_factory=deque)
     held: int = 0
-    pool: dict[int, list[_Cropped]] = field(default_factory=dict)
+    pool: dict[int, list[Cropped]] = field(default_factory=dict)
     pooled: int = 0
 
 
@@ -255,10 +235,10 @@ class ClipProducer:
 
     def _make(self, run: _Run, samples: range) -> Produced:
         """One batch."""
-        batch = _Batch(samples)
+        batch = BatchRows(samples, self._cropper.device)
         for cropped in run.pool.pop(samples.start, ()):
             run.pooled -= len(cropped.rows)
-            self._take(batch, cropped)
+            batch.take(cropped)
         for sample in samples:
             if sample not in batch.requests and sample not in run.decoded:
                 self._decode(run, batch)
@@ -271,7 +251,7 @@ class ClipProducer:
         requests = [batch.requests[sample] for sample in samples]
         return Produced(batch.frames, self._mark(), requests, batch.substitutes, batch.decoded_frames)
 
-    def _decode(self, run: _Run, batch: _Batch) -> None:
+    def _decode(self, run: _Run, batch: BatchRows) -> None:
         """Wait for the next decode, and take its clips to those that are to be cropped."""
         self._submit(run)
         if not run.waiting:
@@ -332,7 +312,7 @@ class ClipProducer:
             f"{self._watch.explain()}"
         )
 
-    def _crop(self, run: _Run, batch: _Batch) -> None:
+    def _crop(self, run: _Run, batch: BatchRows) -> None:
         """Crop what is decoded: into the batch, or into the pool for a later one."""
         if not run.decoded:
             return
@@ -346,7 +326,7 @@ class ClipProducer:
             for number, clips in by_batch.items():
                 first = batch.samples.start + number * self._limits.stride
                 if number == 0:
-                    self._take(batch, self._cropped(clips, first, batch))
+                    batch.take(self._cropped(clips, first, batch))
                 else:
                     run.pool.setdefault(first, []).append(self._cropped(clips, first))
                     run.pooled += len(clips)
@@ -359,41 +339,17 @@ class ClipProducer:
         run.decoded.clear()
 
     def _cropped(
-        self, decoded: list[tuple[DecodedClip, bool]], first: int, batch: _Batch | None = None
-    ) -> _Cropped:
+        self, decoded: list[tuple[DecodedClip, bool]], first: int, batch: BatchRows | None = None
+    ) -> Cropped:
         """Clips of the batch whose first sample is `first`; where it is at hand, in its memory if they lie
         there one behind the other."""
         clips = [clip for clip, _ in decoded]
         rows = [clip.request.sample - first for clip in clips]
-        place = None
-        if batch is not None and _step(rows) == 1:
-            shape = (length_of(clips[0].frames), self._cropper.size, self._cropper.size, 3)
-            place = self._frames(batch, shape)[rows[0] : rows[-1] + 1]
+        shape = (length_of(clips[0].frames), self._cropper.size, self._cropper.size, 3)
+        place = None if batch is None else batch.place(rows, shape)
         cropped = self._cropper([clip.frames for clip in clips], self._source.windows(clips), place)
         requests = [clip.request for clip in clips]
-        return _Cropped(cropped, rows, requests, sum(substitute for _, substitute in decoded))
-
-    def _take(self, batch: _Batch, cropped: _Cropped) -> None:
-        """Takes cropped clips into a batch; copies those that do not lie there."""
-        frames, rows = self._frames(batch, cropped.frames.shape[1:]), cropped.rows
-        step = _step(rows)
-        if step:
-            place = frames[rows[0] : rows[-1] + 1 : step]
-            if place.data_ptr() != cropped.frames.data_ptr():
-                place.copy_(cropped.frames)
-        else:
-            for row, clip in zip(rows, cropped.frames, strict=True):
-                frames[row] = clip
-        for request in cropped.requests:
-            batch.requests[request.sample] = request
-        batch.substitutes += cropped.substitutes
-
-    def _frames(self, batch: _Batch, clip: tuple[int, ...]) -> Tensor:
-        """The batch's frames, made for clips of that shape. On a GPU it is torch's own memory."""
-        if batch.frames is None:
-            shape = (len(batch.samples), *clip)
-            batch.frames = torch.empty(shape, dtype=torch.uint8, device=self._cropper.device)
-        return batch.frames
+        return Cropped(cropped, rows, requests, sum(substitute for _, substitute in decoded))
 
     def _mark(self) -> torch.cuda.Event | None:
         """On a GPU, when all is done that was queued so far. Who waits for it sleeps."""
@@ -402,9 +358,3 @@ class ClipProducer:
         event = torch.cuda.Event(blocking=True)
         event.record(self._stream)
         return event
-
-
-def _step(rows: list[int]) -> int:
-    """From each row to the next, where that is the same upwards everywhere; 0 otherwise."""
-    step = rows[1] - rows[0] if len(rows) > 1 else 1
-    return step if step > 0 and rows == list(range(rows[0], rows[-1] + 1, step)) else 0

@@ -21,7 +21,7 @@ from surgrec.loaders.crop import CropWindows
 from surgrec.loaders.pictures import Pictures, black_clip, check_clips, columns_of, on_device
 from torch import Tensor
 
-CALLS_AHEAD: Final = 3
+CALLS_AHEAD: Final = 16
 """Calls whose numbers may be on their way to the GPU; the next one waits for the first of them."""
 
 _RGB = Colour("rgb", full_range=True)

@@ -6,13 +6,13 @@ from typing import Final
 
 import torch
 
-PRIORITY: Final = -1
+PRIORITY: Final = -2
 """Above that of a training step, whose kernels fill the GPU for milliseconds each: what the loader queues is
 short, and much waits for it. Streams of one priority share the GPU's queues, too, where one waits behind what
-the other was given before."""
-MEMORY_PRIORITY: Final = -2
-"""Of streams that nothing is queued on. PyTorch hands out 32 streams of each priority in turn, then the first
-again, and FSDP has its own of 0 and -1, too."""
+the other was given before. PyTorch hands out 32 streams of each priority in turn, then the first again; FSDP
+has some of 0 and of -1."""
+MEMORY_PRIORITY: Final = -3
+"""Of streams that nothing is queued on."""
 
 
 def loader_stream(device: torch.device) -> torch.cuda.Stream:

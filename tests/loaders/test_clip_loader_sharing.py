@@ -20,9 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from surgrec.configs.data import DataConfig
 from surgrec.kernels.planes import Colour, Planes
+from surgrec.loaders.batch_rows import row_step
 from surgrec.loaders.clip_loader import AHEAD, SPARE, Batch, ClipLoader
 from surgrec.loaders.clip_plan import ClipRequest
-from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE, _step
+from surgrec.loaders.clip_producer import CHUNK, CROP_SHARE
 from surgrec.loaders.clip_source import ClipSource
 from surgrec.loaders.crop import CropWindows
 from surgrec.loaders.crop_way import Crop, Way
@@ -421,7 +422,7 @@ def test_a_run_ends_when_the_gpu_has_read_its_pictures(make: Make, index: Packet
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=6))
 def test_steps_are_those_of_slices(rows: list[int]) -> None:
-    step = _step(rows)
+    step = row_step(rows)
     if step:
         assert list(range(30))[rows[0] : rows[-1] + 1 : step] == rows
     else:

@@ -11,7 +11,7 @@ from surgrec.kernels.planes import Colour, Planes
 from surgrec.loaders.crop import CropWindows, RandomCrop
 from surgrec.loaders.crop_way import Way, choose_way, make_crop
 from surgrec.loaders.dali_graph import CropGraph
-from surgrec.loaders.fused_crop import FusedCrop
+from surgrec.loaders.fused_crop import CALLS_AHEAD, FusedCrop
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -148,7 +148,8 @@ def test_planes_and_arrays_mix(graph: CropGraph, fused: FusedCrop, way: Way, rot
 def test_memory_used_again_keeps_earlier_results(fused: FusedCrop) -> None:
     """Calls of fewer and of more clips, and of other lengths, write where earlier ones did."""
     calls = []
-    for seed, (count, length) in enumerate([(4, 3), (1, 3), (4, 5), (2, 3), (4, 3)]):
+    often = [(2, 3)] * (CALLS_AHEAD + 1)
+    for seed, (count, length) in enumerate([(4, 3), (1, 3), (4, 5), *often, (4, 3)]):
         frames = [clip(90 + 10 * k, 70 + k, length, seed=4 * seed + k) for k in range(count)]
         boxes = windows(*[(k, 2, 50 + seed, 60, bool((k + seed) % 2)) for k in range(count)])
         result = fused([as_planes(part) for part in frames], boxes)
