@@ -111,6 +111,7 @@ def _details(result: Result) -> dict[str, Any]:
             ),
             ("Chosen on val", _values(result.chosen)),
             ("Options", _values(result.options)),
+            ("Seen of a row", _values(result.sampling)),
             ("Date", readable(result.date) or "not recorded"),
             ("Commit", readable(result.commit) or "not recorded"),
             (

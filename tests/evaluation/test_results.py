@@ -45,6 +45,7 @@ RESULT = Result(
     versions={"torch": "2.11"},
     commit="abc+",
     predictions=tuple((row, row % 2) for row in range(9)),
+    sampling={"clips": 1, "views": ["centre"], "geometry": {"frames": 16, "stride": 4, "size": 224}},
 )
 
 
@@ -157,6 +158,7 @@ def test_a_later_result_replaces_an_earlier_one() -> None:
         replace(RESULT, manifest_digest="ff"),
         replace(RESULT, mode="probe-knn"),
         replace(RESULT, options={"seed": 1}),
+        replace(RESULT, sampling={**RESULT.sampling, "views": ["centre", "mirror"]}),
         replace(RESULT, model="other"),
     ]
     assert latest([RESULT, *others, again]) == [again, *others]
