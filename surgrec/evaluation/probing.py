@@ -49,6 +49,7 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
     device = device_of(config.device)
     classes = len(manifest.classes)
     progress(f"{config.kind} probe of {features.about.model}, {len(parts['train'].rows)} rows of train")
+    features.verify("tokens" if config.kind == "attentive" else "pooled")
     chosen = choose(config, features, parts, classes, device)
     result: dict[str, Any] = {
         "model": features.about.model,
