@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Final
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.published import CAUTION, SOURCE
 from surgrec.evaluation.table import Extra, Section, Table, counted, overview, percent, shown, title_of
 
