@@ -121,6 +121,10 @@ def check_options(config: ProbeConfig) -> None:
         raise ValueError(
             "--save is of trained heads; knn trains none: leave it out, or choose another --kind"
         )
+    if config.out.is_dir():
+        raise ValueError(
+            f"--out {config.out} is a folder; name a file, such as {config.out / 'results.jsonl'}"
+        )
     if config.save is not None and config.save.exists():
         raise ValueError(f"{config.save}: is there already, and is not overwritten; name another --save")
 

@@ -98,7 +98,7 @@ class Table:
 
 
 def render(results: Sequence[Result], format: str, extras: Extras | None = None) -> str:
-    """The table as text of one of FORMATS. Where results are of the same model, split, mode and options, the
+    """The table as text of one of FORMATS. Where results are of the same model, split, mode and settings, the
     last one is shown, and the table says that there were others. extras: further tables, which CSV leaves
     out.
 

@@ -181,6 +181,6 @@ def _notes(table: Table) -> list[str]:
     if table.replaced:
         notes.append(
             f"Not shown: {table.replaced} earlier {'result' if table.replaced == 1 else 'results'} of the"
-            " same model, split, evaluation and options."
+            " same model, split, evaluation, clips and options."
         )
     return notes

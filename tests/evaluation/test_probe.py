@@ -363,6 +363,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert right == pytest.approx(line["figures"]["accuracy"]["value"])
         assert result.versions["torch"]
         assert result.date
+    given[4] = str(tmp_path)
+    assert main([*given, "--kind", "knn"]) == 1
+    assert f"--out {tmp_path} is a folder" in capsys.readouterr().err
+    given[4] = str(config.manifest / "results.jsonl")
+    assert main([*given, "--kind", "knn"]) == 1
+    printed = capsys.readouterr()
+    assert "test: 48 of 48 rows, 12 groups" in printed.out  # what was computed is said, though not kept
+    assert "appended" not in printed.out
+    given[4] = str(config.out)
     config.out.write_text("")
     assert main([*given, "--kind", "knn", "--ks", "0"]) == 1
     assert "surgrec.probe: --ks holds 0" in capsys.readouterr().err
