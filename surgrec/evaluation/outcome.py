@@ -12,6 +12,7 @@ from surgrec.configs.probe import Selection
 from surgrec.evaluation.baseline_answers import as_scores, lookup
 from surgrec.evaluation.baselines import majority_label
 from surgrec.evaluation.intervals import Evaluation, evaluate
+from surgrec.evaluation.lint_leaks import same_sets
 from surgrec.evaluation.manifest import Split, SplitManifest
 from surgrec.evaluation.metrics import Answers, Floats, class_figures, confusion
 from surgrec.evaluation.parts import Part
@@ -53,6 +54,7 @@ def outcome_of(
         "manifest_digest": manifest.digest,
         "classes": list(manifest.classes),
         "rows": {split: {"read": len(part.rows), "of": part.of} for split, part in parts.items()},
+        "val_is_test": ("val", "test") in same_sets(manifest),
         "classes_missing": {
             split: [manifest.classes[label] for label in part.lacks] for split, part in parts.items()
         },

@@ -19,6 +19,8 @@ def print_result(result: dict[str, Any]) -> None:
         f"test: {rows['read']} of {rows['of']} rows, {result['test_groups']} groups; chosen on val:"
         f" {', '.join(f'{name} {value:g}' for name, value in result['chosen'].items())}"
     )
+    if result.get("val_is_test"):
+        print("val and test hold the same clips: what was chosen on val was chosen on test", file=sys.stderr)
     for split, path, reason in result["missing"][:SHOWN]:
         print(readable(f"missing, {split}: {path}: {reason}"), file=sys.stderr)
     if len(result["missing"]) > SHOWN:

@@ -59,7 +59,8 @@ class Result:
     needed for, such as majority. confusion: [C][C] clips by what is true (rows) and what was said; empty
     where it was not recorded. trained_parameters: None where it was not recorded. options, chosen: what was
     asked for, and what was chosen on val; plain values. sampling: of those of SAMPLING that were recorded,
-    what of a test row the model saw; plain values. date: ISO 8601. predictions: (row of the manifest,
+    what of a test row the model saw; plain values. val_is_test: val holds the clips of test, so that what was
+    chosen on val was chosen on test. date: ISO 8601. predictions: (row of the manifest,
     counted from 0; predicted class) of the n clips, in ascending order of the rows; empty where they were not
     recorded.
     """
@@ -84,6 +85,7 @@ class Result:
     commit: str
     predictions: tuple[tuple[int, int], ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    val_is_test: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def document_of(result: Result) -> dict[str, Any]:
         "features_digest": result.features_digest,
         "mode": result.mode,
         "rows": {"test": {"read": result.n, "of": result.m}},
+        "val_is_test": result.val_is_test,
         "test_groups": result.groups,
         "classes": [each.name for each in result.classes],
         "figures": {name: figure.plain() for name, figure in result.figures.items()},
@@ -248,6 +251,7 @@ def result_of(document: Any) -> Result:
         versions={k: str(v) for k, v in _get(document, "versions", dict, {}).items()},
         commit=_get(document, "commit", str, ""),
         predictions=_predictions(_get(document, "predictions", list, []), len(classes)),
+        val_is_test=_get(document, "val_is_test", bool, False),
         sampling={name: document[name] for name in SAMPLING if document.get(name) is not None},
     )
     if not 0 < result.n <= result.m:
@@ -272,7 +276,12 @@ def _get(document: dict[str, Any], name: str, kind: type[T], *default: T) -> T:
     return value
 
 
-_KINDS: Final[dict[type, str]] = {str: "a text", list: "a list", dict: "an object"}
+_KINDS: Final[dict[type, str]] = {
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+}
 
 
 def _short(value: Any) -> str:

@@ -165,8 +165,8 @@ def _section(results: Sequence[Result], extras: tuple[Extra, ...]) -> Section:
 
 
 def _mode(result: Result, others: Sequence[Result]) -> str:
-    """The mode, with several clips or views of a row, and with those settings in which it differs from other
-    results of this model and mode."""
+    """The mode, whether it was chosen on test, several clips or views of a row, and those settings in which
+    it differs from other results of this model and mode."""
     alike = [each for each in others if (each.model, each.mode) == (result.model, result.mode)]
     names = dict.fromkeys(name for each in alike for name in each.settings)
     said = {
@@ -178,7 +178,7 @@ def _mode(result: Result, others: Sequence[Result]) -> str:
     # Fine-tuning has its own options for clips and views, which are told already.
     said -= {f"test_{name}" for name in said & PLAIN_SAMPLING.keys()}
     shown = [f"{name} {json.dumps(result.settings.get(name))}" for name in names if name in said]
-    return ", ".join([result.mode, *shown])
+    return ", ".join([result.mode, *["chosen on test"] * result.val_is_test, *shown])
 
 
 def overview(table: Table) -> tuple[list[str], list[list[Interval | None]]]:

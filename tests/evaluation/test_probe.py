@@ -59,6 +59,7 @@ def make(
     values[np.arange(entries), generator.integers(0, TOKENS, entries)] += 12 * signal * np.eye(WIDTH)[told]
     values[np.repeat(np.isin(np.arange(len(rows)), list(missing or ())), clips)] = 0
     manifest = SplitManifest("drawn", classes, tuple(rows))
+    folder.mkdir(exist_ok=True)
     write_manifest(folder / "split.json", manifest)
     about = About("drawn", manifest.digest, "random:demo", "random:demo/0", {"frames": 4}, clips, ("centre",))
     chunks = []
@@ -143,6 +144,17 @@ def test_rows_that_are_missing_are_counted(tmp_path: Path) -> None:
     assert result["test_rows"] == len(result["predictions"]) == 46
     assert ["test", f"{tests[5]}.mp4", "damaged"] in result["missing"]
     assert tests[0] not in [row for row, _ in result["predictions"]]
+
+
+def test_val_that_is_test_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row for row in rows_of() if row.split != "val"]
+    rows += [replace(row, split="val") for row in rows if row.split == "test"]
+    config = make(tmp_path, rows)
+    given = [str(config.features), "--manifest", str(config.manifest), "--out", str(config.out)]
+    assert main([*given, "--kind", "knn", "--device", "cpu", "--resamples", "20"]) == 0
+    assert "val and test hold the same clips" in capsys.readouterr().err
+    assert [found.val_is_test for found in read_results(config.out)] == [True]
+    assert not probe(replace(make(tmp_path / "honest", rows_of()), kind="knn"))["val_is_test"]
 
 
 def test_few_shot_draws(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ RESULT = Result(
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.jsonl"
-    other = replace(RESULT, model="other", confusion=(), trained_parameters=None, features_digest="")
+    other = replace(
+        RESULT, model="other", val_is_test=True, confusion=(), trained_parameters=None, features_digest=""
+    )
     append_result(path, document_of(RESULT))
     append_result(path, document_of(other) | {"val": [1, 2], "few_shot": None})
     assert read_results(path) == [RESULT, other]

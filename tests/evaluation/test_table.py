@@ -137,6 +137,14 @@ def test_views_and_clips_are_always_named_and_replace_nothing(form: str) -> None
     assert modes == [f'probe-linear, geometry {{"pictures": {count}}}' for count in (8, 16)]
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_was_chosen_on_test_is_said(form: str) -> None:
+    text = render([result(val_is_test=True), result("jepa")], form).replace("{-}", "-")
+    assert "probe-linear, chosen on test" in text
+    modes = [line.mode for line in make_table([result("jepa")]).sections[0].of("measured")]
+    assert modes == ["probe-linear"]
+
+
 def test_fine_tuning_names_its_views_once() -> None:
     found = [
         result(mode="finetune-full", options={"test_views": views}, sampling={"clips": 1, "views": views})
