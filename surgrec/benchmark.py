@@ -94,6 +94,7 @@ def _list(config: ListConfig) -> int:
 def _check(config: CheckConfig) -> int:
     import json
 
+    from surgrec.curation.readable import readable
     from surgrec.evaluation.data_check import check_clips, find_folders
     from surgrec.evaluation.manifest import read_manifest
     from surgrec.evaluation.registry_table import chosen
@@ -147,17 +148,18 @@ def _check(config: CheckConfig) -> int:
         )
         lines = [f"missing: {file}" for file in found_clips.missing[:SHOWN_FILES]]
         lines += [f"{file}: {fault}" for file, fault in found_clips.faults[:SHOWN_FILES]]
-        print("".join(f"  {line}\n" for line in lines), end="")
+        print("".join(f"  {readable(line)}\n" for line in lines), end="")
     if config.json:
         print(json.dumps(records, indent=1))
     return 0 if whole else 1
 
 
 def _import(config: ImportConfig) -> int:
+    from surgrec.curation.readable import readable
     from surgrec.evaluation.manifest import write_manifest
     from surgrec.evaluation.published_splits import SplitError, import_split, split_folders, split_sizes
 
-    failures = 0
+    failures, written = 0, set()
     for folder in split_folders(config.splits):
         try:
             manifest = import_split(folder, config.data_root, config.strict_groups)
@@ -165,11 +167,15 @@ def _import(config: ImportConfig) -> int:
             failures += _failed(error)
             continue
         out = config.out / f"{manifest.dataset}.json"
+        if out in written:
+            failures += _failed(f"{folder}: {out} is of another folder of this data set; import it by itself")
+            continue
+        written.add(out)
         write_manifest(out, manifest)
         sizes = "/".join(f"{count:,}" for count in split_sizes(manifest).values())
         print(f"{out}: {sizes} rows train/val/test, digest {manifest.digest}")
         for rule in manifest.rules:
-            print(f"  {rule}")
+            print(f"  {readable(rule)}")
     return 1 if failures else 0
 
 
@@ -197,12 +203,17 @@ def _lint(config: LintConfig) -> int:
 
 
 def _repair(config: RepairConfig) -> int:
+    from surgrec.curation.readable import readable
     from surgrec.evaluation.manifest import ManifestError, read_manifest, write_manifest
     from surgrec.evaluation.published_splits import split_sizes
     from surgrec.evaluation.repair import RepairError, repair
 
-    failures = 0
+    failures, written = 0, set()
     for path in config.manifests:
+        out = (config.out or path.parent) / f"{path.stem}.repaired.json"
+        if out in written:
+            failures += _failed(f"{path}: {out} is of another manifest of this name; give another --out")
+            continue
         try:
             repaired = repair(
                 read_manifest(path), config.parts, config.seed, config.drop_classes, config.drop_covered
@@ -214,12 +225,12 @@ def _repair(config: RepairConfig) -> int:
             failures += _failed(error)
             continue
         manifest = repaired.manifest
-        out = (config.out or path.parent) / f"{path.stem}.repaired.json"
+        written.add(out)
         write_manifest(out, manifest)
         sizes = "/".join(f"{count:,}" for count in split_sizes(manifest).values())
         print(f"{out}: {sizes} rows train/val/test, digest {manifest.digest}")
         for rule in manifest.rules:
-            print(f"  {rule}")
+            print(f"  {readable(rule)}")
     return 1 if failures else 0
 
 
@@ -258,7 +269,7 @@ def _table(config: TableConfig) -> int:
         print(text)
         return 0
     with replacing(config.out) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     print(f"{config.out}: {len(results)} results")
     return 0
 
@@ -288,7 +299,7 @@ def _compare(config: CompareConfig) -> int:
         print(text)
         return 0
     with replacing(config.out) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     print(f"{config.out}: {len(found.sets)} data sets")
     return 0
 

@@ -141,6 +141,7 @@ def _one(config: PredictConfig, network: Network, video: Path) -> None:
 
 
 def _print(video: Path, timeline: Timeline, read: str, reused: bool) -> None:
+    from surgrec.curation.readable import readable
     from surgrec.evaluation.timeline_plot import clock
 
     found = timeline.prediction
@@ -150,7 +151,8 @@ def _print(video: Path, timeline: Timeline, read: str, reused: bool) -> None:
     for label, name in enumerate(timeline.classes):
         own = [each for each in timeline.stretches if each.label == label]
         if own:
-            print(f"  {name:30} {clock(sum(each.end - each.start for each in own))} in {len(own)} stretches")
+            shown = clock(sum(each.end - each.start for each in own))
+            print(f"  {readable(name):30} {shown} in {len(own)} stretches")
     gaps = [each for each in timeline.stretches if each.label is None]
     for each in gaps[:SHOWN]:
         span = f"{clock(each.start)} to {clock(each.end)}"

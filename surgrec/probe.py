@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         result = probe(config, lambda text: print(text, file=sys.stderr))
+        print_result(result)  # first: a disk that is full must not take it away
         append_result(config.out, result)
     except ValueError as error:  # ManifestError and FeatureError are ones
         print(f"surgrec.probe: {error}", file=sys.stderr)
@@ -38,7 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("surgrec.probe: stopped; nothing was written", file=sys.stderr)
         return 130
-    print_result(result)
     print(f"appended to {config.out}")
     return 0
 

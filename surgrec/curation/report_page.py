@@ -22,6 +22,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from surgrec.curation.readable import readable
 from surgrec.curation.report_charts import mix_chart, repeats_chart
 from surgrec.curation.report_mix import QUANTILES, LevelMix, expected_repeats, predicted_mixes
 from surgrec.curation.report_numbers import Exclusion, by_flag, exclusions, glance
@@ -93,14 +94,6 @@ class Matches:
 def times(expected: float) -> str:
     """A number of repeats, for people: three digits, or all before the point."""
     return f"{expected:,.0f}" if expected >= 100 else f"{expected:.3g}"
-
-
-def readable(text: str) -> str:
-    """A name as text: what does not print, line ends, marks that turn the direction and bytes that are no
-    UTF-8 among it, is spelled out."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
 
 
 def folder_of(paths: Sequence[str]) -> str:

@@ -136,8 +136,8 @@ def _of_side(results: Sequence[Result], side: Side) -> dict[tuple[str, str], Res
         if other.mode != each.mode:
             modes = ", ".join(dict.fromkeys(result.mode for result in own))
             raise CompareError(f"{each.dataset}: {side.model} has results of modes {modes}; choose, --modes")
-        names = {*each.options, *other.options}
-        differ = sorted(name for name in names if each.options.get(name) != other.options.get(name))
+        names = {*each.settings, *other.settings}
+        differ = sorted(name for name in names if each.settings.get(name) != other.settings.get(name))
         raise CompareError(
             f"{each.dataset}: {_named(side)} has several results, with other {', '.join(differ)}; give a file"
             " that holds the line of one of them"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.comparison import Comparison, SetComparison
 from surgrec.evaluation.intervals import Difference
 from surgrec.evaluation.table import title_of

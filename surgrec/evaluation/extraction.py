@@ -141,7 +141,10 @@ def _finished(config: ExtractConfig, about: About) -> Report | None:
     """Of a file that holds the features already. Raises FeatureError where it holds others."""
     if not config.out.exists():
         return None
-    found = open_features(config.out)
+    try:
+        found = open_features(config.out)
+    except FeatureError as error:
+        raise FeatureError(f"{error}, when it is removed; or choose another --out") from error
     tokens = found.token_shape is not None
     differs = [
         name for name, value in vars(about).items() if name != "model" and value != getattr(found.about, name)

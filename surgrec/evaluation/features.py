@@ -6,6 +6,9 @@ columns, which are contiguous and uncompressed, so that a batch is read without 
     pooled   float16 [R * S, D]
     tokens   float16 [R * S, N, D']   where they were asked for
     missing/rows  int64 [m], ascending; missing/reasons  m texts
+
+Attributes say what the features are of, and a digest of each column. Texts are of fixed length: HDF5 keeps
+others in a heap without a checksum, and damage there can hang it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import h5py
 import numpy as np
@@ -27,8 +30,14 @@ from surgrec.evaluation.take_rows import take_finite
 from surgrec.loaders.whole_file import replacing
 
 FORMAT_NAME: Final = "surgrec-features"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+BLOCK: Final = 2**26
+"""Bytes of a column that are digested at a time."""
 
+Column = Literal["pooled", "tokens"]
+
+_DAMAGE: Final = (LookupError, OSError, ValueError, TypeError, AttributeError, RuntimeError)
+"""What h5py, JSON and NumPy raise for bytes that are not what they were."""
 _MAKE_IT: Final = "write it with `python -m surgrec.extract`"
 
 Half = NDArray[np.float16]
@@ -106,24 +115,32 @@ def write_features(out: Path, about: About, rows: int, chunks: Iterable[Chunk], 
                 f"{out}: none of the {rows} rows could be read, the first one because: {missing[0]}. Check"
                 " --data-root"
             )
-        plain = {name: value for name, value in vars(about).items() if name != "model"}
-        plain |= {"missing": sorted(missing.items()), "rows": rows}
-        plain |= {name: state.hexdigest() for name, state in states.items()}
-        digest = xxhash.xxh3_128_hexdigest(json.dumps(plain, sort_keys=True).encode())
+        digests = {name: state.hexdigest() for name, state in states.items()}
+        digest = _digest_of(about, rows, missing, digests)
+        order = sorted(missing)
         group = file.create_group("missing")
-        group["rows"] = np.array(sorted(missing), np.int64)
-        reasons = [missing[row] for row in sorted(missing)]
-        group.create_dataset("reasons", data=reasons, dtype=h5py.string_dtype(), shape=(len(reasons),))
+        group["rows"] = np.array(order, np.int64)
+        group["reasons"] = np.array([missing[row].encode() for row in order], np.bytes_)
+        for name, own in digests.items():
+            columns[name].attrs["xxh3"] = np.bytes_(own)
         _write_attributes(file, about, rows, digest)
     return digest
 
 
+def _digest_of(about: About, rows: int, missing: dict[int, str], columns: dict[str, str]) -> str:
+    """32 hex digits over what the file holds, but for the name that the model was given. columns: digest of
+    each, by name."""
+    plain = {name: value for name, value in vars(about).items() if name != "model"}
+    plain |= {"missing": sorted(missing.items()), "rows": rows, **columns}
+    return xxhash.xxh3_128_hexdigest(json.dumps(plain, sort_keys=True).encode())
+
+
 def _write_attributes(file: h5py.File, about: About, rows: int, digest: str) -> None:
-    file.attrs["format"] = FORMAT_NAME
+    file.attrs["format"] = np.bytes_(FORMAT_NAME)
     file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["about"] = json.dumps(vars(about), sort_keys=True)
+    file.attrs["about"] = np.bytes_(json.dumps(vars(about), sort_keys=True))
     file.attrs["rows"] = rows
-    file.attrs["digest"] = digest
+    file.attrs["digest"] = np.bytes_(digest)
 
 
 def _check_room(out: Path, shapes: list[tuple[int, ...]]) -> None:
@@ -140,13 +157,15 @@ def _check_room(out: Path, shapes: list[tuple[int, ...]]) -> None:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """An opened feature file. present: bool [R], rows that are not missing."""
+    """An opened feature file. present: bool [R], rows that are not missing. digests: of the columns, by
+    name."""
 
     path: Path
     about: About
     digest: str
     present: NDArray[np.bool_]
     missing: dict[int, str]
+    digests: dict[str, str]
     _pooled: Half
     _tokens: Half | None
 
@@ -160,6 +179,28 @@ class FeatureFile:
         """(N, D') of the token features; None where the file has none."""
         return None if self._tokens is None else (self._tokens.shape[1], self._tokens.shape[2])
 
+    def verify(self, column: Column) -> None:
+        """Reads a column once, and raises FeatureError where it is not what was written."""
+        values = self._pooled if column == "pooled" else self._tokens
+        if values is None:
+            raise self._without_tokens()
+        here = np.repeat(self.present, self.about.samples)
+        step = max(1, BLOCK // max(1, values[:1].nbytes))
+        state = xxhash.xxh3_128()
+        for first in range(0, len(values), step):
+            part, kept = values[first : first + step], here[first : first + step]
+            state.update((part if kept.all() else part[kept]).data)
+        if state.hexdigest() != self.digests[column]:
+            raise FeatureError(
+                f"{self.path}: damaged (its {column} features are not those that were written);"
+                f" {_MAKE_IT} again"
+            )
+
+    def _without_tokens(self) -> FeatureError:
+        return FeatureError(
+            f"{self.path} has no token features, which an attentive probe reads; {_MAKE_IT} --tokens"
+        )
+
     def pooled(self, rows: NDArray[np.int64], samples: NDArray[np.int64], room: Half | None = None) -> Half:
         """float16 [n, D] of one sample of each of n rows, in `room` where that is given. Raises FeatureError
         for values that are not finite."""
@@ -168,9 +209,7 @@ class FeatureFile:
     def tokens(self, rows: NDArray[np.int64], samples: NDArray[np.int64], room: Half | None = None) -> Half:
         """float16 [n, N, D'], likewise. Raises FeatureError where the file has no tokens, too."""
         if self._tokens is None:
-            raise FeatureError(
-                f"{self.path} has no token features, which an attentive probe reads; {_MAKE_IT} --tokens"
-            )
+            raise self._without_tokens()
         return self._take(self._tokens, rows, samples, room)
 
     def _take(
@@ -188,7 +227,8 @@ class FeatureFile:
 
 
 def open_features(path: Path, manifest: SplitManifest | None = None) -> FeatureFile:
-    """Opens and maps a feature file; with a manifest, only one that was made for it.
+    """Opens and maps a feature file; with a manifest, only one that was made for it. Columns are read later:
+    `verify` tells whether they are whole.
 
     Raises FeatureError naming file, cause and remedy where it is gone, damaged, no feature file, of another
     format version, or of another manifest.
@@ -200,18 +240,12 @@ def open_features(path: Path, manifest: SplitManifest | None = None) -> FeatureF
     except OSError as error:
         raise FeatureError(f"{path}: not an HDF5 file, or a truncated one ({error}); {_MAKE_IT}") from error
     with file:
-        if file.attrs.get("format") != FORMAT_NAME:
-            raise FeatureError(f"{path}: HDF5, but no feature file; {_MAKE_IT}")
-        version = int(file.attrs.get("format_version", -1))
-        if version != FORMAT_VERSION:
-            raise FeatureError(
-                f"{path}: features of format version {version}, this program reads {FORMAT_VERSION};"
-                f" {_MAKE_IT}"
-                " again"
-            )
         try:
+            _check_format(path, file)
             found = _read(path, file)
-        except (KeyError, OSError, ValueError, TypeError) as error:
+        except FeatureError:
+            raise
+        except _DAMAGE as error:
             raise FeatureError(f"{path}: damaged ({error}); {_MAKE_IT} again") from error
     if manifest is not None and found.about.manifest_digest != manifest.digest:
         raise FeatureError(
@@ -222,21 +256,39 @@ def open_features(path: Path, manifest: SplitManifest | None = None) -> FeatureF
     return found
 
 
+def _check_format(path: Path, file: h5py.File) -> None:
+    kind = file.attrs.get("format")
+    # Texts of version 1 were of any length.
+    if kind not in (FORMAT_NAME, FORMAT_NAME.encode()):
+        raise FeatureError(f"{path}: HDF5, but no feature file; {_MAKE_IT}")
+    version = int(file.attrs.get("format_version", -1))
+    if version != FORMAT_VERSION:
+        raise FeatureError(
+            f"{path}: features of format version {version}, this program reads {FORMAT_VERSION}; {_MAKE_IT}"
+            " again"
+        )
+
+
 def _read(path: Path, file: h5py.File) -> FeatureFile:
-    values = json.loads(str(file.attrs["about"]))
+    """Raises one of _DAMAGE where parts do not fit together."""
+    values = json.loads(file.attrs["about"])
     about = About(**(values | {"views": tuple(values["views"])}))
-    rows = int(file.attrs["rows"])
-    missing = dict(
-        zip(file["missing/rows"][:].tolist(), file["missing/reasons"].asstr()[:].tolist(), strict=True)
-    )
-    present = np.ones(rows, bool)
-    present[list(missing)] = False
+    rows, lost = int(file.attrs["rows"]), file["missing/rows"][:].tolist()
+    reasons = [reason.decode() for reason in file["missing/reasons"][:].tolist()]
+    missing = dict(zip(lost, reasons, strict=True))
     pooled = _map(path, file["pooled"], 2)
     tokens = _map(path, file["tokens"], 3) if "tokens" in file else None
     for column in (pooled, tokens):
         if column is not None and len(column) != rows * about.samples:
             raise ValueError(f"{len(column)} entries for {rows} rows of {about.samples} samples")
-    return FeatureFile(path, about, str(file.attrs["digest"]), present, missing, pooled, tokens)
+    names = ("pooled",) if tokens is None else ("pooled", "tokens")
+    digests = {name: file[name].attrs["xxh3"].decode() for name in names}
+    digest = file.attrs["digest"].decode()
+    if digest != _digest_of(about, rows, missing, digests):
+        raise ValueError("its digest is not that of what it holds")
+    present = np.ones(rows, bool)
+    present[lost] = False
+    return FeatureFile(path, about, digest, present, missing, digests, pooled, tokens)
 
 
 def _map(path: Path, dataset: h5py.Dataset, dimensions: int) -> Half:

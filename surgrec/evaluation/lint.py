@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from surgrec.curation.readable import readable
 from surgrec.evaluation.clip_spans import place
 from surgrec.evaluation.findings import Finding, LintOptions
 from surgrec.evaluation.lint_labels import covered_clips, label_faults
@@ -44,7 +45,8 @@ def has_errors(findings: Iterable[Finding]) -> bool:
 
 
 def as_text(manifest: SplitManifest, findings: Sequence[Finding]) -> str:
-    """A report to read: a line a finding, and its rows below."""
+    """A report to read: a line a finding, and its rows below. What does not print is spelled out: names come
+    from strangers."""
     sizes = "/".join(f"{len(manifest.of(split)):,}" for split in SPLITS)
     counts = [sum(finding.severity == name for finding in findings) for name in ("error", "warning")]
     lines = [
@@ -55,7 +57,7 @@ def as_text(manifest: SplitManifest, findings: Sequence[Finding]) -> str:
     for finding in findings:
         lines.append(f"  {finding.severity:7} {finding.code}: {finding.text}")
         lines += [f"            {row}" for row in finding.rows]
-    return "\n".join(lines)
+    return "\n".join(readable(line) for line in lines)
 
 
 def as_record(manifest: SplitManifest, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def run_matrix(config: MatrixConfig, threads: int, watch: Watch, ranks: Ranks) -
                 raise UserError(str(error)) from error
             if not config.print_only:
                 with replacing(config.out / "config.yaml") as temporary:
-                    temporary.write_text(dump_yaml(to_plain(config)))
+                    temporary.write_text(dump_yaml(to_plain(config)), encoding="utf-8")
             return pairs
 
         pairs = ranks.agree(prepare)

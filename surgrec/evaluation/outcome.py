@@ -12,9 +12,12 @@ from surgrec.configs.probe import Selection
 from surgrec.evaluation.baseline_answers import as_scores, lookup
 from surgrec.evaluation.baselines import majority_label
 from surgrec.evaluation.intervals import Evaluation, evaluate
+from surgrec.evaluation.lint_leaks import same_sets
 from surgrec.evaluation.manifest import Split, SplitManifest
 from surgrec.evaluation.metrics import Answers, Floats, class_figures, confusion
 from surgrec.evaluation.parts import Part
+from surgrec.evaluation.registry import read_name
+from surgrec.evaluation.registry_table import DATASETS
 from surgrec.evaluation.results import FORMAT_NAME, FORMAT_VERSION, provenance
 
 BASELINE_FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -51,6 +54,7 @@ def outcome_of(
         "manifest_digest": manifest.digest,
         "classes": list(manifest.classes),
         "rows": {split: {"read": len(part.rows), "of": part.of} for split, part in parts.items()},
+        "val_is_test": ("val", "test") in same_sets(manifest),
         "classes_missing": {
             split: [manifest.classes[label] for label in part.lacks] for split, part in parts.items()
         },
@@ -68,15 +72,20 @@ def outcome_of(
 
 
 def times_of(manifest: SplitManifest, part: Part) -> Floats | None:
-    """float64 [n] that order the rows of a group in time; None where the manifest does not know their
-    starts."""
-    rows = [manifest.rows[number] for number in part.rows]
-    starts = [row.start for row in rows if row.start is not None]
-    if len(starts) < len(rows):
-        return None
-    order = sorted(range(len(rows)), key=lambda k: (rows[k].path, starts[k]))
-    times = np.empty(len(rows))
-    times[order] = np.arange(len(rows))
+    """float64 [n] that order the rows of a group in time: by the starts of the manifest, else by those that
+    the names of the clips tell; None where neither does for every row."""
+    dataset = DATASETS.get(manifest.dataset)
+    starts: list[tuple[str, float]] = []
+    for number in part.rows:
+        row = manifest.rows[number]
+        if row.start is not None:
+            starts.append((row.path, row.start))
+        elif dataset and (facts := read_name(dataset, row.path)) and facts.span:
+            starts.append((facts.span.source, facts.span.start))
+        else:
+            return None
+    times = np.empty(len(starts))
+    times[sorted(range(len(starts)), key=starts.__getitem__)] = np.arange(len(starts))
     return times
 
 

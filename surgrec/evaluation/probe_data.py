@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from surgrec.evaluation.features import FeatureFile
+from surgrec.evaluation.features import Column, FeatureFile
 from surgrec.evaluation.manifest import Split, SplitManifest
 from surgrec.evaluation.parts import Part, Rows, parts_among
 from surgrec.kernels.counter_rng import stream_key
@@ -21,8 +21,6 @@ AHEAD: Final = 4
 """Batches that are read while the device computes."""
 READ: Final = 1024
 """Rows of pooled features that are read at a time."""
-
-Column = Literal["pooled", "tokens"]
 
 
 def parts_of(features: FeatureFile, manifest: SplitManifest) -> dict[Split, Part]:

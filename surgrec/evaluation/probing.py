@@ -49,6 +49,7 @@ def probe(config: ProbeConfig, progress: Callable[[str], None] = lambda text: No
     device = device_of(config.device)
     classes = len(manifest.classes)
     progress(f"{config.kind} probe of {features.about.model}, {len(parts['train'].rows)} rows of train")
+    features.verify("tokens" if config.kind == "attentive" else "pooled")
     chosen = choose(config, features, parts, classes, device)
     result: dict[str, Any] = {
         "model": features.about.model,
@@ -119,6 +120,10 @@ def check_options(config: ProbeConfig) -> None:
     if config.save is not None and config.kind == "knn":
         raise ValueError(
             "--save is of trained heads; knn trains none: leave it out, or choose another --kind"
+        )
+    if config.out.is_dir():
+        raise ValueError(
+            f"--out {config.out} is a folder; name a file, such as {config.out / 'results.jsonl'}"
         )
     if config.save is not None and config.save.exists():
         raise ValueError(f"{config.save}: is there already, and is not overwritten; name another --save")

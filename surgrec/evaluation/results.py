@@ -11,12 +11,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 FORMAT_NAME: Final = "surgrec-result"
 FORMAT_VERSION: Final = 1
+SAMPLING: Final = ("clips", "views", "geometry")
+"""Keys of a document that say how many clips of a row are seen, in which views, and what a clip is."""
 
 T = TypeVar("T")
 
@@ -56,7 +58,9 @@ class Result:
     groups: theirs. figures: by name, shares of 1, such as accuracy. baselines: the same for what no model is
     needed for, such as majority. confusion: [C][C] clips by what is true (rows) and what was said; empty
     where it was not recorded. trained_parameters: None where it was not recorded. options, chosen: what was
-    asked for, and what was chosen on val; plain values. date: ISO 8601. predictions: (row of the manifest,
+    asked for, and what was chosen on val; plain values. sampling: of those of SAMPLING that were recorded,
+    what of a test row the model saw; plain values. val_is_test: val holds the clips of test, so that what was
+    chosen on val was chosen on test. date: ISO 8601. predictions: (row of the manifest,
     counted from 0; predicted class) of the n clips, in ascending order of the rows; empty where they were not
     recorded.
     """
@@ -80,12 +84,19 @@ class Result:
     versions: Mapping[str, str]
     commit: str
     predictions: tuple[tuple[int, int], ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    val_is_test: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options and sampling together: what tells results of one model and mode apart."""
+        return {**self.options, **self.sampling}
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """What a later result with the same key replaces: data set, split, model, mode, options."""
-        options = json.dumps(self.options, sort_keys=True)
-        return self.dataset, self.manifest_digest, self.model, self.mode, options
+        """What a later result with the same key replaces: data set, split, model, mode, settings."""
+        settings = json.dumps(self.settings, sort_keys=True)
+        return self.dataset, self.manifest_digest, self.model, self.mode, settings
 
 
 def document_of(result: Result) -> dict[str, Any]:
@@ -99,6 +110,7 @@ def document_of(result: Result) -> dict[str, Any]:
         "features_digest": result.features_digest,
         "mode": result.mode,
         "rows": {"test": {"read": result.n, "of": result.m}},
+        "val_is_test": result.val_is_test,
         "test_groups": result.groups,
         "classes": [each.name for each in result.classes],
         "figures": {name: figure.plain() for name, figure in result.figures.items()},
@@ -113,6 +125,7 @@ def document_of(result: Result) -> dict[str, Any]:
         "confusion": [list(row) for row in result.confusion],
         "trained_parameters": result.trained_parameters,
         "options": dict(result.options),
+        **result.sampling,
         "chosen": dict(result.chosen),
         "date": result.date,
         "versions": dict(result.versions),
@@ -238,6 +251,8 @@ def result_of(document: Any) -> Result:
         versions={k: str(v) for k, v in _get(document, "versions", dict, {}).items()},
         commit=_get(document, "commit", str, ""),
         predictions=_predictions(_get(document, "predictions", list, []), len(classes)),
+        val_is_test=_get(document, "val_is_test", bool, False),
+        sampling={name: document[name] for name in SAMPLING if document.get(name) is not None},
     )
     if not 0 < result.n <= result.m:
         raise ResultsError(
@@ -261,7 +276,12 @@ def _get(document: dict[str, Any], name: str, kind: type[T], *default: T) -> T:
     return value
 
 
-_KINDS: Final[dict[type, str]] = {str: "a text", list: "a list", dict: "an object"}
+_KINDS: Final[dict[type, str]] = {
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+}
 
 
 def _short(value: Any) -> str:

@@ -36,6 +36,8 @@ TITLES: Final = {
     "ece": "ECE",
 }
 """How columns are called, in their order; figures of other names follow in theirs."""
+PLAIN_SAMPLING: Final = {"clips": 1, "views": ["centre"]}
+"""Of a row one clip as it is. What else is seen of it is always named."""
 BASELINES: Final = {"majority": "always the most frequent class", "source_lookup": "look-up of the source"}
 
 Kind = Literal["measured", "baseline", "published"]
@@ -96,7 +98,7 @@ class Table:
 
 
 def render(results: Sequence[Result], format: str, extras: Extras | None = None) -> str:
-    """The table as text of one of FORMATS. Where results are of the same model, split, mode and options, the
+    """The table as text of one of FORMATS. Where results are of the same model, split, mode and settings, the
     last one is shown, and the table says that there were others. extras: further tables, which CSV leaves
     out.
 
@@ -163,15 +165,20 @@ def _section(results: Sequence[Result], extras: tuple[Extra, ...]) -> Section:
 
 
 def _mode(result: Result, others: Sequence[Result]) -> str:
-    """The mode, with those options in which it differs from other results of this model and mode."""
+    """The mode, whether it was chosen on test, several clips or views of a row, and those settings in which
+    it differs from other results of this model and mode."""
     alike = [each for each in others if (each.model, each.mode) == (result.model, result.mode)]
-    names = dict.fromkeys(name for each in alike for name in each.options)
-    differ = [
+    names = dict.fromkeys(name for each in alike for name in each.settings)
+    said = {
         name
         for name in names
-        if len({json.dumps(each.options.get(name), sort_keys=True) for each in alike}) > 1
-    ]
-    return ", ".join([result.mode, *(f"{name} {json.dumps(result.options.get(name))}" for name in differ)])
+        if len({json.dumps(each.settings.get(name), sort_keys=True) for each in alike}) > 1
+    }
+    said |= {name for name, plain in PLAIN_SAMPLING.items() if result.sampling.get(name, plain) != plain}
+    # Fine-tuning has its own options for clips and views, which are told already.
+    said -= {f"test_{name}" for name in said & PLAIN_SAMPLING.keys()}
+    shown = [f"{name} {json.dumps(result.settings.get(name))}" for name in names if name in said]
+    return ", ".join([result.mode, *["chosen on test"] * result.val_is_test, *shown])
 
 
 def overview(table: Table) -> tuple[list[str], list[list[Interval | None]]]:

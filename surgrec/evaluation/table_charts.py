@@ -7,7 +7,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.results import ClassResult
 from surgrec.evaluation.table import percent
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.published import CAUTION, MEAN, MODELS, SOURCE, TOP1
 from surgrec.evaluation.results import Result
 from surgrec.evaluation.table import Line, Section, Table, counted, overview, percent, shown, title_of
@@ -111,6 +111,7 @@ def _details(result: Result) -> dict[str, Any]:
             ),
             ("Chosen on val", _values(result.chosen)),
             ("Options", _values(result.options)),
+            ("Seen of a row", _values(result.sampling)),
             ("Date", readable(result.date) or "not recorded"),
             ("Commit", readable(result.commit) or "not recorded"),
             (

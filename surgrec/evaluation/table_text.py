@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Final
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.published import CAUTION, SOURCE
 from surgrec.evaluation.table import Extra, Section, Table, counted, overview, percent, shown, title_of
 
@@ -181,6 +181,6 @@ def _notes(table: Table) -> list[str]:
     if table.replaced:
         notes.append(
             f"Not shown: {table.replaced} earlier {'result' if table.replaced == 1 else 'results'} of the"
-            " same model, split, evaluation and options."
+            " same model, split, evaluation, clips and options."
         )
     return notes

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.timeline_files import Timeline
 from surgrec.loaders.whole_file import replacing
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.results import ResultsError, read_results
 from surgrec.evaluation.table import make_table
 from surgrec.evaluation.table_text import markdown, markdown_cell

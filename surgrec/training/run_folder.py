@@ -210,7 +210,7 @@ def _refuse_differences(changed: dict[str, tuple[Any, Any]], subject: str) -> No
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file so that a reader sees the old or the new one, whole."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
+    with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

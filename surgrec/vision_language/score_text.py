@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.evaluation.results import Interval
 from surgrec.evaluation.table import BASELINES, percent, title_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from surgrec.configs.convert import ConvertConfig
-from surgrec.curation.report_page import readable
+from surgrec.curation.readable import readable
 from surgrec.exports.model_file import ModelAbout, about_of, header_of
 from surgrec.exports.pretraining import Pretraining, pretraining_of
 from surgrec.exports.source import Source, open_source

@@ -20,9 +20,10 @@ from surgrec.loaders.segments import SegmentTable
 from surgrec.curate import main
 from surgrec.curation.local_workers import LocalWorkers
 from surgrec.curation.plan_file import write_plan
+from surgrec.curation.readable import readable
 from surgrec.curation.records import VideoRecords
 from surgrec.curation.report_numbers import by_flag, duplicates_of, exclusions, glance
-from surgrec.curation.report_page import clock, folder_of, readable, times
+from surgrec.curation.report_page import clock, folder_of, times
 from surgrec.curation.report_stage import choose
 from surgrec.curation.report_thumbnails import BYTES, SIDE, Thumbnail, _thumbnail, find_thumbnails
 from surgrec.curation.report_tree import PER_LEAF, Tree, TreeLevel, examples, make_tree

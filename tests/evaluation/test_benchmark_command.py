@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from surgrec.benchmark import main
 from surgrec.evaluation.manifest import read_manifest
+from surgrec.evaluation.results import ClassResult, Interval, Result, append_result, document_of
 
 ROWS = {
     "train": [(exam, number) for exam in range(8) for number in range(3)],
@@ -87,6 +89,42 @@ def test_one_bad_set_does_not_stop_the_others(
     status, _, errors = run(capsys, "repair", out / "kvasir-capsule.json", "--drop-classes", "blood-fresh")
     assert status == 1
     assert "kvasir-capsule.json: clips of fewer than two classes are left" in errors
+
+
+def test_what_this_command_wrote_is_not_written_over(
+    splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(capsys, "import", splits, "--out", tmp_path / "a")[0] == 0
+    assert run(capsys, "import", splits, "--strict-groups", "--out", tmp_path / "b")[0] == 0
+    name = "kvasir-capsule.json"
+    status, _, errors = run(capsys, "repair", tmp_path / "a" / name, tmp_path / "b" / name, "--out", out)
+    assert status == 1
+    assert f"{tmp_path / 'b' / name}: {out / 'kvasir-capsule.repaired.json'} is of another manifest" in errors
+    assert len(list(out.iterdir())) == 1
+    for folder in (splits / "LDPolyVideo", splits / "LDPolypVideo"):
+        folder.mkdir()
+        for split in ("train", "val", "test"):
+            (folder / f"{split}.csv").write_text(f"__DATA_ROOT__/{folder.name}/videos/0_1_2_3_polyps.mp4 1\n")
+    status, text, errors = run(capsys, "import", splits, "--out", out)
+    assert status == 1
+    assert "LDPolypVideo: " in errors
+    assert "is of another folder of this data set" in errors
+    assert "ldpolypvideo.json: 1/1/1 rows" in text
+
+
+def test_tables_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    results, page = tmp_path / "results.jsonl", tmp_path / "page.html"
+    figures = {"accuracy": Interval(0.5)}
+    classes = (ClassResult("größer 腸", None, None),)
+    made = Result(
+        "m", "made", "ab", "", "probe-knn", 1, 1, 1, figures, {}, classes, (), 0, {}, {}, "", {}, ""
+    )
+    append_result(results, document_of(made))
+    command = [sys.executable, "-m", "surgrec.benchmark", "table", results, "--form", "html", "--out", page]
+    place = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(command, env=place, check=True)
+    assert "größer 腸" in page.read_text(encoding="utf-8")
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,8 @@ def test_what_cannot_be_compared_is_said() -> None:
     )
     options = [replace(mae, options={"blocks": blocks, "seed": 0}) for blocks in (1, 4)]
     assert "several results, with other blocks" in refused([*options, jepa], [manifest])
+    views = [replace(mae, sampling={"views": own}) for own in (["centre"], ["centre", "mirror"])]
+    assert "several results, with other views" in refused([*views, jepa], [manifest])
     assert "has no predictions" in refused([replace(mae, predictions=()), jepa], [manifest])
     assert "no test row in common" in refused(
         [result_of(manifest, {5: 0}), result_of(manifest, {6: 0}, "jepa")], [manifest]

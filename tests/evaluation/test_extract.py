@@ -246,6 +246,10 @@ def test_a_file_of_other_features_is_not_overwritten(root: Path, tmp_path: Path)
     with pytest.raises(FeatureError, match="manifest_digest differ"):
         extract(config_for(root, tmp_path, "random:demo", ROWS[::-1]), 1)
     assert config.out.read_bytes() == before
+    config.out.write_bytes(before[:-100])
+    with pytest.raises(FeatureError, match=r"truncated.* when it is removed; or choose another --out"):
+        extract(config_for(root, tmp_path, "random:demo"), 1)
+    assert config.out.read_bytes() == before[:-100]
 
 
 def test_a_second_run_waits_its_turn(root: Path, tmp_path: Path) -> None:

@@ -299,6 +299,14 @@ def test_reports() -> None:
     assert record["findings"][0].keys() == {"code", "severity", "text", "count", "rows", "figures"}
 
 
+def test_names_that_mean_harm_are_spelled_out() -> None:
+    name = "a\x1b[2Jb\u202ec\n0 errors"
+    rows = tuple(Row(f"{name.encode().hex()}\x9b{split}.mp4", 0, split, "g") for split in SPLITS)
+    lines = as_text(SplitManifest("made", (name, "größer"), rows), lint(SplitManifest("made", (name,), rows)))
+    assert all(line.isprintable() for line in lines.splitlines())
+    assert "a\\x1b[2Jb\\u202ec\\n0 errors" in lines
+
+
 @pytest.mark.parametrize(
     "options",
     [

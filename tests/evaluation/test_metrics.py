@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from surgrec.evaluation import intervals
 from surgrec.evaluation.baseline_answers import as_scores, lookup
 from surgrec.evaluation.baselines import majority_label
 from surgrec.evaluation.intervals import draw_groups, evaluate, figures_of, interval, paired_differences
-from surgrec.evaluation.manifest import Row
+from surgrec.evaluation.manifest import Row, SplitManifest
 from surgrec.evaluation.metrics import (
     Answers,
     auroc,
@@ -22,6 +23,8 @@ from surgrec.evaluation.metrics import (
     top_k,
     video_figures,
 )
+from surgrec.evaluation.outcome import times_of
+from surgrec.evaluation.parts import Part
 
 
 def drawn(n: int = 300, classes: int = 8, groups: int = 30, seed: int = 0, skill: float = 1.0) -> Answers:
@@ -98,6 +101,33 @@ def test_figures_of_videos_by_hand() -> None:
     order = np.array([5, 0, 3, 7, 1, 6, 2, 4])
     mixed = Answers(labels[order], as_scores(said[order], 3), groups[order])
     np.testing.assert_allclose(video_figures(mixed, order.astype(float))["video_edit"], [1, 0])
+
+
+def test_starts_of_names_order_rows_in_time() -> None:
+    """Clips that are files of their own: of a set of the registry their names tell when they were."""
+    names = (
+        "case_1/case_1_segment_03_incision_100.000-120.000",
+        "case_1/case_1_segment_02_viscoelastic_022.100-030.283",
+        "case_2/case_2_segment_01_incision_001.000-002.000",
+        "case_1/case_1_segment_01_incision_003.000-022.100",
+    )
+    rows = tuple(
+        Row(f"cataract-1k-phase/split_video/{name}.mp4", k % 2, "test", name[:6])
+        for k, name in enumerate(names)
+    )
+    part = Part(np.arange(4), np.zeros(4, np.int64), np.array([0, 0, 1, 0]), 4, ())
+
+    def times(rows: tuple[Row, ...], dataset: str = "cataract-1k") -> list[float] | None:
+        found = times_of(SplitManifest(dataset, ("a", "b"), rows), part)
+        return None if found is None else found.tolist()
+
+    assert times(rows) == [2, 1, 3, 0]
+    assert times(rows, "films") is None
+    assert times((*rows[:3], replace(rows[3], path="cataract-1k-phase/split_video/unknown.mp4"))) is None
+    # What the manifest says goes first: the rows of a file follow its path and their starts.
+    assert times(tuple(replace(row, path="film.mp4", start=9.0 - k) for k, row in enumerate(rows))) == [
+        *(3, 2, 1, 0)
+    ]
 
 
 def test_edit_score_by_hand() -> None:

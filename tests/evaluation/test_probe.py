@@ -59,6 +59,7 @@ def make(
     values[np.arange(entries), generator.integers(0, TOKENS, entries)] += 12 * signal * np.eye(WIDTH)[told]
     values[np.repeat(np.isin(np.arange(len(rows)), list(missing or ())), clips)] = 0
     manifest = SplitManifest("drawn", classes, tuple(rows))
+    folder.mkdir(exist_ok=True)
     write_manifest(folder / "split.json", manifest)
     about = About("drawn", manifest.digest, "random:demo", "random:demo/0", {"frames": 4}, clips, ("centre",))
     chunks = []
@@ -79,6 +80,16 @@ def make(
         resamples=200,
         device="cpu",
     )
+
+
+def rewrite(path: Path, change: Callable[[Any], object]) -> None:
+    """Writes a feature file anew with other pooled features."""
+    found = open_features(path)
+    with h5py.File(path) as file:
+        pooled, tokens = file["pooled"][:], file["tokens"][:]
+    change(pooled)
+    count = len(found.present)
+    write_features(path, found.about, count, [Chunk(count, pooled, tokens, found.missing)], True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,6 +144,17 @@ def test_rows_that_are_missing_are_counted(tmp_path: Path) -> None:
     assert result["test_rows"] == len(result["predictions"]) == 46
     assert ["test", f"{tests[5]}.mp4", "damaged"] in result["missing"]
     assert tests[0] not in [row for row, _ in result["predictions"]]
+
+
+def test_val_that_is_test_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row for row in rows_of() if row.split != "val"]
+    rows += [replace(row, split="val") for row in rows if row.split == "test"]
+    config = make(tmp_path, rows)
+    given = [str(config.features), "--manifest", str(config.manifest), "--out", str(config.out)]
+    assert main([*given, "--kind", "knn", "--device", "cpu", "--resamples", "20"]) == 0
+    assert "val and test hold the same clips" in capsys.readouterr().err
+    assert [found.val_is_test for found in read_results(config.out)] == [True]
+    assert not probe(replace(make(tmp_path / "honest", rows_of()), kind="knn"))["val_is_test"]
 
 
 def test_few_shot_draws(tmp_path: Path) -> None:
@@ -196,10 +218,7 @@ def test_classes_that_test_lacks_are_named(tmp_path: Path) -> None:
 def test_standardised_features_that_are_constant(tmp_path: Path) -> None:
     """A dead feature must not turn rounding into a signal, nor into values that are not finite."""
     config = replace(make(tmp_path, rows_of(), clips=2), kind="linear")
-    with h5py.File(config.features, "r+") as file:
-        pooled = file["pooled"][:]
-        pooled[:, 20], pooled[:, 21] = 0, 700
-        file["pooled"][:] = pooled
+    rewrite(config.features, lambda pooled: pooled.__setitem__((slice(None), slice(20, 22)), (0, 700)))
     manifest = read_manifest(config.manifest)
     features = open_features(config.features, manifest)
     train = parts_of(features, manifest)["train"]
@@ -213,14 +232,14 @@ def test_standardised_features_that_are_constant(tmp_path: Path) -> None:
 
 
 def test_features_that_do_not_fit(tmp_path: Path) -> None:
-    config = replace(make(tmp_path, rows_of()), kind="linear")
+    config = replace(make(tmp_path, rows_of(), missing={3: "gone"}), kind="linear")
     path = config.features
     for name, damage, text in (
-        (
-            "nan",
-            lambda file: file["pooled"].__setitem__((7, 3), np.nan),
-            "features of row 8 .* are not finite",
-        ),
+        ("pooled", lambda file: file["pooled"].__setitem__((7, 3), 0.5), "pooled features are not those"),
+        ("tokens", lambda file: file["tokens"].__setitem__((9, 0, 3), 0.5), "tokens features are not those"),
+        ("about", lambda file: file.attrs.__setitem__("about", np.bytes_("[]")), "damaged"),
+        ("clips", lambda file: file["missing/rows"].__setitem__(0, 6), "digest is not that of what it holds"),
+        ("behind", lambda file: file["missing/rows"].__setitem__(0, 10**6), "damaged"),
         ("kind", lambda file: file.attrs.__setitem__("format", "other"), "HDF5, but no feature file"),
         ("version", lambda file: file.attrs.__setitem__("format_version", 9), "of format version 9"),
         ("gap", lambda file: file.__delitem__("pooled"), "damaged"),
@@ -231,7 +250,10 @@ def test_features_that_do_not_fit(tmp_path: Path) -> None:
         with h5py.File(copy, "r+") as file:
             damage(file)
         with pytest.raises(FeatureError, match=text):
-            probe(replace(config, features=copy))
+            probe(replace(config, features=copy, kind="attentive" if name == "tokens" else "linear"))
+    rewrite(path, lambda pooled: pooled.__setitem__((7, 3), np.nan))
+    with pytest.raises(FeatureError, match=r"features of row 8 .* are not finite"):
+        probe(config)
     (tmp_path / "text.h5").write_text("no HDF5")
     (tmp_path / "short.h5").write_bytes(path.read_bytes()[:-2000])
     for name, text in (
@@ -241,6 +263,31 @@ def test_features_that_do_not_fit(tmp_path: Path) -> None:
     ):
         with pytest.raises(FeatureError, match=text):
             probe(replace(config, features=tmp_path / name))
+
+
+def test_a_byte_that_was_changed_is_an_error_or_nothing(tmp_path: Path) -> None:
+    """Wherever it lies in the file: it is named, or what is read is what was written; HDF5 never hangs."""
+    config = replace(make(tmp_path, rows_of(40), missing={3: "gone"}, tokens=False), kind="knn", ks=(1,))
+    manifest, whole = read_manifest(config.manifest), bytearray(config.features.read_bytes())
+    before = open_features(config.features, manifest)
+    every = np.flatnonzero(before.present)
+    held = before.pooled(every, np.zeros_like(every))
+    generator = np.random.default_rng(0)
+    copy = tmp_path / "copy.h5"
+    refused = 0
+    for at in generator.permutation(len(whole))[:400].tolist():
+        damaged = whole.copy()
+        damaged[at] ^= int(generator.integers(1, 256))
+        copy.write_bytes(damaged)
+        try:
+            found = open_features(copy, manifest)
+            found.verify("pooled")
+        except FeatureError:
+            refused += 1
+            continue
+        np.testing.assert_array_equal(found.pooled(every, np.zeros_like(every)), held)
+        assert (found.about, found.missing) == (before.about, before.missing)
+    assert refused > 100
 
 
 def test_features_of_another_split(tmp_path: Path) -> None:
@@ -328,6 +375,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert right == pytest.approx(line["figures"]["accuracy"]["value"])
         assert result.versions["torch"]
         assert result.date
+    given[4] = str(tmp_path)
+    assert main([*given, "--kind", "knn"]) == 1
+    assert f"--out {tmp_path} is a folder" in capsys.readouterr().err
+    given[4] = str(config.manifest / "results.jsonl")
+    assert main([*given, "--kind", "knn"]) == 1
+    printed = capsys.readouterr()
+    assert "test: 48 of 48 rows, 12 groups" in printed.out  # what was computed is said, though not kept
+    assert "appended" not in printed.out
+    given[4] = str(config.out)
     config.out.write_text("")
     assert main([*given, "--kind", "knn", "--ks", "0"]) == 1
     assert "surgrec.probe: --ks holds 0" in capsys.readouterr().err

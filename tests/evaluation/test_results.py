@@ -45,12 +45,15 @@ RESULT = Result(
     versions={"torch": "2.11"},
     commit="abc+",
     predictions=tuple((row, row % 2) for row in range(9)),
+    sampling={"clips": 1, "views": ["centre"], "geometry": {"frames": 16, "stride": 4, "size": 224}},
 )
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.jsonl"
-    other = replace(RESULT, model="other", confusion=(), trained_parameters=None, features_digest="")
+    other = replace(
+        RESULT, model="other", val_is_test=True, confusion=(), trained_parameters=None, features_digest=""
+    )
     append_result(path, document_of(RESULT))
     append_result(path, document_of(other) | {"val": [1, 2], "few_shot": None})
     assert read_results(path) == [RESULT, other]
@@ -157,6 +160,7 @@ def test_a_later_result_replaces_an_earlier_one() -> None:
         replace(RESULT, manifest_digest="ff"),
         replace(RESULT, mode="probe-knn"),
         replace(RESULT, options={"seed": 1}),
+        replace(RESULT, sampling={**RESULT.sampling, "views": ["centre", "mirror"]}),
         replace(RESULT, model="other"),
     ]
     assert latest([RESULT, *others, again]) == [again, *others]

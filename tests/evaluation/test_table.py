@@ -117,6 +117,45 @@ def test_options_tell_lines_apart_and_repeats_are_told(form: str) -> None:
     assert ("Not shown: 1 earlier result" in text) == (form != "csv")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_views_and_clips_are_always_named_and_replace_nothing(form: str) -> None:
+    plain = {"clips": 1, "views": ["centre"], "geometry": {"pictures": 8}}
+    mirrored = plain | {"clips": 3, "views": ["centre", "mirror"]}
+    alone = render([result(sampling=mirrored)], form).replace("{-}", "-")
+    assert "probe-linear, clips 3, views" in alone
+    assert "mirror" in alone
+    assert "probe-linear, clips" not in render([result(sampling=plain)], form).replace("{-}", "-")
+    results = [result(sampling=plain), result(sampling=mirrored, figures={"accuracy": Interval(0.7)})]
+    (section,) = make_table(results).sections
+    assert [line.mode for line in section.of("measured")] == [
+        'probe-linear, clips 1, views ["centre"]',
+        'probe-linear, clips 3, views ["centre", "mirror"]',
+    ]
+    assert "Not shown" not in render(results, form)
+    more = [result(sampling=plain), result(sampling=plain | {"geometry": {"pictures": 16}})]
+    modes = [line.mode for line in make_table(more).sections[0].of("measured")]
+    assert modes == [f'probe-linear, geometry {{"pictures": {count}}}' for count in (8, 16)]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_was_chosen_on_test_is_said(form: str) -> None:
+    text = render([result(val_is_test=True), result("jepa")], form).replace("{-}", "-")
+    assert "probe-linear, chosen on test" in text
+    modes = [line.mode for line in make_table([result("jepa")]).sections[0].of("measured")]
+    assert modes == ["probe-linear"]
+
+
+def test_fine_tuning_names_its_views_once() -> None:
+    found = [
+        result(mode="finetune-full", options={"test_views": views}, sampling={"clips": 1, "views": views})
+        for views in (["centre"], ["centre", "mirror"])
+    ]
+    assert [line.mode for line in make_table(found).sections[0].of("measured")] == [
+        'finetune-full, views ["centre"]',
+        'finetune-full, views ["centre", "mirror"]',
+    ]
+
+
 def test_csv_is_exact() -> None:
     rows = list(csv.DictReader(io.StringIO(render([result(dataset="cholec80")], "csv"))))
     assert len(rows) == 3 + 2 + len(MODELS)
