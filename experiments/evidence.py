@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "evidence.md"
 NAMES: Final = ("motion_digits", "balance", "real_video", "collapse")
-SIZES: Final = ("gpu", "cpu", "pilot")
-"""pilot: runs by hand, by which the others were set up; nothing is claimed of them."""
+SIZES: Final = ("gpu", "cpu", "pilot", "pilot-long")
+"""pilot, pilot-long: runs by hand, by which the others were set up; nothing is claimed of them."""
 PANELS: Final = {
     "loss": "loss",
     "monitor/feature_std": "feature standard deviation",

@@ -52,6 +52,9 @@ class Config:
     """Of few labels."""
     tuned: tuple[str, ...]
     """Which of LEARNT are fine-tuned on few labels, by the very command of training from scratch."""
+    digit_labels: float | None
+    motion_labels: float | None
+    """Per cent of the labels with which features are compared with untrained ones; None for all."""
     mae_digit: float | None
     mae_motion: float | None
     jepa_digit: float | None
@@ -123,7 +126,7 @@ def _probe(lab: Lab, config: Config, digits: Path, name: str, model: str, task: 
     probe = ["-m", "surgrec.probe", features, "--manifest", manifest, "--kind", "attentive"]
     probe += [*shlex.split(config.probe), "--seed", seed, "--out", results, "--device", lab.device]
     shots = {shots_of(manifest, per_cent): per_cent for per_cent in config.labels}
-    if name in LEARNT:
+    if name in LEARNT or (name != STILL and getattr(config, f"{task}_labels") is not None):
         probe += ["--shots", *shots, "--draws", config.draws]
     lab.run(f"probe-{features.stem}", probe)
     lab.keep(name, task, results, seed)
@@ -167,9 +170,11 @@ def check(lab: Lab, config: Config) -> list[Check]:
     for task in TASKS:
         for name in LEARNT:
             least_gain = getattr(config, f"{name.lower()}_{task}")
-            gain = mean(name, task) - mean(untrained(name), task)
+            amount = getattr(config, f"{task}_labels")
             if least_gain is not None:
-                claim = f"{name} beats its untrained twin on {task} by {least_gain:g} points"
+                gain = mean(name, task, amount) - mean(untrained(name), task, amount)
+                with_labels = "" if amount is None else f" with {amount:g} % of the labels"
+                claim = f"{name} beats its untrained twin on {task}{with_labels} by {least_gain:g} points"
                 found.append(Check(claim, f"{gain:+.1f} points", gain >= least_gain))
             if config.few_labels and name in config.tuned:
                 least = min(config.labels)

@@ -195,6 +195,8 @@ def test_motion_digits_judges_by_means_over_seeds(tmp_path: Path) -> None:
         (0, 1),
         labels=(1.0, 10.0),
         tuned=motion_digits.LEARNT,
+        digit_labels=None,
+        motion_labels=10.0,
         few_labels=True,
         **gains,
         **entries,
@@ -212,7 +214,8 @@ def test_motion_digits_judges_by_means_over_seeds(tmp_path: Path) -> None:
             (motion_digits.SUPERVISED, "scratch", 1.0),
         ]
         for name in motion_digits.LEARNT:
-            given += [(name, name, None), (motion_digits.untrained(name), "twin", None)]
+            for amount in (None, 10.0):
+                given += [(name, name, amount), (motion_digits.untrained(name), "twin", amount)]
             given.append((motion_digits.tuned(name), "few", 1.0))
         measures = [
             Measure(subject, task, "accuracy", seed, values[name] + shift, amount=amount)
@@ -229,7 +232,9 @@ def test_motion_digits_judges_by_means_over_seeds(tmp_path: Path) -> None:
     assert all("labels" in claim for claim in failing(few=20.0))
     assert len(failing(few=20.0)) == 4
     fewer = replace(all_claims, jepa_digit=None, few_labels=False)
-    assert failing(fewer, JEPA=59.0, few=20.0) == ["JEPA beats its untrained twin on motion by 20 points"]
+    assert failing(fewer, JEPA=59.0, few=20.0) == [
+        "JEPA beats its untrained twin on motion with 10 % of the labels by 20 points"
+    ]
     assert failing(still=19.0) == ["single frames are within 5 points of chance on motion"]
 
 
