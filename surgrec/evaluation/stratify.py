@@ -149,8 +149,8 @@ def stratify(names: Sequence[str], counts: Counts, parts: Sequence[int], seed: i
 def _shares_first(
     task: Task, judge: Task, able: NDArray[np.bool_], orders: Sequence[NDArray[np.int64]], known: _Division
 ) -> _Division:
-    """The best division by `judge` that is found where only shares cost and sizes of splits nothing; it is then
-    brought as near to the parts as the shares of `task` allow."""
+    """The best division by `judge` that is found where shares cost and sizes of splits do not; it is
+    then brought as near to the parts as the shares of `task` allow."""
     shares = task._replace(weights=np.where(able, 0, task.weights))
     found = _search(shares, judge, able, orders, known)
     near = _Division(task, found.order, found.splits)

@@ -145,15 +145,15 @@ def test_shares_are_met_where_some_division_meets_them(
     assert not misses(found).any()
 
 
-def test_large_groups_of_two_classes_do_not_cost_the_others_their_shares() -> None:
+def test_large_groups_of_two_classes_cost_no_more_shares_than_they_must() -> None:
     # As in Kvasir-Capsule: `a` and `b` are nearly all in one group each, which fill train.
-    # At 70 % in train, the others have less than 90 % of their share of it.
+    # Val and test have the other two classes only, so that one of them is above its share; the other need not be.
     rows = [(70, 0, 0, 0), (1, 0, 1, 0), (0, 40, 0, 0), (0, 1, 0, 1)]
     rows += [(0, 0, number % 3 + 1, (number + 1) % 3) for number in range(80)]
     counts = np.array(rows, np.int64)
     chosen = stratify([f"g{number}" for number in range(len(counts))], counts, (70, 15, 15), 0)
     found = np.stack([counts[chosen == split].sum(0) for split in range(3)])
-    assert misses(found).any(0).tolist() == [True, True, False, False]
+    assert misses(found).any(0).tolist() == [True, True, True, False]
     assert chosen[0] == chosen[2] == 0
     assert found.sum(1)[1:].min() > 0.1 * counts.sum()
 
@@ -174,10 +174,13 @@ def test_too_many_clips_or_classes_are_refused() -> None:
 
 
 def test_groups_are_put_elsewhere_where_shares_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = np.array([[(4 * g * g + c * (g + 3)) % 5 for c in range(4)] for g in range(24)], np.int64)
+    large = [8 if g % 5 == 0 else 1 for g in range(16)]
+    counts = np.array(
+        [[(3 * g * g + c * (g + 3)) % 4 * large[g] for c in range(4)] for g in range(16)], np.int64
+    )
 
     def off() -> int:
-        chosen = stratify([f"g{number}" for number in range(24)], counts, (70, 15, 15), 0)
+        chosen = stratify([f"g{number}" for number in range(16)], counts, (70, 15, 15), 0)
         return int(misses(np.stack([counts[chosen == split].sum(0) for split in range(3)])).sum())
 
     assert off() == 0
