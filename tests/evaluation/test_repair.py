@@ -147,7 +147,7 @@ def test_shares_are_met_where_some_division_meets_them(
 
 def test_large_groups_of_two_classes_cost_no_more_shares_than_they_must() -> None:
     # As in Kvasir-Capsule: `a` and `b` are nearly all in one group each, which fill train.
-    # Val and test have the other two classes only, so that one of them is above its share; the other need not be.
+    # Val and test have little but the other two, so that one of these is above its share; one need not be.
     rows = [(70, 0, 0, 0), (1, 0, 1, 0), (0, 40, 0, 0), (0, 1, 0, 1)]
     rows += [(0, 0, number % 3 + 1, (number + 1) % 3) for number in range(80)]
     counts = np.array(rows, np.int64)
@@ -155,7 +155,7 @@ def test_large_groups_of_two_classes_cost_no_more_shares_than_they_must() -> Non
     found = np.stack([counts[chosen == split].sum(0) for split in range(3)])
     assert misses(found).any(0).tolist() == [True, True, True, False]
     assert chosen[0] == chosen[2] == 0
-    assert found.sum(1)[1:].min() > 0.1 * counts.sum()
+    assert found.sum(1)[1:].min() > 0.08 * counts.sum()
 
 
 def test_what_groups_allow() -> None:
