@@ -14,9 +14,10 @@ from surgrec.evaluation.findings import listed, percent
 from surgrec.evaluation.lint_labels import covered_pairs
 from surgrec.evaluation.lint_leaks import Key, key_of
 from surgrec.evaluation.manifest import SPLITS, Row, Split, SplitManifest
-from surgrec.evaluation.stratify import MOST_CLIPS, MOST_PARTS, TOLERANCE, misses, stratify
+from surgrec.evaluation.share_search import TOLERANCE
+from surgrec.evaluation.stratify import MOST_CLASSES, MOST_CLIPS, MOST_PARTS, misses, stratify
 
-METHOD = 1
+METHOD = 2
 """Of the way groups are chosen; another number gives other splits."""
 COVERED = 0.5
 
@@ -85,6 +86,8 @@ def repair(
         raise RepairError("clips of fewer than two classes are left: there is nothing to tell apart")
     if len(rows) > MOST_CLIPS:
         raise RepairError(f"{len(rows):,} clips; splits of {MOST_CLIPS:,} at most can be repaired")
+    if len(classes) > MOST_CLASSES:
+        raise RepairError(f"{len(classes):,} classes; splits of {MOST_CLASSES:,} at most can be repaired")
     rows, merged = _merge_groups(replace(manifest, rows=tuple(rows)))
     rules += merged
     names = sorted({row.group for row in rows})

@@ -12,25 +12,40 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from surgrec.evaluation.share_search import (
+    MISSED,
+    TOLERANCE,
+    Counts,
+    Task,
+    cost_of,
+    deal,
+    fined,
+    improve,
+    task,
+)
 from surgrec.kernels.counter_rng import stream_key
 
-STARTS: Final = 8
+STARTS: Final = 16
 """Orders in which the groups are dealt out; the best result counts."""
-MOST_SWAPPED: Final = 1500
-"""Above so many groups only moves are tried, no swaps, which cost the square of their number."""
+FEW_STARTS: Final = 2
+MOST_SWAPPED: Final = 1000
+"""Above so many groups only moves are tried from FEW_STARTS, no swaps, which cost the square of their number,
+and sizes are not given up for shares."""
 KICKS: Final = 32
 """Groups that are tried in other places at the end, of those with clips of classes that miss their share."""
 KICKED_ROUNDS: Final = 4
-MOST_KICKED: Final = 500
+KICKED_DIVISIONS: Final = 4
+MOST_KICKED: Final = 300
 """Above so many groups none are tried: shares are met without."""
-TOLERANCE: Final = 10
-"""Per cent of a class's share by which its share of a split may differ."""
-_SCALE: Final = 16
+MOST_LISTED: Final = 10
+"""All divisions of a class in so many groups at most are looked at, whether one gives it its share."""
+GIVE: Final = 3
+"""A class's groups allow its share if they can be divided within so many times the tolerance of the parts:
+sizes of splits can give way."""
 MOST_CLIPS: Final = 1_000_000
 MOST_PARTS: Final = 100
+MOST_CLASSES: Final = 2_000
 """Above, int64 could overflow."""
-
-Counts = NDArray[np.int64]
 
 
 def misses(held: Counts) -> NDArray[np.bool_]:
@@ -45,16 +60,41 @@ def misses(held: Counts) -> NDArray[np.bool_]:
     return (off > everything) & (100 * off > TOLERANCE * share)
 
 
+def allowed(sizes: Counts, parts: Counts) -> bool:
+    """Whether a class in groups of `sizes` clips, int64 [G], can have about its share of splits of the sizes
+    `parts`, int64 [S]: in each within GIVE times TOLERANCE per cent, or GIVE clips. Of more than MOST_LISTED
+    groups only the largest is looked at."""
+    whole, wanted = int(parts.sum()), parts * int(sizes.sum())
+    room = GIVE * np.maximum(whole, TOLERANCE * wanted // 100)
+    sizes = sizes[sizes > 0]
+    if len(sizes) > MOST_LISTED:
+        return bool(whole * int(sizes.max()) <= int((wanted + room).max()))
+    found = np.zeros((1, len(parts)), np.int64)
+    for size in sizes:
+        found = (found[:, None] + size * np.eye(len(parts), dtype=np.int64)).reshape(-1, len(parts))
+        found = np.unique(found[(whole * found <= wanted + room).all(1)], axis=0)
+    return bool((np.abs(whole * found - wanted) <= room).all(1).any())
+
+
 def stratify(names: Sequence[str], counts: Counts, parts: Sequence[int], seed: int) -> NDArray[np.int64]:
     """The split of each group, int64 [G], 0 <= split < S.
 
     Groups are dealt out, in several orders, each to where it lowers the cost most; then groups are moved, and
-    swapped in pairs, as long as that lowers the cost. The cost is, over splits s and classes c,
-    (P n_sc - p_s N_c)^2 / N_c, with n_sc clips of class c in split s, N_c in all, parts p and their sum P;
-    and, above all of it, a fine for each class that a split lacks, the highest for the first split, then for
-    the last, and a higher one for a split without clips. Where classes still miss their share, groups that
-    hold them are put elsewhere one by one, and the others moved and swapped anew. What lacks fewer classes
-    stays, then what meets all shares, then what costs less.
+    swapped in pairs, as long as that lowers the cost; where classes still miss their share, groups that hold
+    them are put elsewhere one by one, and the others moved and swapped anew. The cost is, over splits s and
+    classes c, (P n_sc - p_s N_c)^2 / N_c, with n_sc clips of class c in split s, N_c in all, parts p and
+    their sum P; and, above all of it, a fine for each class that a split lacks, the highest for the first
+    split, then for the last, and a higher one for a split without clips.
+
+    The nearest division by that tells how large the splits can be: large groups may force others than the
+    parts. From there on a class that misses its share of the clips that the split has (`misses`), costs
+    MISSED times the square of its distance more, and a split with less than 90 % of the clips that it had, or
+    of its part, a fine for each. Classes whose groups do not allow their share (`allowed`) pay as much for
+    their distance from the parts instead: else splits would shrink to suit them, and every other class with
+    them. Then the search looks for shares alone, whatever the sizes are, and comes back as near to the parts
+    as the shares allow; and then it gives up one class after the other, where fewer miss their share for it.
+    What lacks fewer classes stays, then that in which fewer of the classes that can have their share miss it,
+    then what costs less.
 
     Args:
         names: of the groups, all different.
@@ -62,160 +102,143 @@ def stratify(names: Sequence[str], counts: Counts, parts: Sequence[int], seed: i
         parts: what each split should get, whole numbers above 0, [S].
         seed: of the hashes.
     """
-    counts = np.asarray(counts, np.int64)
-    counts = counts[:, counts.sum(0) > 0]
-    total = counts.sum(0)
-    if total.sum() > MOST_CLIPS:
-        raise ValueError(f"{total.sum():,} clips; splits of {MOST_CLIPS:,} at most can be repaired")
-    best: tuple[tuple[int, bool, int], _State, NDArray[np.int64]] | None = None
-    for start in range(STARTS):
-        order = _order(names, counts, total, seed, start)
-        state = _State(counts[order], total, np.asarray(parts, np.int64))
-        _deal(state)
-        _improve(state, -1)
-        if best is None or state.score() < best[0]:
-            best = state.score(), state, order
-    assert best is not None
-    _, state, order = best
-    _kick(state)
-    chosen = np.zeros(len(names), np.int64)
-    chosen[order] = state.splits
-    return chosen
+    counts = np.ascontiguousarray(counts, np.int64)
+    counts = np.ascontiguousarray(counts[:, counts.sum(0) > 0])
+    if counts.sum() > MOST_CLIPS or counts.shape[1] > MOST_CLASSES:
+        raise ValueError(
+            f"{counts.sum():,} clips of {counts.shape[1]:,} classes; splits of {MOST_CLIPS:,} clips and"
+            f" {MOST_CLASSES:,} classes at most can be repaired"
+        )
+    asked = np.asarray(parts, np.int64)
+    orders = [
+        _order(names, counts, seed, start)
+        for start in range(STARTS if len(counts) <= MOST_SWAPPED else FEW_STARTS)
+    ]
+    able = np.array([allowed(sizes, asked) for sizes in counts.T], np.bool_)
+    plain = np.ones(len(able), np.int64)
+    nearest = task(counts, asked, np.zeros_like(able), plain, np.zeros(len(asked), np.int64))
+    first = _best([_Division(nearest, order) for order in orders], nearest, able)
+    first.kick(able)
+    if not (misses(first.held).any(0) & able).any():
+        return first.splits
+    # A split shrinks little below what the largest groups force on it to give all classes their shares.
+    size = np.minimum(first.held.sum(1), asked * counts.sum() // asked.sum())
+    least = (100 - TOLERANCE) * size // 100
+    weights = np.where(able, plain, 1 + MISSED)
+    judge = task(counts, asked, able, weights, least)
+    best = _search(judge, judge, able, orders, first)
+    given_up = np.zeros_like(able)
+    if len(counts) > MOST_SWAPPED:
+        return best.splits
+    best = _shares_first(judge, judge, able, orders, best)
+    while (off := misses(best.held).any(0) & able & ~given_up).any():
+        # One class in large groups can be what takes the others their shares.
+        found = []
+        for label in np.flatnonzero(off).tolist():
+            without = given_up.copy()
+            without[label] = True
+            others = judge._replace(held_to=able & ~without)
+            found.append((_shares_first(others, judge, able, orders, best), without))
+        nearer, without = min(found, key=lambda pair: pair[0].score(judge, able))
+        if nearer.score(judge, able) >= best.score(judge, able):
+            break
+        best, given_up = nearer, without
+    return best.splits
 
 
-def _order(names: Sequence[str], counts: Counts, total: Counts, seed: int, start: int) -> NDArray[np.int64]:
+def _shares_first(
+    task: Task, judge: Task, able: NDArray[np.bool_], orders: Sequence[NDArray[np.int64]], known: _Division
+) -> _Division:
+    """The best division by `judge` that is found where shares cost and sizes of splits do not; it is
+    then brought as near to the parts as the shares of `task` allow."""
+    shares = task._replace(weights=np.where(able, 0, task.weights))
+    found = _search(shares, judge, able, orders, known)
+    near = _Division(task, found.order, found.splits)
+    near.kick(able)
+    return _best([known, found, near], judge, able)
+
+
+def _search(
+    task: Task, judge: Task, able: NDArray[np.bool_], orders: Sequence[NDArray[np.int64]], known: _Division
+) -> _Division:
+    """The best division by `judge` of those that lower the cost of `task`: from `known`, and new deals."""
+    divisions = [_Division(task, known.order, known.splits), *(_Division(task, order) for order in orders)]
+    divisions.sort(key=lambda division: division.score(task, able))
+    for division in divisions[:KICKED_DIVISIONS]:
+        division.kick(able)
+    return _best([known, *divisions], judge, able)
+
+
+def _best(divisions: Sequence[_Division], judge: Task, able: NDArray[np.bool_]) -> _Division:
+    """The one with the best score, the first of equals."""
+    return min(divisions, key=lambda division: division.score(judge, able))
+
+
+def _order(names: Sequence[str], counts: Counts, seed: int, start: int) -> NDArray[np.int64]:
     """First the groups with clips of the rarest classes, large ones first, and the hash decides between
     equals. In every other start large groups come first, and in the later ones the hash decides, within the
     same rarest class or among all."""
+    total = counts.sum(0)
     rank = np.argsort(np.argsort(total, kind="stable"), kind="stable")
+    rarest = np.where(counts > 0, rank, len(total)).min(1).tolist()
+    sizes = counts.sum(1).tolist()
     keys = []
     for number, name in enumerate(names):
-        held = np.flatnonzero(counts[number])
-        rarest = int(rank[held].min()) if len(held) else len(total)
-        size = -int(counts[number].sum())
-        if start % 2:
-            rarest = 0
-        if start > 1:
-            size = 0
-        keys.append((rarest, size, stream_key(seed, f"split-repair/{start}/{name}"), name, number))
+        first = 0 if start % 2 else rarest[number]
+        size = 0 if start > 1 else -sizes[number]
+        keys.append((first, size, stream_key(seed, f"split-repair/{start}/{name}"), name, number))
     return np.array([key[-1] for key in sorted(keys)], np.int64)
 
 
-class _State:
-    """Which group is where, and what moving one would cost."""
+class _Division:
+    """Which group is where. splits: int64 [G]. held: int64 [S, C], what each split has of each class."""
 
-    def __init__(self, counts: Counts, total: Counts, parts: Counts) -> None:
-        self.counts, self.total = counts, total
-        self.whole, self.wanted = int(parts.sum()), parts[:, None] * total[None, :]
-        self.held = np.zeros((len(parts), len(total)), np.int64)
-        self.splits = np.full(len(counts), -1, np.int64)
-        # No cost of shares reaches one fine: n_sc lies between 0 and N_c.
-        fine = _SCALE * self.whole**2 * int(total.sum()) * len(parts) + 1
-        last = len(parts) - 1
-        weight = [4 if split == 0 else 2 if split == last else 1 for split in range(len(parts))]
-        self.fines = np.array(weight, np.int64)[:, None] * fine
-        # More than a split can lose by giving a group away: none stays empty where there are groups enough.
-        self.empty = 8 * fine * len(total)
-
-    def cost(self, held: Counts, splits: slice | int | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Cost of the counts `held` [..., C] in those splits, int64 [...]."""
-        off = self.whole * held - self.wanted[splits]
-        return (_SCALE * off * off // self.total).sum(-1) + self.fined(held, splits)
-
-    def fined(self, held: Counts, splits: slice | int | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Fines for classes that those splits lack, and for splits without a clip, int64 [...]."""
-        return (self.fines[splits] * (held == 0)).sum(-1) + self.empty * (held.sum(-1) == 0)
-
-    def score(self) -> tuple[int, bool, int]:
-        """Fines, whether any class misses its share, cost: the lower, the better."""
-        fines = int(self.fined(self.held, slice(None)).sum())
-        return fines, bool(misses(self.held).any()), int(self.cost(self.held, slice(None)).sum())
-
-    def put(self, group: int, split: int) -> None:
-        if self.splits[group] >= 0:
-            self.held[self.splits[group]] -= self.counts[group]
-        self.held[split] += self.counts[group]
-        self.splits[group] = split
-
-
-def _deal(state: _State) -> None:
-    for group in range(len(state.counts)):
-        change = state.cost(state.held + state.counts[group], slice(None)) - state.cost(
-            state.held, slice(None)
-        )
-        state.put(group, int(change.argmin()))
-
-
-def _improve(state: _State, locked: int) -> None:
-    """Moves and swaps all but the group `locked` until none lowers the cost."""
-    while _moves(state, locked) or (len(state.counts) <= MOST_SWAPPED and _swaps(state, locked)):
-        pass
-
-
-def _kick(state: _State) -> None:
-    """Puts groups elsewhere, and the others where they fit then, where that gives a better score."""
-    if len(state.counts) > MOST_KICKED:
-        return
-    for _ in range(KICKED_ROUNDS):
-        off = misses(state.held).any(0)
-        weight = (state.counts[:, off] * state.whole**2 // np.maximum(state.total[off], 1)).sum(1)
-        groups = np.argsort(-weight, kind="stable")[:KICKS]
-        better = [_try_elsewhere(state, int(group)) for group in groups if weight[group]]
-        if not any(better):
-            return
-
-
-def _try_elsewhere(state: _State, group: int) -> bool:
-    better = False
-    for split in range(len(state.held)):
-        if split == state.splits[group]:
-            continue
-        held, splits, score = state.held.copy(), state.splits.copy(), state.score()
-        state.put(group, split)
-        _improve(state, group)
-        _improve(state, -1)
-        if state.score() < score:
-            better = True
+    def __init__(self, task: Task, order: NDArray[np.int64], splits: NDArray[np.int64] | None = None) -> None:
+        self.task, self.order = task, order
+        self.splits = np.full(len(task.counts), -1, np.int64) if splits is None else splits.copy()
+        self.held = np.zeros((len(task.parts), len(task.total)), np.int64)
+        if splits is None:
+            deal(task, order, self.splits, self.held)
         else:
-            state.held, state.splits = held, splits
-    return better
+            np.add.at(self.held, splits, task.counts)
+        self.improve(-1)
 
+    def improve(self, locked: int) -> None:
+        swap = len(self.order) <= MOST_SWAPPED
+        improve(self.task, self.order, self.splits, self.held, locked, swap)
 
-def _moves(state: _State, locked: int) -> bool:
-    """Moves single groups where that lowers the cost; whether any was moved."""
-    moved = False
-    for group in range(len(state.counts)):
-        if group == locked:
-            continue
-        here, own = int(state.splits[group]), state.counts[group]
-        now = state.cost(state.held, slice(None))
-        change = state.cost(state.held + own, slice(None)) - now
-        change += int(state.cost(state.held[here] - own, here)) - int(now[here])
-        change[here] = 0
-        best = int(change.argmin())
-        if change[best] < 0:
-            state.put(group, best)
-            moved = True
-    return moved
+    def score(self, judge: Task, able: NDArray[np.bool_]) -> tuple[int, int, int]:
+        """Fines, how many of the classes `able`, bool [C], miss their share, cost: the lower, the better."""
+        cost = sum(int(cost_of(judge, held, split)) for split, held in enumerate(self.held))
+        return int(fined(judge, self.held)), int((misses(self.held).any(0) & able).sum()), cost
 
+    def kick(self, able: NDArray[np.bool_]) -> None:
+        """Puts groups elsewhere, and the others where they fit then, where that gives a better score."""
+        if len(self.order) > MOST_KICKED:
+            return
+        counts, total = self.task.counts[self.order], self.task.total
+        for _ in range(KICKED_ROUNDS):
+            off = misses(self.held).any(0)
+            weight = (counts[:, off] * MOST_CLIPS // total[off]).sum(1)
+            places = np.argsort(-weight, kind="stable")[:KICKS]
+            tried = [self._try_elsewhere(int(self.order[place]), able) for place in places if weight[place]]
+            if not any(tried):
+                return
 
-def _swaps(state: _State, locked: int) -> bool:
-    """Swaps pairs of groups where that lowers the cost; whether any were."""
-    swapped = False
-    for group in range(len(state.counts)):
-        here = int(state.splits[group])
-        others = np.flatnonzero((state.splits != here) & (np.arange(len(state.splits)) != locked))
-        if group == locked or not len(others):
-            continue
-        there = state.splits[others]
-        step = state.counts[others] - state.counts[group]
-        now = state.cost(state.held, slice(None))
-        change = state.cost(state.held[here] + step, here) - now[here]
-        change += state.cost(state.held[there] - step, there) - now[there]
-        best = int(change.argmin())
-        if change[best] < 0:
-            partner, to = int(others[best]), int(there[best])
-            state.put(group, to)
-            state.put(partner, here)
-            swapped = True
-    return swapped
+    def _try_elsewhere(self, group: int, able: NDArray[np.bool_]) -> bool:
+        better = False
+        for split in range(len(self.held)):
+            here = self.splits[group]
+            if split == here:
+                continue
+            splits, held, score = self.splits.copy(), self.held.copy(), self.score(self.task, able)
+            self.held[here] -= self.task.counts[group]
+            self.held[split] += self.task.counts[group]
+            self.splits[group] = split
+            self.improve(group)
+            self.improve(-1)
+            if self.score(self.task, able) < score:
+                better = True
+            else:
+                self.splits, self.held = splits, held
+        return better

@@ -48,8 +48,8 @@ COUNTED: dict[str, dict[str, Any]] = {
 REPAIRED = {
     "cataract-1k-phase": "8377a9a3520377ed249d2498c884d9c0",
     "Colonoscopic-web": "571ea5a7d95abdf7964df524f4f43b82",
-    "hyper-kvasir": "f4c5bb2620b911f3fa6fdb670a6b089c",
-    "kvasir-capsule": "7cb08da1c2c94a986dabb1b17d5037d9",
+    "hyper-kvasir": "0af5c3d720c43d49ef5521dfcfbc7d73",
+    "kvasir-capsule": "bd2a76aee9e057395029ccd047c198bc",
 }
 
 pytestmark = pytest.mark.skipif(
