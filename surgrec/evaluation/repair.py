@@ -85,9 +85,15 @@ def repair(
     if len({row.label for row in rows}) < 2:
         raise RepairError("clips of fewer than two classes are left: there is nothing to tell apart")
     if len(rows) > MOST_CLIPS:
-        raise RepairError(f"{len(rows):,} clips; splits of {MOST_CLIPS:,} at most can be repaired")
+        raise RepairError(
+            f"{len(rows):,} clips; splits of {MOST_CLIPS:,} at most can be repaired: divide the manifest"
+            " by hand"
+        )
     if len(classes) > MOST_CLASSES:
-        raise RepairError(f"{len(classes):,} classes; splits of {MOST_CLASSES:,} at most can be repaired")
+        raise RepairError(
+            f"{len(classes):,} classes; splits of {MOST_CLASSES:,} at most can be repaired: leave some out"
+            " with --drop-classes"
+        )
     rows, merged = _merge_groups(replace(manifest, rows=tuple(rows)))
     rules += merged
     names = sorted({row.group for row in rows})
